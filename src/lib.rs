@@ -1,0 +1,1 @@
+//! Landfall carries committed changes from one region's database to the others.

@@ -1,0 +1,1 @@
+//! Real Postgres clusters, a real Kafka, the WAN between them and an independent ledger.
