@@ -1,1 +1,14 @@
-//! Landfall carries committed changes from one region's database to the others.
+//! Landfall carries committed changes from one region's database to the others: it tails each
+//! region's log into a durable Kafka buffer and, in every other region, applies the changes as
+//! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
+
+pub mod change;
+pub mod envelope;
+pub mod fault;
+pub mod lsn;
+pub mod names;
+pub mod position;
+pub mod progress;
+pub mod region;
+pub mod sink;
+pub mod stamp;

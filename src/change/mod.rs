@@ -1,0 +1,190 @@
+//! What travels: the shape of a table, the cells of a row, a change, a slice of a transaction.
+//!
+//! Values are Postgres's own text from end to end and are never parsed into anything narrower, so a
+//! NaN, a date BC or an array of arrays arrives as it left.
+
+mod shape;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use shape::{Column, Fingerprint, Identity, Shape};
+
+use crate::{position::Position, region::Region, stamp::Micros};
+
+/// One column's content in one row: five cases that never mix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cell {
+    /// A value, as Postgres writes it as text.
+    Value(Bytes),
+    /// SQL NULL.
+    Null,
+    /// Not given: an out-of-line value the update did not touch, or a column an old image lacks.
+    /// Never NULL.
+    Unchanged,
+    /// Kept back by policy before it left its region.
+    Withheld,
+    /// A value only the holder of a key can read.
+    Encrypted {
+        /// Names the key.
+        key_id: Box<str>,
+        /// The encrypted text.
+        text: Bytes,
+    },
+}
+
+impl Cell {
+    /// The bytes this cell keeps in memory besides itself.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Value(text) | Self::Encrypted { text, .. } => text.len(),
+            Self::Null | Self::Unchanged | Self::Withheld => 0,
+        }
+    }
+}
+
+/// A row's cells, one for each column of its shape, in that order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row(pub Box<[Cell]>);
+
+impl Row {
+    /// The bytes the row keeps in memory.
+    pub fn weight(&self) -> usize {
+        self.0.iter().map(|cell| cell.weight() + size_of::<Cell>()).sum()
+    }
+}
+
+/// What a transaction did to one row, or to whole tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A row came.
+    Insert {
+        /// The table's shape.
+        shape: Arc<Shape>,
+        /// The row.
+        new: Row,
+    },
+    /// A row changed.
+    Update {
+        /// The table's shape.
+        shape: Arc<Shape>,
+        /// The row before: all of it (replica identity FULL), or its key columns where the key
+        /// changed, the rest [`Cell::Unchanged`]; none where the key is the new row's.
+        old: Option<Row>,
+        /// The row after.
+        new: Row,
+    },
+    /// A row went.
+    Delete {
+        /// The table's shape.
+        shape: Arc<Shape>,
+        /// The row before, or its key columns and the rest [`Cell::Unchanged`].
+        old: Row,
+    },
+    /// Tables were emptied, all in one statement: foreign keys forbid one by one.
+    Truncate {
+        /// The tables.
+        shapes: Vec<Arc<Shape>>,
+        /// `CASCADE` was given. Informs; the tables it reached are named.
+        cascade: bool,
+        /// `RESTART IDENTITY` was given.
+        restart_identity: bool,
+    },
+}
+
+impl Change {
+    /// The table, or for a truncate the first of its tables.
+    pub fn shape(&self) -> &Arc<Shape> {
+        match self {
+            Self::Insert { shape, .. } | Self::Update { shape, .. } | Self::Delete { shape, .. } => shape,
+            Self::Truncate { shapes, .. } => &shapes[0],
+        }
+    }
+
+    /// The operation's name in metrics and messages.
+    pub fn operation(&self) -> Operation {
+        match self {
+            Self::Insert { .. } => Operation::Insert,
+            Self::Update { .. } => Operation::Update,
+            Self::Delete { .. } => Operation::Delete,
+            Self::Truncate { .. } => Operation::Truncate,
+        }
+    }
+
+    /// The bytes the change keeps in memory.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Insert { new, .. } => new.weight(),
+                Self::Update { old, new, .. } => old.as_ref().map_or(0, Row::weight) + new.weight(),
+                Self::Delete { old, .. } => old.weight(),
+                Self::Truncate { .. } => 0,
+            }
+    }
+}
+
+/// What kind of statement made a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// INSERT, COPY.
+    Insert,
+    /// UPDATE.
+    Update,
+    /// DELETE.
+    Delete,
+    /// TRUNCATE.
+    Truncate,
+}
+
+impl Operation {
+    /// The word used in metrics, logs and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Truncate => "truncate",
+        }
+    }
+}
+
+/// A change and its place in its transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ordered {
+    /// Counted from 0 before anything is filtered: gaps are legal, going back is not.
+    pub ordinal: u64,
+    /// What happened.
+    pub change: Change,
+}
+
+/// What is known of a transaction from its first record on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransactionHead {
+    /// Its commit: until the last record is seen, `end` repeats `commit`.
+    pub position: Position,
+    /// The commit timestamp at the origin, given once.
+    pub time: Micros,
+    /// The region it was first committed in.
+    pub origin: Region,
+}
+
+/// A slice of one transaction, in order; most transactions are one slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The transaction's, with its `end` known where `last` is set.
+    pub head: TransactionHead,
+    /// Its changes.
+    pub changes: Vec<Ordered>,
+    /// Whether the transaction begins here.
+    pub first: bool,
+    /// Whether it ends here.
+    pub last: bool,
+}
+
+impl Frame {
+    /// Whether the frame holds its transaction from beginning to end.
+    pub fn is_whole(&self) -> bool {
+        self.first && self.last
+    }
+}

@@ -1,0 +1,109 @@
+//! The port to a target: applies batches of a stream to a database, with the place reached.
+
+use std::{future::Future, sync::Arc};
+
+use crate::{
+    change::{Frame, Shape},
+    fault::Result,
+    position::{ApplyEpoch, Incarnation, Sequence},
+    progress::{Cursor, Heartbeat, Progress},
+};
+
+/// What one target transaction (or a step of one) applies.
+///
+/// Either every frame is whole, or there is exactly one frame and it is a slice of a transaction
+/// larger than memory: then the target transaction stays open from its first to its last slice.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The stream's life.
+    pub incarnation: Incarnation,
+    /// The number the sink's progress must have for this batch to be next.
+    pub after: Sequence,
+    /// Where the sink stands once the batch is committed.
+    pub through: Cursor,
+    /// Slices of transactions, in commit order.
+    pub frames: Vec<Frame>,
+    /// Shapes met for the first time: kept beside the progress, in the same commit.
+    pub shapes: Vec<Arc<Shape>>,
+    /// The last heartbeat among the batch's records.
+    pub heartbeat: Option<Heartbeat>,
+    /// How many source transactions one target transaction may hold.
+    pub grouping: Grouping,
+    /// Whether more is waiting behind this batch. Where nothing is, the commit is flushed, so that
+    /// what is told to others is soon true; else it may be asynchronous.
+    pub more: bool,
+}
+
+impl Batch {
+    /// Whether the batch ends inside a transaction.
+    pub fn leaves_open(&self) -> bool {
+        self.frames.last().is_some_and(|frame| !frame.last)
+    }
+
+    /// The changes in all frames.
+    pub fn changes(&self) -> usize {
+        self.frames.iter().map(|frame| frame.changes.len()).sum()
+    }
+}
+
+/// Who writes decides how much may be grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grouping {
+    /// Every table has one writing region: a target transaction may hold many source transactions,
+    /// and statements may be set-based.
+    Many,
+    /// Several regions write: one source transaction is one target transaction, since its commit
+    /// timestamp is the version of its rows.
+    One,
+}
+
+/// What a sink found when it took hold of its target.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// This sink's epoch, higher than every earlier one's.
+    pub epoch: ApplyEpoch,
+    /// Where its predecessor left off; none where nothing of the stream was ever applied here.
+    pub progress: Option<Progress>,
+    /// The shapes met so far.
+    pub shapes: Vec<Arc<Shape>>,
+}
+
+/// What applying a batch brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The number up to which everything is committed *and flushed*: what may be told to others.
+    /// Lags behind what is committed where commits are asynchronous; unchanged by an open slice.
+    pub flushed: Sequence,
+    /// Whether the batch was redone change by change.
+    pub redone: bool,
+}
+
+/// A target database.
+///
+/// One claim at a time; batches are given in order. After any error the sink is claimed anew before
+/// it is used again, and the progress found then is the truth: a batch whose commit's answer was
+/// lost may or may not have been applied.
+pub trait Sink: Send {
+    /// Takes hold of the target for one stream: ends what is left of a predecessor, raises the apply
+    /// epoch, reads the progress.
+    ///
+    /// # Errors
+    /// [`Code::TargetHeld`](crate::fault::Code::TargetHeld) where another daemon holds it and lives.
+    fn claim(&mut self) -> impl Future<Output = Result<Claim>> + Send;
+
+    /// Applies a batch. When it returns, the rows and the progress are committed together, or, for a
+    /// slice that leaves its transaction open, held in the open target transaction.
+    ///
+    /// # Errors
+    /// [`Code::Superseded`](crate::fault::Code::Superseded) where a newer epoch holds the target or
+    /// the progress is not at `batch.after`: nothing was written. A conflict or a refused row names
+    /// its table, key and position: everything before its transaction is committed, nothing of it.
+    fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;
+
+    /// Makes sure everything committed is flushed, and returns the number up to which it is. Also
+    /// shows the target that this sink lives: to be called at least every two seconds.
+    fn flush(&mut self) -> impl Future<Output = Result<Sequence>> + Send;
+
+    /// Rolls an open target transaction back.
+    fn abandon(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
