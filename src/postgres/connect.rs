@@ -1,0 +1,211 @@
+//! Connecting to a Postgres server, and what its refusals mean.
+
+use std::{path::PathBuf, time::Duration};
+
+use pgwire_replication::{
+    PgWireError, SslMode, TlsConfig,
+    tls::rustls::{MaybeTlsStream, maybe_upgrade_to_tls},
+};
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tokio_postgres::{Client, NoTls, error::SqlState};
+
+use crate::{
+    fault::{Code, Fault, Result},
+    secret::Secret,
+};
+
+/// How long a server may take to accept a connection, handshakes included. A reachable server over
+/// the widest area answers in one or two seconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a database is, and who we are there.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// Host name or IP address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// The role.
+    pub user: String,
+    /// Its password; empty where none is asked for.
+    pub password: Secret,
+    /// The database.
+    pub database: String,
+    /// How far the server must prove who it is.
+    pub tls: TlsMode,
+    /// The certificates to trust (PEM), in place of the public ones.
+    pub tls_root: Option<PathBuf>,
+}
+
+/// How far the server must prove who it is: libpq's `sslmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Plain text.
+    Disable,
+    /// TLS where the server has it.
+    Prefer,
+    /// TLS, whoever answers.
+    Require,
+    /// TLS, by a trusted certificate.
+    VerifyCa,
+    /// TLS, by a trusted certificate for this host. The default.
+    VerifyFull,
+}
+
+impl Address {
+    /// What the transport library calls our TLS mode.
+    pub fn tls_config(&self) -> TlsConfig {
+        TlsConfig {
+            mode: match self.tls {
+                TlsMode::Disable => SslMode::Disable,
+                TlsMode::Prefer => SslMode::Prefer,
+                TlsMode::Require => SslMode::Require,
+                TlsMode::VerifyCa => SslMode::VerifyCa,
+                TlsMode::VerifyFull => SslMode::VerifyFull,
+            },
+            ca_pem_path: self.tls_root.clone(),
+            ..TlsConfig::default()
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "postgres://{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+    }
+}
+
+/// A session, and the task that moves its bytes. Dropping it ends both.
+pub struct Connection {
+    /// To run statements with.
+    pub client: Client,
+    driver: JoinHandle<()>,
+}
+
+impl std::ops::Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Opens a session named `application` with the output settings every value of ours is written
+/// under, so that the same value is the same text everywhere.
+///
+/// # Errors
+/// [`Code::DatabaseUnreachable`] or [`Code::DatabaseRefused`], with the address.
+pub async fn connect(address: &Address, application: &str) -> Result<Connection> {
+    let place = |fault: Fault| fault.at(format_args!("connect to {address}"));
+    let session = timeout(CONNECT_TIMEOUT, open(address, application)).await.unwrap_or_else(|_| {
+        let seconds = CONNECT_TIMEOUT.as_secs();
+        Err(Fault::new(Code::DatabaseUnreachable, format!("no answer within {seconds} s")))
+    });
+    session.map_err(place)
+}
+
+/// The settings a value's text depends on, pinned the same on both ends (case T17).
+pub const OUTPUT_SETTINGS: &str = "-c timezone=UTC -c datestyle=ISO,YMD -c intervalstyle=postgres \
+     -c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C -c xmlbinary=base64";
+
+async fn open(address: &Address, application: &str) -> Result<Connection> {
+    let unreachable = |error: std::io::Error| Fault::new(Code::DatabaseUnreachable, error.to_string());
+    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(unreachable)?;
+    tcp.set_nodelay(true).map_err(unreachable)?;
+    let stream = maybe_upgrade_to_tls(tcp, &address.tls_config(), &address.host).await.map_err(wire_fault)?;
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(&address.user)
+        .dbname(&address.database)
+        .application_name(application)
+        .options(OUTPUT_SETTINGS)
+        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+    if !address.password.is_empty() {
+        config.password(address.password.reveal());
+    }
+    let (client, driver) = match stream {
+        MaybeTlsStream::Plain(stream) => drive(&config, stream).await?,
+        MaybeTlsStream::Tls(stream) => drive(&config, *stream).await?,
+    };
+    Ok(Connection { client, driver })
+}
+
+async fn drive<S>(config: &tokio_postgres::Config, stream: S) -> Result<(Client, JoinHandle<()>)>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|error| fault_of(&error))?;
+    let driver = async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "database session ended");
+        }
+    };
+    Ok((client, crate::task::spawn("postgres session", driver)))
+}
+
+/// What an error of the replication transport means.
+pub fn wire_fault(error: PgWireError) -> Fault {
+    let code = match &error {
+        PgWireError::Auth(_) | PgWireError::Tls(_) => Code::DatabaseRefused,
+        PgWireError::Server(text) if text.contains("SQLSTATE 28") => Code::DatabaseRefused,
+        PgWireError::Protocol(_) | PgWireError::MessageTooLarge { .. } => Code::ProtocolUnknown,
+        _ => Code::DatabaseUnreachable,
+    };
+    Fault::new(code, "replication connection").because(error)
+}
+
+/// What an error of the SQL client means where the statement itself is not in question: the server
+/// is away, refuses us, lacks a privilege or a resource. Everything else is [`Code::Internal`], for
+/// the caller to look at first where a statement may fail for reasons of its own.
+pub fn fault_of(error: &tokio_postgres::Error) -> Fault {
+    let Some(server) = error.as_db_error() else {
+        let text = chain(error);
+        let code = if text.contains("password") || text.contains("authentication") {
+            Code::DatabaseRefused
+        } else {
+            Code::DatabaseUnreachable
+        };
+        return Fault::new(code, text);
+    };
+    let state = server.code();
+    let code = match state.code().get(..2) {
+        _ if *state == SqlState::INSUFFICIENT_PRIVILEGE => Code::PrivilegeMissing,
+        _ if *state == SqlState::LOCK_NOT_AVAILABLE || *state == SqlState::OBJECT_IN_USE => Code::TargetBusy,
+        _ if *state == SqlState::READ_ONLY_SQL_TRANSACTION => Code::TargetBusy,
+        // Invalid authorization; database missing.
+        Some("28" | "3D") => Code::DatabaseRefused,
+        // Serialization failure and deadlock; out of disk, memory or connections; statement or lock
+        // cancelled.
+        Some("40" | "53" | "57") if !is_shutdown(state) => Code::TargetBusy,
+        // Connection exceptions, shutdowns, crashes.
+        Some("08" | "57" | "58") => Code::DatabaseUnreachable,
+        _ => Code::Internal,
+    };
+    let mut text = format!("{} (SQLSTATE {})", server.message(), state.code());
+    for more in [server.detail(), server.hint(), server.where_()].into_iter().flatten() {
+        text.push_str("; ");
+        text.push_str(more);
+    }
+    Fault::new(code, text)
+}
+
+fn is_shutdown(state: &SqlState) -> bool {
+    [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW].contains(state)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
