@@ -1,5 +1,13 @@
 //! The wire format, docs/wire-format.md in code: a binary [`Header`] and a JSON value.
 
+pub mod body;
+pub mod decode;
+mod encode;
 mod header;
+#[cfg(test)]
+mod tests;
+mod tracker;
 
+pub use encode::{Encoded, Encoder, Unwritable};
 pub use header::{Flags, HEADER_LEN, HEADER_NAME, Header, InvalidHeader, Kind};
+pub use tracker::{Broken, Tracker, Verdict};

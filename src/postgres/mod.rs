@@ -2,5 +2,6 @@
 //! Knows words, and nothing of streams, sinks or Kafka.
 
 mod connect;
+pub mod pgoutput;
 
 pub use connect::{Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, wire_fault};
