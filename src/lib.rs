@@ -3,8 +3,10 @@
 //! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
 
 pub mod change;
+pub mod changelog;
 pub mod envelope;
 pub mod fault;
+pub mod kafka;
 pub mod lsn;
 pub mod names;
 pub mod position;

@@ -58,3 +58,15 @@ impl Stop {
         let _ = self.0.wait_for(|asked| *asked).await;
     }
 }
+
+/// Runs work that blocks for a bounded time beside the runtime.
+///
+/// # Panics
+/// Where the work did.
+pub async fn blocking<F, T>(work: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.expect("blocking work does not panic")
+}

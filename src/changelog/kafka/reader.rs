@@ -1,0 +1,210 @@
+//! Reading: a consumer on a thread of its own, which hands over records in bounded helpings.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rdkafka::{
+    ClientConfig, Message, Offset as KafkaOffset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, Headers},
+    types::RDKafkaErrorCode,
+};
+use tokio::sync::mpsc;
+
+use super::PARTITION;
+use crate::{
+    changelog::{Entry, Reader},
+    envelope::{HEADER_NAME, Header, InvalidHeader},
+    fault::{Code, Fault, Result},
+    kafka::{Cluster, REQUEST_TIMEOUT, fault_of},
+    position::Offset,
+    stamp::Micros,
+    task,
+};
+
+/// A helping's bytes: enough to be worth handing over, small enough that a few do not matter.
+const HELPING_BYTES: usize = 512 << 10;
+const HELPING_RECORDS: usize = 1024;
+/// Helpings that wait to be taken. With the fetch queue they bound what a slow sink leaves in memory.
+const HELPINGS: usize = 4;
+/// How soon the thread notices that nobody reads any more.
+const TURN: Duration = Duration::from_millis(100);
+
+/// Reads a topic.
+pub struct KafkaReader {
+    topic: String,
+    helpings: mpsc::Receiver<Result<Vec<Entry>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl KafkaReader {
+    pub(super) fn open(cluster: &Cluster, topic: &str, group: &str, from: Offset) -> Result<Self> {
+        let doing = format!("read topic {topic} at {cluster} from {from}");
+        let consumer = consumer(&mut cluster.client("reader"), group)
+            .and_then(|consumer| assign(&consumer, topic, KafkaOffset::Offset(from.0)).map(|()| consumer))
+            .map_err(|error| fault_of(&doing, error))?;
+        let (give, helpings) = mpsc::channel(HELPINGS);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        // Ends by itself once `stop` is set or the receiver is gone.
+        task::spawn_thread("kafka reader", move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let helping = match helping(&consumer) {
+                    Ok(entries) if entries.is_empty() => continue,
+                    Ok(entries) => Ok(entries),
+                    Err(error) => Err(fault_of(&doing, error)),
+                };
+                let last = helping.is_err();
+                if give.blocking_send(helping).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Self { topic: topic.to_owned(), helpings, stop })
+    }
+
+    fn ended(&self) -> Fault {
+        Fault::new(Code::Internal, format!("the reader of topic {} has ended", self.topic))
+    }
+}
+
+impl Drop for KafkaReader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Reader for KafkaReader {
+    async fn read(&mut self) -> Result<Vec<Entry>> {
+        self.helpings.recv().await.unwrap_or_else(|| Err(self.ended()))
+    }
+
+    fn read_now(&mut self) -> Result<Option<Vec<Entry>>> {
+        match self.helpings.try_recv() {
+            Ok(helping) => helping.map(Some),
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::error::TryRecvError::Disconnected) => Err(self.ended()),
+        }
+    }
+}
+
+fn consumer(config: &mut ClientConfig, group: &str) -> KafkaResult<BaseConsumer> {
+    config
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // A place out of bounds is an error for us to name, never a jump.
+        .set("auto.offset.reset", "error")
+        .set("check.crcs", "true")
+        // One request is outstanding per broker, so it must carry what the line holds in a round trip;
+        // unpacked (ten times and more) a few of them must still fit into the process.
+        .set("fetch.message.max.bytes", "1048576")
+        .set("fetch.max.bytes", "4194304")
+        .set("receive.message.max.bytes", "16777216")
+        .set("queued.max.messages.kbytes", "8192")
+        .set("queued.min.messages", "20000")
+        // When the queue is full, look again in a moment and not in a second.
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "100")
+        .set("fetch.wait.max.ms", "500")
+        .create()
+}
+
+fn assign(consumer: &BaseConsumer, topic: &str, from: KafkaOffset) -> KafkaResult<()> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, PARTITION, from)?;
+    consumer.assign(&list)
+}
+
+/// What has arrived, up to a helping; empty where nothing has within a turn.
+fn helping(consumer: &BaseConsumer) -> KafkaResult<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    let mut wait = TURN;
+    while entries.len() < HELPING_RECORDS && bytes < HELPING_BYTES {
+        match consumer.poll(wait) {
+            None => break,
+            Some(Ok(message)) => {
+                let entry = entry(&message);
+                bytes += entry.value.len();
+                entries.push(entry);
+                wait = Duration::ZERO;
+            }
+            // What was read before the error is still to be handed over; the error comes again or heals.
+            Some(Err(error)) if is_passing(&error) => tracing::debug!(%error, "Kafka consumer"),
+            Some(Err(error)) => return Err(error),
+        }
+    }
+    Ok(entries)
+}
+
+/// Whether the client heals it by itself.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as K;
+    let lasting = [
+        K::AutoOffsetReset,
+        K::OffsetOutOfRange,
+        K::UnknownTopic,
+        K::UnknownTopicOrPartition,
+        K::UnknownPartition,
+        K::TopicAuthorizationFailed,
+        K::AllBrokersDown,
+        K::Fatal,
+        K::Authentication,
+    ];
+    !error.rdkafka_error_code().is_some_and(|code| lasting.contains(&code))
+}
+
+fn entry(message: &BorrowedMessage<'_>) -> Entry {
+    let value = message.payload().unwrap_or_default();
+    let sealed =
+        message.headers().and_then(|headers| headers.iter().find(|header| header.key == HEADER_NAME));
+    let header = match sealed {
+        Some(header) => Header::open(header.value, message.key().unwrap_or_default(), value),
+        None => Err(InvalidHeader::Missing),
+    };
+    Entry {
+        offset: Offset(message.offset()),
+        appended: Micros(message.timestamp().to_millis().unwrap_or(0) * 1000),
+        header,
+        value: Bytes::copy_from_slice(value),
+    }
+}
+
+/// The value of a small topic's last record; none where it has none, or is not there.
+pub(super) fn last_value(cluster: &Cluster, topic: &str, group: &str) -> KafkaResult<Option<Vec<u8>>> {
+    let consumer = consumer(&mut cluster.client("checkpoints"), group)?;
+    let (low, high) = match consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT) {
+        Ok(bounds) => bounds,
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
+            return Ok(None);
+        }
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    // The last record is at `high - 1`: no transactions are used, so nothing else can stand there.
+    if high == low {
+        return Ok(None);
+    }
+    assign(&consumer, topic, KafkaOffset::Offset(high - 1))?;
+    let asked = Instant::now();
+    loop {
+        match consumer.poll(TURN) {
+            Some(Ok(message)) => return Ok(message.payload().map(<[u8]>::to_vec)),
+            Some(Err(error)) if !is_passing(&error) => return Err(error),
+            _ if asked.elapsed() > REQUEST_TIMEOUT => {
+                return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
+            }
+            _ => (),
+        }
+    }
+}

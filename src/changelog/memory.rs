@@ -1,0 +1,162 @@
+//! A log in memory: the same promises, for the contract suite and for pipelines under test.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::{
+    changelog::{Bounds, Entry, Log, Reader, Writer},
+    envelope::Header,
+    fault::{Code, Fault, Result},
+    position::Offset,
+    stamp::Micros,
+};
+
+/// One stream's log, shared by whoever clones it.
+#[derive(Clone, Default)]
+pub struct MemoryLog(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    grown: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// The offset of the first entry kept.
+    low: i64,
+    entries: Vec<Entry>,
+    checkpoint: Option<Vec<u8>>,
+    published: Option<Offset>,
+}
+
+impl MemoryLog {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets everything before `offset`, as retention would.
+    pub fn retain_from(&self, offset: Offset) {
+        let mut state = self.state();
+        let gone = (offset.0 - state.low).clamp(0, state.entries.len() as i64);
+        state.entries.drain(..gone as usize);
+        state.low += gone;
+    }
+
+    /// What was last published.
+    pub fn published(&self) -> Option<Offset> {
+        self.state().published
+    }
+
+    /// Every entry kept.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.state().entries.clone()
+    }
+}
+
+impl Log for MemoryLog {
+    type Writer = MemoryWriter;
+    type Reader = MemoryReader;
+
+    async fn bounds(&self) -> Result<Option<Bounds>> {
+        let state = self.state();
+        let high = state.low + state.entries.len() as i64;
+        Ok(Some(Bounds { low: Offset(state.low), high: Offset(high) }))
+    }
+
+    fn writer(&self) -> Result<MemoryWriter> {
+        Ok(MemoryWriter { log: self.clone(), appended: 0 })
+    }
+
+    fn reader(&self, from: Offset) -> Result<MemoryReader> {
+        Ok(MemoryReader { log: self.clone(), next: from })
+    }
+
+    async fn checkpoint(&self) -> Result<Option<Vec<u8>>> {
+        Ok(self.state().checkpoint.clone())
+    }
+
+    fn publish(&self, next: Offset) {
+        self.state().published = Some(next);
+    }
+}
+
+/// Appends to a [`MemoryLog`]; everything is acknowledged at once.
+pub struct MemoryWriter {
+    log: MemoryLog,
+    appended: u64,
+}
+
+impl Writer for MemoryWriter {
+    async fn append(&mut self, header: &Header, key: &[u8], value: &[u8]) -> Result<()> {
+        let sealed = header.seal(key, value);
+        let header = Header::open(Some(&sealed), key, value);
+        let mut state = self.log.state();
+        let offset = Offset(state.low + state.entries.len() as i64);
+        state.entries.push(Entry {
+            offset,
+            appended: Micros(0),
+            header,
+            value: Bytes::copy_from_slice(value),
+        });
+        drop(state);
+        self.appended += 1;
+        self.log.0.grown.notify_waiters();
+        Ok(())
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.appended
+    }
+
+    fn last_offset(&self) -> Option<Offset> {
+        let state = self.log.state();
+        (self.appended > 0).then(|| Offset(state.low + state.entries.len() as i64 - 1))
+    }
+
+    async fn acknowledged_beyond(&self, seen: u64) -> Result<()> {
+        if self.appended > seen { Ok(()) } else { std::future::pending().await }
+    }
+
+    fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()> {
+        self.log.state().checkpoint = Some(value.to_vec());
+        Ok(())
+    }
+
+    fn fill(&self) -> f64 {
+        0.0
+    }
+}
+
+/// Reads a [`MemoryLog`].
+pub struct MemoryReader {
+    log: MemoryLog,
+    next: Offset,
+}
+
+impl Reader for MemoryReader {
+    async fn read(&mut self) -> Result<Vec<Entry>> {
+        loop {
+            let log = self.log.clone();
+            let grown = log.0.grown.notified();
+            if let Some(entries) = self.read_now()? {
+                return Ok(entries);
+            }
+            grown.await;
+        }
+    }
+
+    fn read_now(&mut self) -> Result<Option<Vec<Entry>>> {
+        let state = self.log.state();
+        let high = state.low + state.entries.len() as i64;
+        if self.next.0 < state.low || self.next.0 > high {
+            let message = format!("{} is not within {} to {high}", self.next, state.low);
+            return Err(Fault::new(Code::RetentionPassed, message));
+        }
+        let entries = state.entries[(self.next.0 - state.low) as usize..].to_vec();
+        self.next = Offset(high);
+        Ok((!entries.is_empty()).then_some(entries))
+    }
+}

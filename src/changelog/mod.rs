@@ -1,0 +1,115 @@
+//! The port to the durable buffer: one stream's log, appended to in its own region and read from
+//! the others.
+
+pub mod kafka;
+pub mod memory;
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use crate::{
+    envelope::{Header, InvalidHeader},
+    fault::Result,
+    position::Offset,
+    stamp::Micros,
+};
+
+/// A record as read.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where it stood.
+    pub offset: Offset,
+    /// When the log took it in, on the log's clock.
+    pub appended: Micros,
+    /// Its header, proven against key and value; or what is wrong with it.
+    pub header: std::result::Result<Header, InvalidHeader>,
+    /// Its value.
+    pub value: Bytes,
+}
+
+/// What is in a log now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The oldest record kept, or where the next one will stand.
+    pub low: Offset,
+    /// Where the next record will stand.
+    pub high: Offset,
+}
+
+/// One stream's log.
+pub trait Log: Send + Sync + 'static {
+    /// Appends to it.
+    type Writer: Writer;
+    /// Reads it.
+    type Reader: Reader;
+
+    /// What is in it now; none where it does not exist.
+    ///
+    /// # Errors
+    /// [`Code::PartitionsChanged`](crate::fault::Code::PartitionsChanged) where it is not one log
+    /// any more; unreachable.
+    fn bounds(&self) -> impl Future<Output = Result<Option<Bounds>>> + Send;
+
+    /// Opens it for appending. Does not keep others from appending: epochs do.
+    fn writer(&self) -> Result<Self::Writer>;
+
+    /// Reads from `from` on, which must be within the bounds.
+    fn reader(&self, from: Offset) -> Result<Self::Reader>;
+
+    /// The last checkpoint kept beside it.
+    fn checkpoint(&self) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
+
+    /// Shows people and tools up to where a reader has applied it. Never the truth.
+    fn publish(&self, next: Offset);
+}
+
+/// Appends to a log. Records stand in it in the order they were given, each once.
+pub trait Writer: Send + 'static {
+    /// Queues a record; waits while the queue is full. Durable only once counted by
+    /// [`Writer::acknowledged`].
+    ///
+    /// # Errors
+    /// A record before it could not be appended: nothing more will be. Open another writer.
+    fn append(
+        &mut self,
+        header: &Header,
+        key: &[u8],
+        value: &[u8],
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// How many of this writer's records every in-sync replica has, from the first on without a gap.
+    fn acknowledged(&self) -> u64;
+
+    /// The offset of the last record acknowledged, where the log told.
+    fn last_offset(&self) -> Option<Offset>;
+
+    /// Returns when [`Writer::acknowledged`] is more than `seen`.
+    ///
+    /// # Errors
+    /// As for [`Writer::append`].
+    fn acknowledged_beyond(&self, seen: u64) -> impl Future<Output = Result<()>> + Send;
+
+    /// Queues a checkpoint beside the log, in place of the one before.
+    fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()>;
+
+    /// How full the queue is, 0 to 1.
+    fn fill(&self) -> f64;
+}
+
+/// Reads a log, in order, from where it was opened.
+pub trait Reader: Send + 'static {
+    /// The next records, at least one; waits for them. Safe to be cancelled.
+    ///
+    /// # Errors
+    /// The log cannot be read on from here. Where that is because the place is out of its bounds,
+    /// the code is [`Code::RetentionPassed`](crate::fault::Code::RetentionPassed), for the caller to
+    /// find out which bound.
+    fn read(&mut self) -> impl Future<Output = Result<Vec<Entry>>> + Send;
+
+    /// The next records, where there are any now.
+    ///
+    /// # Errors
+    /// As for [`Reader::read`].
+    fn read_now(&mut self) -> Result<Option<Vec<Entry>>>;
+}

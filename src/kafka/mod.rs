@@ -1,0 +1,78 @@
+//! Kafka as a technology: how its clients are set up, what its errors mean, what a topic must be.
+
+mod topic;
+
+use std::{fmt, time::Duration};
+
+use rdkafka::{ClientConfig, error::KafkaError, types::RDKafkaErrorCode};
+
+use crate::{
+    fault::{Code, Fault},
+    secret::Secret,
+};
+
+pub use topic::{TopicFacts, TopicRules, ensure_topic, topic_facts};
+
+/// How long a request to a broker may take before it counts as unanswered. Several round trips over
+/// the widest area.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which cluster, and how to be let in.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// `host:port`, one or more.
+    pub brokers: Vec<String>,
+    /// Further client properties (`security.protocol`, `sasl.*`, `ssl.*`); values may be secrets.
+    pub properties: Vec<(String, Secret)>,
+}
+
+impl Cluster {
+    /// The settings every client of ours begins with.
+    pub fn client(&self, name: &str) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", self.brokers.join(","))
+            .set("client.id", format!("landfall-{name}"))
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.ms", "50")
+            // A region that comes back is found within seconds, not tens of them.
+            .set("reconnect.backoff.max.ms", "2000")
+            .set("socket.connection.setup.timeout.ms", "5000")
+            .set("socket.timeout.ms", "10000")
+            // A partition that is added, or a topic that goes, is noticed within seconds.
+            .set("topic.metadata.refresh.interval.ms", "2000")
+            .set("topic.metadata.propagation.max.ms", "2000")
+            .set("allow.auto.create.topics", "false");
+        for (key, value) in &self.properties {
+            config.set(key, value.reveal());
+        }
+        config
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.brokers.join(","))
+    }
+}
+
+/// What a Kafka error means.
+pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
+    use RDKafkaErrorCode as K;
+    let code = match error.rdkafka_error_code() {
+        Some(
+            K::BrokerTransportFailure
+            | K::AllBrokersDown
+            | K::OperationTimedOut
+            | K::TimedOutQueue
+            | K::MessageTimedOut
+            | K::Resolve
+            | K::NetworkException,
+        ) => Code::KafkaUnreachable,
+        Some(K::UnknownTopic | K::UnknownTopicOrPartition) => Code::TopicLost,
+        Some(K::UnknownPartition) => Code::PartitionsChanged,
+        Some(K::AutoOffsetReset | K::OffsetOutOfRange) => Code::RetentionPassed,
+        _ => Code::KafkaRejected,
+    };
+    Fault::new(code, doing.to_string()).because(error)
+}

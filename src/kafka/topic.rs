@@ -1,0 +1,239 @@
+//! What a topic must be to hold a stream for a day: created so, or refused with the difference.
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    client::DefaultClientContext,
+    types::RDKafkaErrorCode,
+};
+
+use super::{Cluster, REQUEST_TIMEOUT, fault_of};
+use crate::{
+    fault::{Code, Fault, Result},
+    task,
+};
+
+/// What a stream's topic must be.
+#[derive(Clone, Debug)]
+pub struct TopicRules {
+    /// How long records are kept at least.
+    pub retention: Duration,
+    /// Copies of each record.
+    pub replication_factor: i32,
+    /// Copies that must have a record before it counts.
+    pub min_insync_replicas: i32,
+    /// Compacted by key, in place of deleted by age: for the small topic of checkpoints.
+    pub compacted: bool,
+}
+
+/// What a topic is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicFacts {
+    /// Its partitions.
+    pub partitions: usize,
+    /// Copies of its first partition.
+    pub replicas: usize,
+    /// Effective settings, the broker's defaults included.
+    pub settings: Vec<(String, String)>,
+}
+
+impl TopicFacts {
+    /// A setting's effective value.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// How long records are kept; none where for ever.
+    pub fn retention(&self) -> Option<Duration> {
+        let millis: i64 = self.setting("retention.ms")?.parse().ok()?;
+        u64::try_from(millis).ok().map(Duration::from_millis)
+    }
+}
+
+/// Asks the cluster what a topic is; none where there is none.
+///
+/// # Errors
+/// The cluster does not answer.
+pub async fn topic_facts(cluster: &Cluster, topic: &str) -> Result<Option<TopicFacts>> {
+    let config = cluster.client("admin");
+    let admin = admin(&config)?;
+    let Some((partitions, replicas)) = layout(Arc::clone(&admin), topic).await? else { return Ok(None) };
+    let resource = ResourceSpecifier::Topic(topic);
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+    let doing = || format!("describe topic {topic} at {cluster}");
+    let mut answers =
+        admin.describe_configs([&resource], &options).await.map_err(|error| fault_of(doing(), error))?;
+    let answer = answers.pop().ok_or_else(|| Fault::new(Code::KafkaRejected, doing()))?;
+    let described = answer.map_err(|code| Fault::new(Code::KafkaRejected, doing()).because(code))?;
+    let settings = described
+        .entries
+        .into_iter()
+        .filter_map(|entry| entry.value.map(|value| (entry.name, value)))
+        .collect();
+    Ok(Some(TopicFacts { partitions, replicas, settings }))
+}
+
+/// Makes sure a topic is there and is what it must be. Says whether it was created.
+///
+/// # Errors
+/// [`Code::TopicSettings`] or [`Code::PartitionsChanged`] with each difference and how to mend it.
+pub async fn ensure_topic(cluster: &Cluster, topic: &str, rules: &TopicRules) -> Result<bool> {
+    if let Some(facts) = topic_facts(cluster, topic).await? {
+        refuse_differences(topic, &facts, rules)?;
+        return Ok(false);
+    }
+    let config = cluster.client("admin");
+    let (retention, min_insync) =
+        (rules.retention.as_millis().to_string(), rules.min_insync_replicas.to_string());
+    let mut new = NewTopic::new(topic, 1, TopicReplication::Fixed(rules.replication_factor))
+        .set("message.timestamp.type", "LogAppendTime")
+        .set("min.insync.replicas", &min_insync);
+    new = if rules.compacted {
+        new.set("cleanup.policy", "compact")
+    } else {
+        new.set("cleanup.policy", "delete")
+            .set("retention.ms", &retention)
+            .set("retention.bytes", "-1")
+            // A segment goes only as a whole: an hour bounds what is kept past its time.
+            .set("segment.ms", "3600000")
+    };
+    let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
+    let doing = || format!("create topic {topic} at {cluster}");
+    let answers =
+        admin(&config)?.create_topics([&new], &options).await.map_err(|error| fault_of(doing(), error))?;
+    match answers.into_iter().next() {
+        Some(Ok(_)) => Ok(true),
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
+        Some(Err((_, code @ RDKafkaErrorCode::InvalidReplicationFactor))) => Err(Fault::new(
+            Code::TopicSettings,
+            format!("{} with {} replicas: {code}", doing(), rules.replication_factor),
+        )
+        .remedied_by("start more brokers, or set kafka.replication_factor and kafka.min_insync_replicas")),
+        Some(Err((_, code))) => Err(Fault::new(Code::KafkaRejected, doing()).because(code)),
+        None => Err(Fault::new(Code::KafkaRejected, doing())),
+    }
+}
+
+/// Compares what a topic is with what it must be.
+fn refuse_differences(topic: &str, facts: &TopicFacts, rules: &TopicRules) -> Result<()> {
+    if facts.partitions != 1 {
+        return Err(Fault::new(
+            Code::PartitionsChanged,
+            format!("topic {topic} has {} partitions, a stream has exactly 1", facts.partitions),
+        ));
+    }
+    let differences = differences(facts, rules);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<_> = differences.iter().map(|(is, must)| format!("{is}, must be {must}")).collect();
+    let mend: Vec<_> =
+        differences.iter().filter_map(|(_, must)| must.contains('=').then_some(must.as_str())).collect();
+    Err(Fault::new(Code::TopicSettings, format!("topic {topic}: {}", list.join("; "))).remedied_by(format!(
+        "kafka-configs --bootstrap-server … --alter --entity-type topics --entity-name {topic} --add-config {}",
+        mend.join(",")
+    )))
+}
+
+/// Each setting that would lose data or break order: what it is, what it must be.
+fn differences(facts: &TopicFacts, rules: &TopicRules) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut require = |name: &str, fits: &dyn Fn(&str) -> bool, must: String| {
+        let is = facts.setting(name).unwrap_or("unknown");
+        if !fits(is) {
+            found.push((format!("{name}={is}"), format!("{name}={must}")));
+        }
+    };
+    let number = |text: &str| text.parse::<i64>().ok();
+    let policy = if rules.compacted { "compact" } else { "delete" };
+    require("cleanup.policy", &|is| is == policy, policy.into());
+    if !rules.compacted {
+        let least = rules.retention.as_millis() as i64;
+        require(
+            "retention.ms",
+            &|is| number(is).is_some_and(|is| is == -1 || is >= least),
+            least.to_string(),
+        );
+        require("retention.bytes", &|is| is == "-1", "-1".into());
+        require("message.timestamp.type", &|is| is == "LogAppendTime", "LogAppendTime".into());
+    }
+    let least = i64::from(rules.min_insync_replicas);
+    require("min.insync.replicas", &|is| number(is).is_some_and(|is| is >= least), least.to_string());
+    require("unclean.leader.election.enable", &|is| is == "false", "false".into());
+    if (facts.replicas as i64) < i64::from(rules.replication_factor) {
+        let must = format!("at least {} (kafka-reassign-partitions)", rules.replication_factor);
+        found.push((format!("{} replicas", facts.replicas), must));
+    }
+    found
+}
+
+fn admin(config: &ClientConfig) -> Result<Arc<AdminClient<DefaultClientContext>>> {
+    config.create().map(Arc::new).map_err(|error| fault_of("set up a Kafka admin client", error))
+}
+
+async fn layout(
+    admin: Arc<AdminClient<DefaultClientContext>>,
+    topic: &str,
+) -> Result<Option<(usize, usize)>> {
+    let name = topic.to_owned();
+    let metadata = move || admin.inner().fetch_metadata(Some(&name), REQUEST_TIMEOUT);
+    let metadata = task::blocking(metadata)
+        .await
+        .map_err(|error| fault_of(format_args!("ask for topic {topic}"), error))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    Ok(found
+        .filter(|found| !found.partitions().is_empty())
+        .map(|found| (found.partitions().len(), found.partitions()[0].replicas().len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_setting_that_would_lose_data_is_named() {
+        let rules = TopicRules {
+            retention: Duration::from_secs(86_400),
+            replication_factor: 3,
+            min_insync_replicas: 2,
+            compacted: false,
+        };
+        let good = [
+            ("cleanup.policy", "delete"),
+            ("retention.ms", "86400000"),
+            ("retention.bytes", "-1"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("min.insync.replicas", "2"),
+            ("unclean.leader.election.enable", "false"),
+        ];
+        let facts = |spoiled: Option<(&str, &str)>| TopicFacts {
+            partitions: 1,
+            replicas: 3,
+            settings: good
+                .iter()
+                .map(|(key, value)| match spoiled {
+                    Some((name, spoiled)) if name == *key => (name.to_owned(), spoiled.to_owned()),
+                    _ => ((*key).to_owned(), (*value).to_owned()),
+                })
+                .collect(),
+        };
+        assert!(differences(&facts(None), &rules).is_empty());
+        assert!(differences(&facts(Some(("retention.ms", "-1"))), &rules).is_empty());
+        for spoiled in [
+            ("cleanup.policy", "compact,delete"),
+            ("retention.ms", "3600000"),
+            ("retention.bytes", "1073741824"),
+            ("message.timestamp.type", "CreateTime"),
+            ("min.insync.replicas", "1"),
+            ("unclean.leader.election.enable", "true"),
+        ] {
+            let fault = refuse_differences("t", &facts(Some(spoiled)), &rules).unwrap_err();
+            assert_eq!(fault.code(), Code::TopicSettings);
+            assert!(fault.message().contains(&format!("{}={}", spoiled.0, spoiled.1)), "{fault}");
+        }
+        let many = TopicFacts { partitions: 2, ..facts(None) };
+        assert_eq!(refuse_differences("t", &many, &rules).unwrap_err().code(), Code::PartitionsChanged);
+    }
+}
