@@ -1,0 +1,65 @@
+//! Beside the stream: writer epochs, heartbeats, and a look at the slot and the publication.
+
+use super::{PostgresSourceConfig, publication, slot};
+use crate::{
+    fault::{Code, Fault, Result},
+    names,
+    position::WriterEpoch,
+    postgres::{Connection, fault_of},
+    source::{Keeper, Vitals},
+};
+
+/// Works on a connection of its own, so that it never waits for the stream.
+pub struct PostgresKeeper {
+    connection: Connection,
+    config: PostgresSourceConfig,
+    /// The tables the stream began with.
+    scope: Vec<String>,
+}
+
+impl PostgresKeeper {
+    pub(super) fn new(connection: Connection, config: PostgresSourceConfig, scope: Vec<String>) -> Self {
+        Self { connection, config, scope }
+    }
+}
+
+impl Keeper for PostgresKeeper {
+    async fn raise_epoch(&mut self, above: WriterEpoch) -> Result<WriterEpoch> {
+        let sql = "update landfall.stream set writer_epoch = greatest(writer_epoch, $2) + 1
+            where stream = $1 returning writer_epoch";
+        let row = self.connection.query_one(sql, &[&self.config.stream, &i64::from(above.0)]).await;
+        let epoch: i64 = row.map_err(|error| fault_of(&error).at("raise the writer epoch"))?.get(0);
+        u32::try_from(epoch).map(WriterEpoch).map_err(|_| {
+            Fault::new(Code::Internal, format!("landfall.stream holds the writer epoch {epoch}"))
+        })
+    }
+
+    async fn mark_live(&mut self) -> Result<()> {
+        let sql = "update landfall.stream set live = true where stream = $1 and not live";
+        let done = self.connection.execute(sql, &[&self.config.stream]).await;
+        done.map(|_| ()).map_err(|error| fault_of(&error).at("mark the stream as begun"))
+    }
+
+    async fn beat(&mut self, content: &str) -> Result<()> {
+        let sql = "select pg_logical_emit_message(true, $1::text, $2::text)";
+        let sent = self.connection.query_one(sql, &[&names::HEARTBEAT_PREFIX, &content]).await;
+        sent.map(|_| ()).map_err(|error| fault_of(&error).at("send a heartbeat"))
+    }
+
+    async fn inspect(&mut self) -> Result<Vitals> {
+        let name = &self.config.slot;
+        let Some(slot) = slot::facts(&self.connection, name).await? else {
+            return Err(Fault::new(
+                Code::SlotMissing,
+                format!("slot `{name}` was dropped while it was read"),
+            ));
+        };
+        slot.refuse_lost(name)?;
+        let published = publication::check(&self.connection, &self.config, true, &self.scope).await?;
+        Ok(Vitals {
+            retained_bytes: slot.retained_bytes,
+            safe_bytes: slot.safe_bytes,
+            left_out: published.left_out,
+        })
+    }
+}

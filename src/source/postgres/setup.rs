@@ -1,0 +1,198 @@
+//! What must stand before a slot can be read: our schema, the publication, the slot. Created where the
+//! stream has not begun and the role may; else refused, with the SQL for who may.
+
+use tokio_postgres::Row;
+
+use super::{PostgresKeeper, PostgresSourceConfig, publication, slot};
+use crate::{
+    envelope::body::Server,
+    fault::{Code, Fault, Result},
+    lsn::Lsn,
+    names::{SCHEMA, quoted},
+    position::{Incarnation, Position, PostgresPosition},
+    postgres::{Connection, connect, fault_of},
+    source::Opened,
+    stamp::Micros,
+};
+
+/// The oldest server whose pgoutput leaves empty transactions out and knows schemas in publications.
+const LEAST_VERSION: i32 = 150_000;
+
+/// The stream's row in schema `landfall`: what tells a fresh stream from a lost one.
+const STREAM_TABLE: &str = "create table if not exists landfall.stream (
+    stream text primary key,
+    incarnation text not null,
+    live boolean not null,
+    writer_epoch bigint not null,
+    system text not null,
+    consistent pg_lsn not null,
+    slot text not null,
+    scope text[] not null,
+    begun timestamptz not null default now())";
+
+/// The stream as its database knows it.
+struct StreamRow {
+    incarnation: Incarnation,
+    live: bool,
+    system: String,
+    consistent: Lsn,
+    scope: Vec<String>,
+}
+
+pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, PostgresKeeper)> {
+    let connection = connect(&config.address, &format!("landfall source {}", config.stream)).await?;
+    let server = server(&connection).await?;
+    own_schema(&connection, config).await?;
+    let known = stream_row(&connection, &config.stream).await?;
+    let stream = match known {
+        Some(stream) if stream.live => {
+            refuse_other_server(&stream, &server, config)?;
+            publication::check(&connection, config, true, &stream.scope).await?;
+            stream
+        }
+        _ => begin(&connection, config, &server).await?,
+    };
+    let slot = slot::facts(&connection, &config.slot).await?.ok_or_else(|| {
+        let message = format!(
+            "slot `{}` does not exist, but stream `{}` (incarnation {}) was begun at {}; what was committed after the end of its log is gone",
+            config.slot, config.stream, stream.incarnation, stream.consistent
+        );
+        Fault::new(Code::SlotMissing, message)
+    })?;
+    slot.refuse_lost(&config.slot)?;
+    slot.refuse_foreign(config)?;
+    let sql = "select pg_current_wal_flush_lsn()::text";
+    let written = lsn(query(&connection, sql, "ask for the end of the log").await?.get(0))?;
+    let at = |lsn| Position::Postgres(PostgresPosition { commit: lsn, end: lsn, xid: 0, time: Micros(0) });
+    let opened = Opened {
+        server,
+        incarnation: stream.incarnation,
+        live: stream.live,
+        consistent: at(stream.consistent),
+        confirmed: at(slot.confirmed),
+        written: at(written),
+        scope: stream.scope.clone(),
+    };
+    Ok((opened, PostgresKeeper::new(connection, config.clone(), stream.scope)))
+}
+
+async fn server(connection: &Connection) -> Result<Server> {
+    let sql = "select current_setting('server_version_num')::int, current_setting('wal_level'),
+            (select system_identifier::text from pg_control_system()),
+            (select timeline_id from pg_control_checkpoint()),
+            pg_is_in_recovery(), current_setting('server_version')";
+    let row = query(connection, sql, "ask who the server is").await?;
+    let (version, wal_level, standby): (i32, String, bool) = (row.get(0), row.get(1), row.get(4));
+    let refuse =
+        |message: String, remedy: &str| Err(Fault::new(Code::ServerSetting, message).remedied_by(remedy));
+    if version < LEAST_VERSION {
+        let found: String = row.get(5);
+        return refuse(
+            format!("the server is PostgreSQL {found}, at least 15 is needed"),
+            "upgrade the server",
+        );
+    }
+    if wal_level != "logical" {
+        return refuse(
+            format!("wal_level is `{wal_level}`, it must be `logical`"),
+            "ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
+        );
+    }
+    if standby {
+        return refuse("the server is a standby".into(), "point the url at the primary");
+    }
+    let timeline: i32 = row.get(3);
+    Ok(Server { system: row.get(2), timeline: timeline.unsigned_abs() })
+}
+
+fn refuse_other_server(stream: &StreamRow, server: &Server, config: &PostgresSourceConfig) -> Result<()> {
+    if stream.system == server.system {
+        return Ok(());
+    }
+    let message = format!(
+        "stream `{}` came from system {}, this server is system {}",
+        config.stream, stream.system, server.system
+    );
+    Err(Fault::new(Code::ServerChanged, message))
+}
+
+async fn own_schema(connection: &Connection, config: &PostgresSourceConfig) -> Result<()> {
+    // Asked first: `create … if not exists` demands the privilege even where there is nothing to do.
+    let there =
+        query(connection, "select to_regclass('landfall.stream') is not null", "look for our schema").await?;
+    if there.get(0) {
+        return Ok(());
+    }
+    let create = format!("create schema if not exists {SCHEMA}; {STREAM_TABLE}");
+    connection.batch_execute(&create).await.map_err(|error| {
+        let fault = fault_of(&error).at(format_args!("create schema {SCHEMA}"));
+        if fault.code() != Code::PrivilegeMissing {
+            return fault;
+        }
+        let (role, database) = (quoted(&config.address.user), quoted(&config.address.database));
+        fault.remedied_by(format!("in {database}: CREATE SCHEMA {SCHEMA} AUTHORIZATION {role};"))
+    })
+}
+
+async fn stream_row(connection: &Connection, stream: &str) -> Result<Option<StreamRow>> {
+    let sql =
+        "select incarnation, live, system, consistent::text, scope from landfall.stream where stream = $1";
+    let row = connection.query_opt(sql, &[&stream]).await;
+    row.map_err(|error| fault_of(&error).at("read landfall.stream"))?
+        .map(|row| parse_stream(&row))
+        .transpose()
+}
+
+fn parse_stream(row: &Row) -> Result<StreamRow> {
+    let incarnation: String = row.get(0);
+    let incarnation = u64::from_str_radix(&incarnation, 16).map_err(|error| {
+        Fault::new(Code::Internal, format!("landfall.stream holds the incarnation `{incarnation}`"))
+            .because(error)
+    })?;
+    Ok(StreamRow {
+        incarnation: Incarnation(incarnation),
+        live: row.get(1),
+        system: row.get(2),
+        consistent: lsn(row.get(3))?,
+        scope: row.get(4),
+    })
+}
+
+/// Gives the stream a new incarnation, a publication and a slot. Nothing of it is in the log yet, so a
+/// slot an earlier try left behind, or the owner made beforehand, serves: it has kept everything since.
+async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &Server) -> Result<StreamRow> {
+    let published = publication::check(connection, config, false, &[]).await?;
+    let consistent = match slot::facts(connection, &config.slot).await? {
+        Some(slot) => {
+            slot.refuse_lost(&config.slot)?;
+            slot.confirmed
+        }
+        None => slot::create(connection, config).await?,
+    };
+    let sql = "insert into landfall.stream
+            (stream, incarnation, live, writer_epoch, system, consistent, slot, scope)
+        values ($1, $2, false, 0, $3, $4::text::pg_lsn, $5, $6)
+        on conflict (stream) do update set system = excluded.system, consistent = excluded.consistent,
+            slot = excluded.slot, scope = excluded.scope
+        returning incarnation, live, system, consistent::text, scope";
+    // Random, and kept by the row from here on: a genesis that was appended before the stream was
+    // marked as begun is known by it.
+    let incarnation = Incarnation(rand::random()).to_string();
+    let consistent = consistent.to_string();
+    let row = connection
+        .query_one(
+            sql,
+            &[&config.stream, &incarnation, &server.system, &consistent, &config.slot, &published.tables],
+        )
+        .await
+        .map_err(|error| fault_of(&error).at("write landfall.stream"))?;
+    parse_stream(&row)
+}
+
+async fn query(connection: &Connection, sql: &str, doing: &str) -> Result<Row> {
+    connection.query_one(sql, &[]).await.map_err(|error| fault_of(&error).at(doing))
+}
+
+pub(super) fn lsn(text: &str) -> Result<Lsn> {
+    text.parse().map_err(|error| Fault::new(Code::ProtocolUnknown, "read a position").because(error))
+}
