@@ -3,6 +3,7 @@
 //! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
 
 pub mod change;
+pub mod clock;
 pub mod envelope;
 pub mod fault;
 pub mod lsn;
@@ -11,6 +12,7 @@ pub mod position;
 pub mod postgres;
 pub mod progress;
 pub mod region;
+pub mod roster;
 pub mod secret;
 pub mod sink;
 pub mod stamp;
