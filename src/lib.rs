@@ -7,6 +7,7 @@ pub mod clock;
 pub mod envelope;
 pub mod fault;
 pub mod lsn;
+pub mod metrics;
 pub mod names;
 pub mod position;
 pub mod postgres;
