@@ -2,6 +2,7 @@
 //! region's log into a durable Kafka buffer and, in every other region, applies the changes as
 //! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
 
+
 pub mod change;
 pub mod clock;
 pub mod envelope;
@@ -14,6 +15,7 @@ pub mod postgres;
 pub mod progress;
 pub mod region;
 pub mod roster;
+pub mod scope;
 pub mod secret;
 pub mod sink;
 pub mod stamp;
