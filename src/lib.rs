@@ -2,6 +2,7 @@
 //! region's log into a durable Kafka buffer and, in every other region, applies the changes as
 //! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
 
+#![warn(clippy::disallowed_methods)]
 
 pub mod change;
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod position;
 pub mod postgres;
 pub mod progress;
 pub mod region;
+pub mod retry;
 pub mod roster;
 pub mod scope;
 pub mod secret;
