@@ -2,18 +2,26 @@
 //! region's log into a durable Kafka buffer and, in every other region, applies the changes as
 //! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
 
+#![warn(clippy::disallowed_methods)]
+
 pub mod change;
 pub mod changelog;
+pub mod clock;
+pub mod crash;
 pub mod envelope;
 pub mod fault;
 pub mod kafka;
 pub mod lsn;
+pub mod metrics;
 pub mod names;
-pub mod policy;
+pub mod pipeline;
 pub mod position;
 pub mod postgres;
 pub mod progress;
 pub mod region;
+pub mod retry;
+pub mod roster;
+pub mod scope;
 pub mod secret;
 pub mod sink;
 pub mod source;

@@ -5,6 +5,7 @@ use std::future::Future;
 use tokio::{sync::watch, task::JoinHandle};
 
 /// Spawns a task on the runtime. The owner keeps the handle, and aborts or joins it.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,

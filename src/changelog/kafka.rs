@@ -16,7 +16,7 @@ pub use writer::{KafkaWriter, WriterLimits};
 use crate::{
     changelog::{Bounds, Log},
     fault::{Code, Fault, Result},
-    kafka::{Cluster, REQUEST_TIMEOUT, fault_of},
+    kafka::{Cluster, REQUEST_TIMEOUT, TopicRules, ensure_topic, fault_of},
     position::Offset,
     task,
 };
@@ -30,6 +30,7 @@ pub struct KafkaLog {
     topic: String,
     state_topic: String,
     group: String,
+    rules: TopicRules,
     limits: WriterLimits,
     /// Asks for bounds and publishes group offsets; reads nothing.
     probe: Arc<BaseConsumer>,
@@ -45,12 +46,13 @@ impl KafkaLog {
         topic: String,
         state_topic: String,
         group: String,
+        rules: TopicRules,
         limits: WriterLimits,
     ) -> Result<Self> {
         let mut config = cluster.client("probe");
         config.set("group.id", &group).set("enable.auto.commit", "false");
         let probe = config.create().map_err(|error| fault_of("set up a Kafka client", error))?;
-        Ok(Self { cluster, topic, state_topic, group, limits, probe: Arc::new(probe) })
+        Ok(Self { cluster, topic, state_topic, group, rules, limits, probe: Arc::new(probe) })
     }
 
     /// Its topic.
@@ -74,6 +76,14 @@ impl KafkaLog {
 impl Log for KafkaLog {
     type Writer = KafkaWriter;
     type Reader = KafkaReader;
+
+    async fn ensure(&self, may_create: bool) -> Result<()> {
+        let compacted = TopicRules { compacted: true, ..self.rules.clone() };
+        for (topic, rules) in [(&self.topic, &self.rules), (&self.state_topic, &compacted)] {
+            ensure_topic(&self.cluster, topic, rules, may_create).await?;
+        }
+        Ok(())
+    }
 
     async fn bounds(&self) -> Result<Option<Bounds>> {
         let partitions = self.ask("ask for the partitions", |probe, topic| {

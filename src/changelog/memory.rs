@@ -60,6 +60,10 @@ impl Log for MemoryLog {
     type Writer = MemoryWriter;
     type Reader = MemoryReader;
 
+    async fn ensure(&self, _may_create: bool) -> Result<()> {
+        Ok(())
+    }
+
     async fn bounds(&self) -> Result<Option<Bounds>> {
         let state = self.state();
         let high = state.low + state.entries.len() as i64;

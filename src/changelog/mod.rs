@@ -44,6 +44,12 @@ pub trait Log: Send + Sync + 'static {
     /// Reads it.
     type Reader: Reader;
 
+    /// Makes sure that the log is what it must be, and creates it where it `may` be created.
+    ///
+    /// # Errors
+    /// [`Code::TopicSettings`](crate::fault::Code::TopicSettings) with each difference.
+    fn ensure(&self, may_create: bool) -> impl Future<Output = Result<()>> + Send;
+
     /// What is in it now; none where it does not exist.
     ///
     /// # Errors

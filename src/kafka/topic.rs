@@ -75,14 +75,22 @@ pub async fn topic_facts(cluster: &Cluster, topic: &str) -> Result<Option<TopicF
     Ok(Some(TopicFacts { partitions, replicas, settings }))
 }
 
-/// Makes sure a topic is there and is what it must be. Says whether it was created.
+/// Makes sure a topic is what it must be, and creates one that is not there where it `may` be. One that
+/// is not there and may not be created is left for the reader to miss: it knows what is gone with it.
 ///
 /// # Errors
 /// [`Code::TopicSettings`] or [`Code::PartitionsChanged`] with each difference and how to mend it.
-pub async fn ensure_topic(cluster: &Cluster, topic: &str, rules: &TopicRules) -> Result<bool> {
+pub async fn ensure_topic(
+    cluster: &Cluster,
+    topic: &str,
+    rules: &TopicRules,
+    may_create: bool,
+) -> Result<()> {
     if let Some(facts) = topic_facts(cluster, topic).await? {
-        refuse_differences(topic, &facts, rules)?;
-        return Ok(false);
+        return refuse_differences(topic, &facts, rules);
+    }
+    if !may_create {
+        return Ok(());
     }
     let config = cluster.client("admin");
     let (retention, min_insync) =
@@ -104,8 +112,7 @@ pub async fn ensure_topic(cluster: &Cluster, topic: &str, rules: &TopicRules) ->
     let answers =
         admin(&config)?.create_topics([&new], &options).await.map_err(|error| fault_of(doing(), error))?;
     match answers.into_iter().next() {
-        Some(Ok(_)) => Ok(true),
-        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
+        Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
         Some(Err((_, code @ RDKafkaErrorCode::InvalidReplicationFactor))) => Err(Fault::new(
             Code::TopicSettings,
             format!("{} with {} replicas: {code}", doing(), rules.replication_factor),

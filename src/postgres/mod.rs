@@ -1,6 +1,7 @@
 //! Postgres as a technology: connecting, decoding its replication protocol, asking its catalogs.
 //! Knows words, and nothing of streams, sinks or Kafka.
 
+pub mod catalog;
 mod connect;
 pub mod pgoutput;
 

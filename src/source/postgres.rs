@@ -17,13 +17,13 @@ use crate::{
     fault::{Code, Fault, Result},
     lsn::Lsn,
     names,
-    policy::Scope,
     position::{Position, PostgresPosition},
     postgres::{
         Address, OUTPUT_SETTINGS,
         pgoutput::{self, Message, Old, Relation},
         wire_fault,
     },
+    scope::Scope,
     source::{Event, Opened, Source},
     stamp::Micros,
 };
@@ -225,7 +225,7 @@ fn old_row(old: Old, shape: &Shape) -> Row {
 
 impl Tables {
     fn describe(&mut self, relation: Relation) -> Result<()> {
-        if !self.scope.has(&relation.schema, &relation.table) {
+        if !self.scope.holds(&relation.schema, &relation.table) {
             self.relations.insert(relation.id, None);
             return Ok(());
         }

@@ -48,7 +48,13 @@ pub struct Durable {
 
 impl<W: Writer> Appender<W> {
     /// Continues a stream behind `sequence`.
-    pub fn new(writer: W, incarnation: Incarnation, epoch: WriterEpoch, sequence: Sequence, max_record_bytes: usize) -> Self {
+    pub fn new(
+        writer: W,
+        incarnation: Incarnation,
+        epoch: WriterEpoch,
+        sequence: Sequence,
+        max_record_bytes: usize,
+    ) -> Self {
         let pending = VecDeque::new();
         Self { writer, incarnation, epoch, sequence, max_record_bytes, given: 0, pending, sample: None }
     }
@@ -84,7 +90,8 @@ impl<W: Writer> Appender<W> {
         for (at, part) in parts.enumerate() {
             let mut marks = Flags::NONE;
             if at == 0 {
-                marks = marks.with(Flags::PART_FIRST).with(Flags::when(flags.has(Flags::FIRST), Flags::FIRST));
+                marks =
+                    marks.with(Flags::PART_FIRST).with(Flags::when(flags.has(Flags::FIRST), Flags::FIRST));
             }
             if at == last {
                 marks = marks.with(Flags::PART_LAST).with(Flags::when(flags.has(Flags::LAST), Flags::LAST));
@@ -113,9 +120,18 @@ impl<W: Writer> Appender<W> {
         let acknowledged = self.writer.acknowledged();
         let mut found: Option<Durable> = None;
         while let Some(mark) = self.pending.front().filter(|mark| mark.given <= acknowledged) {
-            let transaction = if mark.transaction { Some(mark.position) } else { found.and_then(|found| found.transaction) };
+            let transaction = if mark.transaction {
+                Some(mark.position)
+            } else {
+                found.and_then(|found| found.transaction)
+            };
             let behind = self.sample.filter(|(_, given)| *given <= mark.given).map(|(offset, _)| offset);
-            found = Some(Durable { position: mark.position, sequence: mark.sequence, transaction, offset: behind });
+            found = Some(Durable {
+                position: mark.position,
+                sequence: mark.sequence,
+                transaction,
+                offset: behind,
+            });
             self.pending.pop_front();
         }
         if let Some(offset) = offset {
@@ -137,7 +153,14 @@ impl<W: Writer> Appender<W> {
         self.sequence
     }
 
-    async fn put(&mut self, kind: Kind, flags: Flags, sequence: Sequence, key: &[u8], value: &[u8]) -> Result<()> {
+    async fn put(
+        &mut self,
+        kind: Kind,
+        flags: Flags,
+        sequence: Sequence,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<()> {
         let header = Header { kind, flags, epoch: self.epoch, incarnation: self.incarnation, sequence };
         self.writer.append(&header, key, value).await?;
         self.given += 1;

@@ -51,7 +51,9 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Diverged {
     /// The slot released what the log does not hold.
-    #[error("the slot is confirmed up to {confirmed}, the log holds everything only up to {through}: what lies between is lost")]
+    #[error(
+        "the slot is confirmed up to {confirmed}, the log holds everything only up to {through}: what lies between is lost"
+    )]
     SlotAhead {
         /// The slot's.
         confirmed: Lsn,
@@ -119,7 +121,9 @@ impl Resume {
     /// It shows that the server is not the one the log came from.
     pub fn begin(&mut self, Position::Postgres(sent): &Position) -> Result<Decision, Diverged> {
         let other = |ours| Diverged::Other { ours, commit: sent.commit, xid: sent.xid };
-        let same = |ours: &PostgresPosition| (ours.commit, ours.xid, ours.time) == (sent.commit, sent.xid, sent.time);
+        let same = |ours: &PostgresPosition| {
+            (ours.commit, ours.xid, ours.time) == (sent.commit, sent.xid, sent.time)
+        };
         if let Some(last) = self.last {
             if sent.commit < last.commit {
                 return Ok(Decision::Skip);
@@ -134,13 +138,18 @@ impl Resume {
         }
         // The log says that nothing of the stream lies between its last transaction and this.
         if sent.commit < self.through {
-            let nothing = PostgresPosition { commit: self.through, end: self.through, xid: 0, time: sent.time };
+            let nothing =
+                PostgresPosition { commit: self.through, end: self.through, xid: 0, time: sent.time };
             return Err(other(self.last.unwrap_or(nothing)));
         }
         match self.open.take() {
             None => Ok(Decision::Append),
             Some((open, ordinal)) if sent.commit == open.commit => {
-                if same(&open) { Ok(Decision::Complete(ordinal)) } else { Err(other(open)) }
+                if same(&open) {
+                    Ok(Decision::Complete(ordinal))
+                } else {
+                    Err(other(open))
+                }
             }
             Some((open, _)) if sent.commit < open.commit => Err(other(open)),
             Some((open, _)) => Ok(Decision::AbortThenAppend(Position::Postgres(open))),
@@ -166,7 +175,12 @@ mod tests {
     use crate::stamp::Micros;
 
     fn at(commit: u64, xid: u32) -> Position {
-        Position::Postgres(PostgresPosition { commit: Lsn(commit), end: Lsn(commit + 8), xid, time: Micros(i64::from(xid)) })
+        Position::Postgres(PostgresPosition {
+            commit: Lsn(commit),
+            end: Lsn(commit + 8),
+            xid,
+            time: Micros(i64::from(xid)),
+        })
     }
 
     fn place(end: u64) -> Position {
@@ -201,12 +215,18 @@ mod tests {
     #[test]
     fn another_server_is_told_by_what_it_sends() {
         let start = || Resume::new(&tail(Some(at(100, 7)), 150, None), place(50), place(500)).unwrap();
-        assert!(matches!(start().begin(&at(100, 9)), Err(Diverged::Other { .. })), "same place, another transaction");
+        assert!(
+            matches!(start().begin(&at(100, 9)), Err(Diverged::Other { .. })),
+            "same place, another transaction"
+        );
         assert!(matches!(start().begin(&at(160, 9)), Err(Diverged::Missing(_))), "sent past it");
         assert!(matches!(start().passed(&place(160)), Err(Diverged::Missing(_))), "passed it");
         let mut resume = start();
         assert_eq!(resume.begin(&at(100, 7)), Ok(Decision::Skip));
-        assert!(matches!(resume.begin(&at(120, 8)), Err(Diverged::Other { .. })), "the log says nothing is there");
+        assert!(
+            matches!(resume.begin(&at(120, 8)), Err(Diverged::Other { .. })),
+            "the log says nothing is there"
+        );
     }
 
     #[test]

@@ -77,27 +77,36 @@ pub async fn read<L: Log>(
         for entry in reader.read().await? {
             let place = entry.offset;
             let header = entry.header.clone();
-            let header = header.map_err(|error| Fault::new(Code::RecordCorrupt, format!("{place}")).because(error))?;
+            let header =
+                header.map_err(|error| Fault::new(Code::RecordCorrupt, format!("{place}")).because(error))?;
             if header.kind == Kind::Barrier && header.epoch == epoch && header.incarnation == incarnation {
                 break 'reading;
             }
             scan.take(&header, &entry).map_err(|fault| fault.at(place))?;
             read += 1;
             if read.is_multiple_of(1_000_000) {
-                tracing::info!(records = read, at = place.0, until = bounds.high.0, "reading the stream's own tail");
+                tracing::info!(
+                    records = read,
+                    at = place.0,
+                    until = bounds.high.0,
+                    "reading the stream's own tail"
+                );
             }
         }
     }
     let Some(tracker) = scan.tracker else {
         // Nothing of ours is left. Whether anything ever was, the checkpoint knows.
-        let end = checkpoint.map_or(End { sequence: Sequence(0), tail: Tail::default(), lost: false }, |checkpoint| {
-            let since = (bounds.high.0 - checkpoint.offset.0).max(0).unsigned_abs();
-            End {
-                sequence: Sequence(checkpoint.sequence.0 + since),
-                tail: Tail { last: None, through: Some(checkpoint.through), open: None },
-                lost: true,
-            }
-        });
+        let end = checkpoint.map_or(
+            End { sequence: Sequence(0), tail: Tail::default(), lost: false },
+            |checkpoint| {
+                let since = (bounds.high.0 - checkpoint.offset.0).max(0).unsigned_abs();
+                End {
+                    sequence: Sequence(checkpoint.sequence.0 + since),
+                    tail: Tail { last: None, through: Some(checkpoint.through), open: None },
+                    lost: true,
+                }
+            },
+        );
         return Ok(end);
     };
     Ok(End { sequence: tracker.sequence(), tail: scan.tail, lost: false })
@@ -120,10 +129,15 @@ impl Scan {
 
     fn take(&mut self, header: &Header, entry: &Entry) -> Result<()> {
         if self.tracker.is_none() && header.incarnation == self.incarnation && header.kind != Kind::Barrier {
-            self.tracker = Some(Tracker::new(self.incarnation, header.epoch, Sequence(header.sequence.0 - 1)));
+            self.tracker =
+                Some(Tracker::new(self.incarnation, header.epoch, Sequence(header.sequence.0 - 1)));
         }
         let Some(tracker) = &mut self.tracker else {
-            return if header.incarnation == self.incarnation { Ok(()) } else { Err(foreign(header, self.incarnation)) };
+            return if header.incarnation == self.incarnation {
+                Ok(())
+            } else {
+                Err(foreign(header, self.incarnation))
+            };
         };
         let verdict = tracker.place(header, self.catching_up).map_err(|error| match error {
             crate::envelope::Broken::Incarnation { .. } => foreign(header, self.incarnation),
@@ -134,7 +148,8 @@ impl Scan {
         }
         self.catching_up = false;
         self.count(header, entry).map_err(|error| {
-            Fault::new(Code::RecordCorrupt, format!("{} record {}", header.kind, header.sequence)).because(error)
+            Fault::new(Code::RecordCorrupt, format!("{} record {}", header.kind, header.sequence))
+                .because(error)
         })
     }
 
@@ -185,6 +200,7 @@ impl Scan {
 }
 
 fn foreign(header: &Header, ours: Incarnation) -> Fault {
-    let message = format!("the topic holds incarnation {}, this database's stream is {ours}", header.incarnation);
+    let message =
+        format!("the topic holds incarnation {}, this database's stream is {ours}", header.incarnation);
     Fault::new(Code::StreamForeign, message)
 }

@@ -69,7 +69,7 @@ async fn published(connection: &Connection, config: &PostgresSourceConfig) -> Re
             let message = format!("publication `{name}` publishes schema {SCHEMA}, which is Landfall's own");
             return refuse(message, "publish tables by name or by schema instead of FOR ALL TABLES".into());
         }
-        if !config.scope.has(&schema, &table) {
+        if !config.scope.holds(&schema, &table) {
             continue;
         }
         if row.get(2) || row.get::<_, Option<bool>>(3) == Some(true) {
@@ -104,10 +104,9 @@ async fn create(
         return refuse(message, sql);
     }
     if usable.is_empty() {
-        let patterns = config.scope.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mend =
             "create the tables, give them primary keys, or correct source.tables; it goes on by itself";
-        return refuse(format!("no table with a replica identity matches {patterns}"), mend.into());
+        return refuse(format!("no table with a replica identity matches {}", config.scope), mend.into());
     }
     connection.batch_execute(&sql).await.map_err(|error| {
         let fault = fault_of(&error).at(format_args!("create publication `{name}`"));
@@ -145,7 +144,7 @@ async fn tables(connection: &Connection, config: &PostgresSourceConfig) -> Resul
         order by 1, 2";
     let rows = connection.query(sql, &[]).await.map_err(|error| fault_of(&error).at("list the tables"))?;
     let tables = rows.iter().map(|row| Table { schema: row.get(0), table: row.get(1), usable: row.get(2) });
-    Ok(tables.filter(|table| config.scope.has(&table.schema, &table.table)).collect())
+    Ok(tables.filter(|table| config.scope.holds(&table.schema, &table.table)).collect())
 }
 
 fn left_out(tables: &[Table], publication: &str, published: impl Fn(&Table) -> bool) -> Vec<String> {

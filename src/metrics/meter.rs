@@ -1,0 +1,198 @@
+//! What the roads hold in their hands: meters that keep their counters.
+
+use std::{collections::HashMap, time::Duration};
+
+use prometheus::{Counter, Gauge, Histogram, IntCounter, IntCounterVec};
+
+use super::Metrics;
+use crate::{change::Operation, region::Region};
+
+/// How many tables are counted by name, for each meter. A database with more of them keeps its
+/// figures (the rest is counted as [`OTHER`]), and a scrape keeps a size that can be stored.
+const TABLES_MAX: usize = 1000;
+
+/// The tables beyond [`TABLES_MAX`].
+const OTHER: &str = "(other)";
+
+/// Changes by table and operation. The last table asked for is found without hashing: changes come in
+/// runs.
+#[derive(Clone, Debug)]
+struct TableCounters {
+    family: IntCounterVec,
+    labels: Vec<String>,
+    places: HashMap<String, usize>,
+    tables: Vec<Table>,
+    last: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Table {
+    schema: Box<str>,
+    name: Box<str>,
+    operations: [Option<IntCounter>; 4],
+}
+
+impl TableCounters {
+    fn new(family: IntCounterVec, labels: Vec<String>) -> Self {
+        Self { family, labels, places: HashMap::new(), tables: Vec::new(), last: 0 }
+    }
+
+    fn add(&mut self, schema: &str, table: &str, operation: Operation, changes: u64) {
+        let is = |kept: &Table| *kept.name == *table && *kept.schema == *schema;
+        if !self.tables.get(self.last).is_some_and(is) {
+            self.last = self.place(schema, table);
+        }
+        let kept = &mut self.tables[self.last];
+        let counter = kept.operations[operation as usize].get_or_insert_with(|| {
+            let table = if kept.schema.is_empty() {
+                OTHER.to_owned()
+            } else {
+                format!("{}.{}", kept.schema, kept.name)
+            };
+            let mut labels: Vec<&str> = self.labels.iter().map(String::as_str).collect();
+            labels.extend([table.as_str(), operation.as_str()]);
+            self.family.with_label_values(&labels)
+        });
+        counter.inc_by(changes);
+    }
+
+    fn place(&mut self, schema: &str, table: &str) -> usize {
+        // A zero byte parts the names: no identifier holds one.
+        let full = self.tables.len() >= TABLES_MAX;
+        let key = format!("{schema}\0{table}");
+        let known = self.places.get(&key).copied();
+        if let Some(place) = known {
+            return place;
+        }
+        let (key, schema, table) = if full { (String::new(), "", "") } else { (key, schema, table) };
+        *self.places.entry(key).or_insert_with(|| {
+            let operations = [const { None }; 4];
+            self.tables.push(Table { schema: schema.into(), name: table.into(), operations });
+            self.tables.len() - 1
+        })
+    }
+}
+
+/// Counts what a source has put into Kafka.
+#[derive(Clone, Debug)]
+pub struct CaptureMeter {
+    transactions: IntCounter,
+    bytes: IntCounter,
+    changes: TableCounters,
+}
+
+impl CaptureMeter {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        Self {
+            transactions: metrics.captured_transactions.with_label_values::<&str>(&[]),
+            bytes: metrics.bytes_produced.with_label_values::<&str>(&[]),
+            changes: TableCounters::new(metrics.captured_changes.clone(), Vec::new()),
+        }
+    }
+
+    /// Whole transactions were acknowledged.
+    pub fn transactions(&self, transactions: u64) {
+        self.transactions.inc_by(transactions);
+    }
+
+    /// Changes were acknowledged.
+    pub fn changes(&mut self, schema: &str, table: &str, operation: Operation, changes: u64) {
+        self.changes.add(schema, table, operation, changes);
+    }
+
+    /// Records of so many bytes were acknowledged.
+    pub fn bytes(&self, bytes: u64) {
+        self.bytes.inc_by(bytes);
+    }
+}
+
+/// Counts what a link has applied.
+#[derive(Clone, Debug)]
+pub struct DeliverMeter {
+    metrics: Metrics,
+    transactions: IntCounter,
+    bytes: IntCounter,
+    stale: IntCounter,
+    redone: IntCounter,
+    latency: Histogram,
+    changes: TableCounters,
+}
+
+impl DeliverMeter {
+    pub(super) fn new(metrics: &Metrics, from: &Region, stream: &str) -> Self {
+        let link = [from.as_str(), stream];
+        let labels = link.map(str::to_owned).to_vec();
+        Self {
+            transactions: metrics.applied_transactions.with_label_values(&link),
+            bytes: metrics.bytes_consumed.with_label_values::<&str>(&[]),
+            stale: metrics.stale_records.with_label_values(&link),
+            redone: metrics.redone_batches.with_label_values::<&str>(&[]),
+            latency: metrics.latency.with_label_values(&link),
+            changes: TableCounters::new(metrics.applied_changes.clone(), labels),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// Whole transactions were committed and flushed.
+    pub fn transactions(&self, transactions: u64) {
+        self.transactions.inc_by(transactions);
+    }
+
+    /// Changes were committed.
+    pub fn changes(&mut self, schema: &str, table: &str, operation: Operation, changes: u64) {
+        self.changes.add(schema, table, operation, changes);
+    }
+
+    /// A transaction was visible here so long after its commit there. Clocks that disagree make it
+    /// negative; that counts as 0.
+    pub fn latency(&self, seconds: f64) {
+        self.latency.observe(seconds.max(0.0));
+    }
+
+    /// Records of so many bytes were read.
+    pub fn bytes(&self, bytes: u64) {
+        self.bytes.inc_by(bytes);
+    }
+
+    /// A dead writer's late record was passed over.
+    pub fn stale_record(&self) {
+        self.stale.inc();
+    }
+
+    /// A batch was redone change by change.
+    pub fn redone_batch(&self) {
+        self.redone.inc();
+    }
+
+    /// A change met another row than it was made on.
+    pub fn conflict(&self, conflict_type: &str, resolution: &str, entity_type: &str) {
+        self.metrics.conflicts.with_label_values(&[conflict_type, resolution, entity_type]).inc();
+    }
+}
+
+/// Shows how full a queue is, and how long it made its writer wait.
+#[derive(Clone, Debug)]
+pub struct QueueMeter {
+    metrics: Metrics,
+    name: String,
+    blocked: Counter,
+    fill: Option<Gauge>,
+}
+
+impl QueueMeter {
+    pub(super) fn new(metrics: &Metrics, name: &str) -> Self {
+        let blocked = metrics.backpressure.with_label_values(&[name]);
+        Self { metrics: metrics.clone(), name: name.to_owned(), blocked, fill: None }
+    }
+
+    /// The queue is so full, 0 to 1.
+    pub fn fill(&mut self, ratio: f64) {
+        let gauge = || self.metrics.queue_fill.with_label_values(&[&self.name]);
+        self.fill.get_or_insert_with(gauge).set(ratio);
+    }
+
+    /// Its writer waited for room.
+    pub fn blocked(&self, waited: Duration) {
+        self.blocked.inc_by(waited.as_secs_f64());
+    }
+}

@@ -1,0 +1,183 @@
+//! Every metric there is, under `replication_`, in base units.
+//!
+//! Counters and histograms are written by the roads through meters, which keep their children so that
+//! the hot path is an atomic add. Gauges that say how things *stand* (lag, slot, head-room, state) are
+//! not kept here at all: they are read from the roster at each scrape, so that a road that is stuck
+//! cannot leave a good figure standing. What is unknown is absent from the output, never 0.
+
+mod meter;
+mod standing;
+
+use std::sync::Arc;
+
+use prometheus::{
+    CounterVec, Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
+};
+
+pub use meter::{CaptureMeter, DeliverMeter, QueueMeter};
+use standing::Standing;
+
+use crate::{fault::Code, region::Region, roster::Roster};
+
+/// Resolves 1 ms (a region next door) and 900 s (a cable being mended) alike.
+const LATENCY_BUCKETS: [f64; 21] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0, 600.0, 900.0,
+];
+
+/// The metrics of one daemon; a clone is the same metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    captured_transactions: IntCounterVec,
+    captured_changes: IntCounterVec,
+    applied_transactions: IntCounterVec,
+    applied_changes: IntCounterVec,
+    latency: HistogramVec,
+    stale_records: IntCounterVec,
+    redone_batches: IntCounterVec,
+    bytes_produced: IntCounterVec,
+    bytes_consumed: IntCounterVec,
+    queue_fill: GaugeVec,
+    backpressure: CounterVec,
+    retries: IntCounterVec,
+    conflicts: IntCounterVec,
+}
+
+impl Metrics {
+    /// Metrics that read how things stand from `roster`.
+    ///
+    /// # Panics
+    /// Where two metrics have one name: our own mistake, met by every test.
+    pub fn new(roster: Arc<Roster>) -> Self {
+        let registry = Registry::new();
+        let count = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid metric");
+            registry.register(Box::new(counter.clone())).expect("a name of its own");
+            counter
+        };
+        let link = ["from", "stream"];
+        let captured_transactions = count(
+            "replication_captured_transactions_total",
+            "Transactions of this region acknowledged by its Kafka.",
+            &[],
+        );
+        let captured_changes = count(
+            "replication_captured_changes_total",
+            "Changes of this region acknowledged by its Kafka, by table and operation.",
+            &["table", "operation"],
+        );
+        let applied_transactions = count(
+            "replication_applied_transactions_total",
+            "Transactions of another region committed and flushed here.",
+            &link,
+        );
+        let applied_changes = count(
+            "replication_applied_changes_total",
+            "Changes of another region committed here, by table and operation.",
+            &["from", "stream", "table", "operation"],
+        );
+        let stale_records = count(
+            "replication_stale_records_dropped_total",
+            "Late records of a dead writer, behind its successor's barrier, that were passed over.",
+            &link,
+        );
+        let redone_batches = count(
+            "replication_redone_batches_total",
+            "Batches whose effect differed from what they hold and which were redone change by change.",
+            &[],
+        );
+        let bytes_produced = count(
+            "replication_bytes_produced_total",
+            "Bytes of records acknowledged by this region's Kafka, before compression.",
+            &[],
+        );
+        let bytes_consumed = count(
+            "replication_bytes_consumed_total",
+            "Bytes of records read from other regions' Kafka, after decompression.",
+            &[],
+        );
+        let retries = count(
+            "replication_retries_total",
+            "Attempts that failed and were made again, by the code of what stood in the way.",
+            &["class"],
+        );
+        let conflicts = count(
+            "replication_conflicts_total",
+            "Changes that met another row than they were made on, by kind, outcome and table.",
+            &["conflict_type", "resolution", "entity_type"],
+        );
+        let latency = HistogramVec::new(
+            HistogramOpts::new(
+                "replication_end_to_end_latency_seconds",
+                "From a transaction's commit in its region to its commit here, on the two regions' clocks.",
+            )
+            .buckets(LATENCY_BUCKETS.to_vec()),
+            &link,
+        )
+        .expect("a valid metric");
+        let queue_fill = GaugeVec::new(
+            Opts::new("replication_queue_fill_ratio", "How full a queue is, 0 to 1."),
+            &["queue"],
+        )
+        .expect("a valid metric");
+        let backpressure = CounterVec::new(
+            Opts::new("replication_backpressure_seconds_total", "Time spent waiting for room in a queue."),
+            &["queue"],
+        )
+        .expect("a valid metric");
+        registry.register(Box::new(latency.clone())).expect("a name of its own");
+        registry.register(Box::new(queue_fill.clone())).expect("a name of its own");
+        registry.register(Box::new(backpressure.clone())).expect("a name of its own");
+        registry.register(Box::new(Standing::new(roster))).expect("names of their own");
+        Self {
+            captured_transactions,
+            captured_changes,
+            applied_transactions,
+            applied_changes,
+            latency,
+            stale_records,
+            redone_batches,
+            bytes_produced,
+            bytes_consumed,
+            queue_fill,
+            backpressure,
+            retries,
+            conflicts,
+            registry,
+        }
+    }
+
+    /// The source's meter.
+    pub fn capture(&self) -> CaptureMeter {
+        CaptureMeter::new(self)
+    }
+
+    /// A link's meter.
+    pub fn deliver(&self, from: &Region, stream: &str) -> DeliverMeter {
+        DeliverMeter::new(self, from, stream)
+    }
+
+    /// A queue's meter.
+    pub fn queue(&self, name: &str) -> QueueMeter {
+        QueueMeter::new(self, name)
+    }
+
+    /// Counts an attempt that failed for `code` and will be made again.
+    pub fn retry(&self, code: Code) {
+        self.retries.with_label_values(&[code.as_str()]).inc();
+    }
+
+    /// All of it, as a scrape gets it (text format 0.0.4).
+    ///
+    /// # Panics
+    /// Where a metric does not encode: our own mistake, met by every test.
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("metrics encode");
+        String::from_utf8(text).expect("metrics are UTF-8")
+    }
+}
+
+#[cfg(test)]
+mod tests;

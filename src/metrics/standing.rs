@@ -1,0 +1,121 @@
+//! How things stand: gauges read from the roster at each scrape.
+
+use std::sync::Arc;
+
+use prometheus::{
+    GaugeVec, Opts,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+
+use crate::{
+    clock,
+    roster::{Roster, State},
+    stamp::Micros,
+};
+
+/// Reads the roster when it is asked.
+pub(super) struct Standing {
+    roster: Arc<Roster>,
+    descriptions: Vec<Desc>,
+}
+
+struct Gauges {
+    lag: GaugeVec,
+    headroom: GaugeVec,
+    state: GaugeVec,
+    retained: GaugeVec,
+    safe: GaugeVec,
+    seconds_left: GaugeVec,
+}
+
+impl Gauges {
+    fn new() -> Self {
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            GaugeVec::new(Opts::new(name, help), labels).expect("a valid metric")
+        };
+        let link = ["from", "stream"];
+        Self {
+            lag: gauge(
+                "replication_lag_seconds",
+                "Age of the last heartbeat applied here, on this region's clock.",
+                &link,
+            ),
+            headroom: gauge(
+                "replication_buffer_headroom_seconds",
+                "Time until retention deletes the first record this link still needs.",
+                &link,
+            ),
+            state: gauge(
+                "replication_stream_state",
+                "1 for the state a stream is in, 0 for the others; role is source or link.",
+                &["role", "from", "stream", "state"],
+            ),
+            retained: gauge(
+                "replication_slot_retained_bytes",
+                "Write-ahead log the slot keeps this region's server from removing.",
+                &[],
+            ),
+            safe: gauge(
+                "replication_slot_safe_bytes",
+                "What may still be written before the server may invalidate the slot; absent without a limit.",
+                &[],
+            ),
+            seconds_left: gauge(
+                "replication_slot_seconds_to_invalidation",
+                "When that is used up at the present rate of writing.",
+                &[],
+            ),
+        }
+    }
+
+    fn all(&self) -> [&GaugeVec; 6] {
+        [&self.lag, &self.headroom, &self.state, &self.retained, &self.safe, &self.seconds_left]
+    }
+
+    fn read(&self, roster: &Roster, now: Micros) {
+        let set = |gauge: &GaugeVec, labels: &[&str], value: Option<f64>| {
+            if let Some(value) = value {
+                gauge.with_label_values(labels).set(value);
+            }
+        };
+        let state = |role: &str, from: &str, stream: &str, state: &State| {
+            for name in State::NAMES {
+                let here = f64::from(u8::from(name == state.name()));
+                set(&self.state, &[role, from, stream, name], Some(here));
+            }
+        };
+        if let Some(source) = roster.find_source() {
+            state("source", source.region().as_str(), source.stream(), &source.state());
+            set(&self.retained, &[], source.slot_retained_bytes.get().map(|bytes| bytes as f64));
+            set(&self.safe, &[], source.slot_safe_bytes.get().map(|bytes| bytes as f64));
+            set(&self.seconds_left, &[], source.slot_seconds_to_invalidation.get());
+        }
+        for link in roster.links() {
+            let labels = [link.from().as_str(), link.stream()];
+            state("link", labels[0], labels[1], &link.state());
+            set(&self.lag, &labels, link.lag_seconds(now));
+            set(&self.headroom, &labels, link.headroom_seconds.get());
+        }
+    }
+}
+
+impl Standing {
+    pub(super) fn new(roster: Arc<Roster>) -> Self {
+        let gauges = Gauges::new();
+        let descriptions = gauges.all().iter().flat_map(|gauge| gauge.desc()).cloned().collect();
+        Self { roster, descriptions }
+    }
+}
+
+impl Collector for Standing {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let gauges = Gauges::new();
+        gauges.read(&self.roster, clock::now());
+        gauges.all().iter().flat_map(|gauge| gauge.collect()).collect()
+    }
+}

@@ -1,0 +1,106 @@
+use super::*;
+use crate::{change::Operation, progress::Heartbeat, roster::State, stamp::Micros};
+
+fn metrics() -> (Arc<Roster>, Metrics) {
+    let roster = Arc::new(Roster::new("eu-west-1".parse().unwrap()));
+    (roster.clone(), Metrics::new(roster))
+}
+
+fn lines(metrics: &Metrics) -> Vec<String> {
+    metrics.text().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_unknown_is_absent() {
+    let (roster, metrics) = metrics();
+    assert_eq!(metrics.text(), "");
+    let from = "us-east-1".parse().unwrap();
+    let link = roster.link(&from, "main");
+    assert!(lines(&metrics).iter().all(|line| line.starts_with("replication_stream_state{")));
+    link.headroom_seconds.set(12.5);
+    let line = r#"replication_buffer_headroom_seconds{from="us-east-1",stream="main"} 12.5"#;
+    assert!(lines(&metrics).contains(&line.to_owned()));
+    link.headroom_seconds.forget();
+    assert!(!metrics.text().contains("headroom"));
+    roster.source().slot_retained_bytes.set(0);
+    assert!(lines(&metrics).contains(&"replication_slot_retained_bytes 0".to_owned()));
+}
+
+#[test]
+fn lag_is_computed_when_it_is_asked_for() {
+    let (roster, metrics) = metrics();
+    let sent = Micros(clock_seconds_ago(5));
+    roster.link(&"us-east-1".parse().unwrap(), "main").heartbeat.set(Heartbeat { sent, arrived: sent });
+    let text = metrics.text();
+    let lag = text.lines().find(|line| line.starts_with("replication_lag_seconds{")).unwrap();
+    let seconds: f64 = lag.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((5.0..60.0).contains(&seconds), "{lag}");
+}
+
+fn clock_seconds_ago(seconds: i64) -> i64 {
+    crate::clock::now().0 - seconds * 1_000_000
+}
+
+#[test]
+fn meters_add_up_by_table_and_operation() {
+    let (_, metrics) = metrics();
+    let mut capture = metrics.capture();
+    capture.transactions(1);
+    capture.changes("public", "a", Operation::Insert, 2);
+    capture.changes("public", "b", Operation::Delete, 1);
+    capture.changes("public", "a", Operation::Insert, 3);
+    let mut deliver = metrics.deliver(&"us-east-1".parse().unwrap(), "main");
+    deliver.changes("public", "a", Operation::Update, 7);
+    deliver.latency(0.0007);
+    deliver.conflict("insert_exists", "halt", "public.a");
+    metrics.retry(Code::KafkaUnreachable);
+    let mut queue = metrics.queue("capture");
+    queue.fill(0.25);
+    queue.blocked(std::time::Duration::from_millis(1500));
+    let lines = lines(&metrics);
+    for line in [
+        "replication_captured_transactions_total 1",
+        r#"replication_captured_changes_total{operation="insert",table="public.a"} 5"#,
+        r#"replication_captured_changes_total{operation="delete",table="public.b"} 1"#,
+        r#"replication_applied_changes_total{from="us-east-1",operation="update",stream="main",table="public.a"} 7"#,
+        r#"replication_end_to_end_latency_seconds_bucket{from="us-east-1",stream="main",le="0.0005"} 0"#,
+        r#"replication_end_to_end_latency_seconds_bucket{from="us-east-1",stream="main",le="0.001"} 1"#,
+        r#"replication_end_to_end_latency_seconds_bucket{from="us-east-1",stream="main",le="900"} 1"#,
+        r#"replication_conflicts_total{conflict_type="insert_exists",entity_type="public.a",resolution="halt"} 1"#,
+        r#"replication_retries_total{class="LF-KAFKA-UNREACHABLE"} 1"#,
+        r#"replication_queue_fill_ratio{queue="capture"} 0.25"#,
+        r#"replication_backpressure_seconds_total{queue="capture"} 1.5"#,
+    ] {
+        assert!(lines.iter().any(|found| found == line), "missing: {line}\nin:\n{}", lines.join("\n"));
+    }
+}
+
+#[test]
+fn more_tables_than_can_be_named_are_still_counted() {
+    let (_, metrics) = metrics();
+    let mut capture = metrics.capture();
+    for table in 0..1100 {
+        capture.changes("s", &format!("t{table}"), Operation::Insert, 1);
+        capture.changes("s", "t0", Operation::Insert, 1);
+    }
+    let total: u64 = lines(&metrics)
+        .iter()
+        .filter(|line| line.contains("captured_changes_total"))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(total, 2200);
+    assert!(metrics.text().contains(r#"table="(other)"} 100"#));
+}
+
+#[test]
+fn a_stream_is_in_one_state() {
+    let (roster, metrics) = metrics();
+    roster.source().set(State::Running);
+    let lines = lines(&metrics);
+    let of = |state: &str, value: u8| {
+        format!(
+            r#"replication_stream_state{{from="eu-west-1",role="source",state="{state}",stream="main"}} {value}"#
+        )
+    };
+    assert!(lines.contains(&of("running", 1)) && lines.contains(&of("halted", 0)), "{lines:?}");
+}

@@ -1,0 +1,412 @@
+//! Questions to a server's catalogs, with typed answers: what it is set to, what our role may do,
+//! which tables there are, what is published, how a slot stands.
+//!
+//! Every statement runs with no privilege beyond CONNECT, on PostgreSQL 15 to 18, so that `check` can
+//! say what is missing instead of failing on it. Columns that came with a later version are read
+//! through `to_jsonb`, and are unknown before it.
+
+use tokio_postgres::{Client, Row};
+
+use super::fault_of;
+use crate::{
+    fault::{Code, Fault, Result},
+    lsn::Lsn,
+    scope::Scope,
+};
+
+/// The oldest version that is supported: `has_parameter_privilege`, and row filters that are shown.
+pub const VERSION_MIN: i32 = 150_000;
+
+/// What the server is, and how much of what replication needs is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// As a number: 150004 is 15.4.
+    pub version_number: i32,
+    /// As the server writes it.
+    pub version: String,
+    /// `wal_level`.
+    pub wal_level: String,
+    /// `track_commit_timestamp`.
+    pub track_commit_timestamp: bool,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+    /// `max_replication_slots`.
+    pub slots_max: i64,
+    /// Slots there are.
+    pub slots_used: i64,
+    /// `max_wal_senders`.
+    pub senders_max: i64,
+    /// Senders at work.
+    pub senders_used: i64,
+    /// How many origins may be in use at once.
+    pub origins_max: i64,
+    /// Origins there are.
+    pub origins_used: i64,
+    /// `max_slot_wal_keep_size` in bytes; none where it is unlimited.
+    pub slot_keep_bytes: Option<i64>,
+    /// The database we are connected to.
+    pub database: String,
+}
+
+/// Asks what the server is.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
+    let row = one(client, "ask for the server's settings", SERVER_FACTS, &[]).await?;
+    Ok(ServerFacts {
+        version_number: row.get(0),
+        version: row.get(1),
+        wal_level: row.get(2),
+        track_commit_timestamp: row.get(3),
+        in_recovery: row.get(4),
+        slots_max: row.get(5),
+        slots_used: row.get(6),
+        senders_max: row.get(7),
+        senders_used: row.get(8),
+        origins_max: row.get(9),
+        origins_used: row.get(10),
+        slot_keep_bytes: row.get(11),
+        database: row.get(12),
+    })
+}
+
+const SERVER_FACTS: &str = "
+    SELECT current_setting('server_version_num')::int,
+           current_setting('server_version'),
+           current_setting('wal_level'),
+           current_setting('track_commit_timestamp')::bool,
+           pg_is_in_recovery(),
+           current_setting('max_replication_slots')::int8,
+           (SELECT count(*) FROM pg_replication_slots),
+           current_setting('max_wal_senders')::int8,
+           (SELECT count(*) FROM pg_stat_replication),
+           coalesce(current_setting('max_active_replication_origins', true),
+                    current_setting('max_replication_slots'))::int8,
+           (SELECT count(*) FROM pg_replication_origin),
+           (SELECT CASE WHEN setting::int8 < 0 THEN NULL ELSE setting::int8 * 1048576 END
+              FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+           current_database()::text";
+
+/// What our role may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolePrivileges {
+    /// Its name.
+    pub role: String,
+    /// Whether it is a superuser.
+    pub superuser: bool,
+    /// Whether it may read the log: the attribute, or what stands for it on a managed server.
+    pub replication: bool,
+    /// Whether it may `SET session_replication_role`.
+    pub set_replication_role: bool,
+    /// The replication-origin functions it may not execute, with their arguments.
+    pub origin_functions_missing: Vec<String>,
+    /// Whether it may create schemas in the database.
+    pub create_on_database: bool,
+    /// Who owns the schema `landfall`, where it is there.
+    pub schema_owner: Option<String>,
+    /// Whether the role may act as that owner, or create in the schema.
+    pub schema_usable: bool,
+}
+
+/// Asks what our role may do.
+///
+/// # Errors
+/// Where the server does not answer, or is older than [`VERSION_MIN`].
+pub async fn role_privileges(client: &Client) -> Result<RolePrivileges> {
+    let row = one(client, "ask for the role's privileges", ROLE_PRIVILEGES, &[]).await?;
+    Ok(RolePrivileges {
+        role: row.get(0),
+        superuser: row.get(1),
+        replication: row.get(2),
+        set_replication_role: row.get(3),
+        origin_functions_missing: row.get(4),
+        create_on_database: row.get(5),
+        schema_owner: row.get(6),
+        schema_usable: row.get(7),
+    })
+}
+
+const ROLE_PRIVILEGES: &str = "
+    SELECT current_user::text,
+           r.rolsuper,
+           r.rolsuper OR r.rolreplication OR EXISTS (
+               SELECT FROM pg_roles m
+                WHERE m.rolname IN ('rds_replication', 'rds_superuser')
+                  AND pg_has_role(current_user, m.oid, 'USAGE')),
+           has_parameter_privilege('session_replication_role', 'SET'),
+           ARRAY(SELECT p.oid::regprocedure::text FROM pg_proc p
+                  WHERE p.pronamespace = 'pg_catalog'::regnamespace
+                    AND p.proname IN ('pg_replication_origin_create', 'pg_replication_origin_oid',
+                                      'pg_replication_origin_drop',
+                                      'pg_replication_origin_session_setup',
+                                      'pg_replication_origin_session_reset',
+                                      'pg_replication_origin_xact_setup')
+                    AND NOT has_function_privilege(p.oid, 'EXECUTE')
+                  ORDER BY 1),
+           has_database_privilege(current_database(), 'CREATE'),
+           (SELECT pg_get_userbyid(n.nspowner)::text FROM pg_namespace n WHERE n.nspname = 'landfall'),
+           coalesce((SELECT pg_has_role(n.nspowner, 'USAGE') OR has_schema_privilege(n.oid, 'CREATE')
+                       FROM pg_namespace n WHERE n.nspname = 'landfall'), false)
+      FROM pg_roles r WHERE r.rolname = current_user";
+
+/// A table that could be carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableFacts {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// Its owner.
+    pub owner: String,
+    /// Whether its changes are in the log at all: an unlogged table's are not.
+    pub logged: bool,
+    /// `relreplident`: d(efault), i(ndex), f(ull), n(othing).
+    pub identity: char,
+    /// Whether updates and deletes name their row: FULL, or a valid, immediate key of the kind set.
+    pub identity_usable: bool,
+}
+
+/// The tables in scope, by name. Of a partitioned table its partitions, which hold the rows.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn tables_in_scope(client: &Client, scope: &Scope) -> Result<Vec<TableFacts>> {
+    let rows = many(client, "list the tables", TABLES, &[]).await?;
+    let tables = rows.iter().map(|row| TableFacts {
+        schema: row.get(0),
+        table: row.get(1),
+        owner: row.get(2),
+        logged: row.get(3),
+        identity: sign(row, 4),
+        identity_usable: row.get(5),
+    });
+    Ok(tables.filter(|table| scope.holds(&table.schema, &table.table)).collect())
+}
+
+const TABLES: &str = "
+    SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text, c.relpersistence = 'p',
+           c.relreplident::text,
+           CASE c.relreplident
+               WHEN 'f' THEN true
+               WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                                        AND i.indisprimary AND i.indisvalid AND i.indimmediate)
+               WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                                        AND i.indisreplident AND i.indisvalid)
+               ELSE false
+           END
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind = 'r' AND c.relpersistence IN ('p', 'u')
+       AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'landfall')
+     ORDER BY 1, 2";
+
+/// What a publication lets through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicationFacts {
+    /// Its owner.
+    pub owner: String,
+    /// `FOR ALL TABLES`.
+    pub all_tables: bool,
+    /// Whether inserts, updates, deletes and truncates all pass.
+    pub operations_missing: Vec<&'static str>,
+    /// `publish_via_partition_root`.
+    pub via_root: bool,
+    /// What it publishes now.
+    pub tables: Vec<PublishedTable>,
+}
+
+impl PublicationFacts {
+    /// The table's place in it.
+    pub fn find(&self, schema: &str, table: &str) -> Option<&PublishedTable> {
+        self.tables.iter().find(|published| published.schema == schema && published.table == table)
+    }
+}
+
+/// A table in a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedTable {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// The condition rows must meet to be published.
+    pub row_filter: Option<String>,
+    /// Columns of the table (generated ones apart) that are not published.
+    pub columns_left_out: Vec<String>,
+}
+
+/// A publication, where there is one of that name.
+///
+/// # Errors
+/// Where the server does not answer, or is older than [`VERSION_MIN`].
+pub async fn publication(client: &Client, name: &str) -> Result<Option<PublicationFacts>> {
+    let Some(row) = many(client, "look at the publication", PUBLICATION, &[&name]).await?.into_iter().next()
+    else {
+        return Ok(None);
+    };
+    let rows = many(client, "list the publication's tables", PUBLISHED_TABLES, &[&name]).await?;
+    let tables = rows.iter().map(|row| PublishedTable {
+        schema: row.get(0),
+        table: row.get(1),
+        row_filter: row.get(2),
+        columns_left_out: row.get(3),
+    });
+    let operations = [("insert", 2), ("update", 3), ("delete", 4), ("truncate", 5)];
+    Ok(Some(PublicationFacts {
+        owner: row.get(0),
+        all_tables: row.get(1),
+        operations_missing: operations
+            .into_iter()
+            .filter(|(_, at)| !row.get::<_, bool>(*at))
+            .map(|(name, _)| name)
+            .collect(),
+        via_root: row.get(6),
+        tables: tables.collect(),
+    }))
+}
+
+const PUBLICATION: &str = "
+    SELECT pg_get_userbyid(pubowner)::text, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate,
+           pubviaroot
+      FROM pg_publication WHERE pubname = $1";
+
+const PUBLISHED_TABLES: &str = "
+    SELECT t.schemaname::text, t.tablename::text, t.rowfilter,
+           ARRAY(SELECT a.attname::text FROM pg_attribute a
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+                    AND NOT a.attname = ANY (t.attnames)
+                  ORDER BY a.attnum)
+      FROM pg_publication_tables t
+      JOIN pg_namespace n ON n.nspname = t.schemaname
+      JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+     WHERE t.pubname = $1
+     ORDER BY 1, 2";
+
+/// How a logical slot stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotFacts {
+    /// Its output plugin; none for a physical slot.
+    pub plugin: Option<String>,
+    /// Its database; none for a physical slot.
+    pub database: Option<String>,
+    /// The process that reads it.
+    pub active_pid: Option<i32>,
+    /// From where on the server keeps its log for it; none once it is lost.
+    pub restart: Option<Lsn>,
+    /// What was confirmed to it.
+    pub confirmed_flush: Option<Lsn>,
+    /// reserved, extended, unreserved or lost.
+    pub wal_status: Option<String>,
+    /// What may still be written before it is in danger; none where there is no limit, or it is lost.
+    pub safe_wal_bytes: Option<i64>,
+    /// What the server keeps for it.
+    pub retained_bytes: Option<i64>,
+    /// Why it was invalidated, where the version tells (17 on; on 16 only that it conflicted).
+    pub invalidation: Option<String>,
+    /// Whether it follows its primary's slot (17 on): it cannot be read here then.
+    pub synced: bool,
+}
+
+impl SlotFacts {
+    /// Whether it can never be read again.
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost") || self.invalidation.is_some()
+    }
+}
+
+/// A slot, where there is one of that name.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotFacts>> {
+    let rows = many(client, "look at the slot", SLOT, &[&name]).await?;
+    let facts = |row: &Row| -> Result<SlotFacts> {
+        Ok(SlotFacts {
+            plugin: row.get(0),
+            database: row.get(1),
+            active_pid: row.get(2),
+            restart: lsn(row, 3)?,
+            confirmed_flush: lsn(row, 4)?,
+            wal_status: row.get(5),
+            safe_wal_bytes: row.get(6),
+            retained_bytes: row.get(7),
+            invalidation: row.get(8),
+            synced: row.get(9),
+        })
+    };
+    rows.first().map(facts).transpose()
+}
+
+const SLOT: &str = "
+    SELECT s.plugin::text, s.database::text, s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text,
+           s.wal_status, s.safe_wal_size,
+           (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+               - s.restart_lsn)::int8,
+           coalesce(to_jsonb(s)->>'invalidation_reason',
+                    CASE WHEN (to_jsonb(s)->>'conflicting')::bool THEN 'conflicting' END),
+           coalesce((to_jsonb(s)->>'synced')::bool, false)
+      FROM pg_replication_slots s WHERE s.slot_name = $1";
+
+/// Where the server's log ends: what is written, or on a standby replayed.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn current_lsn(client: &Client) -> Result<Lsn> {
+    let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                           ELSE pg_current_wal_lsn() END::text";
+    let row = one(client, "ask where the log ends", sql, &[]).await?;
+    lsn(&row, 0)?.ok_or_else(|| Fault::new(Code::DatabaseUnreachable, "the standby has replayed nothing yet"))
+}
+
+/// Which server, and which of its lives, the log comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Given by initdb; kept by standbys and restored copies.
+    pub system_identifier: u64,
+    /// Raised by every promotion and point-in-time recovery.
+    pub timeline: u32,
+}
+
+/// Asks which server it is. The timeline is read from the name of the file being written, since the
+/// control file's is that of the last checkpoint, which a promotion does not wait for.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn system_identity(client: &Client) -> Result<SystemIdentity> {
+    let sql = "SELECT system_identifier::text,
+                      CASE WHEN pg_is_in_recovery() THEN NULL
+                           ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
+                      (SELECT timeline_id FROM pg_control_checkpoint())
+                 FROM pg_control_system()";
+    let row = one(client, "ask which server it is", sql, &[]).await?;
+    let strange =
+        || Fault::new(Code::Internal, "the server names itself in a way this version does not know");
+    // The server shows its unsigned identifier as a signed one.
+    let system: i64 = row.get::<_, String>(0).parse().map_err(|_| strange())?;
+    let control: i32 = row.get(2);
+    let timeline = match row.get::<_, Option<String>>(1) {
+        Some(digits) => u32::from_str_radix(&digits, 16).map_err(|_| strange())?,
+        None => control.cast_unsigned(),
+    };
+    Ok(SystemIdentity { system_identifier: system.cast_unsigned(), timeline })
+}
+
+type Parameter<'a> = &'a (dyn tokio_postgres::types::ToSql + Sync);
+
+async fn many(client: &Client, what: &str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>> {
+    client.query(sql, parameters).await.map_err(|error| fault_of(&error).at(what))
+}
+
+async fn one(client: &Client, what: &str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row> {
+    client.query_one(sql, parameters).await.map_err(|error| fault_of(&error).at(what))
+}
+
+fn lsn(row: &Row, at: usize) -> Result<Option<Lsn>> {
+    let text: Option<&str> = row.get(at);
+    let parsed = text.map(str::parse).transpose();
+    parsed.map_err(|error: crate::lsn::InvalidLsn| Fault::new(Code::Internal, error.to_string()))
+}
+
+fn sign(row: &Row, at: usize) -> char {
+    row.get::<_, &str>(at).chars().next().unwrap_or(' ')
+}

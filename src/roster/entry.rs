@@ -1,0 +1,276 @@
+//! What one road writes on the board: its state, and its figures.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::Figure;
+use crate::{
+    clock,
+    fault::{Code, Fault},
+    lsn::Lsn,
+    names,
+    position::Sequence,
+    progress::Heartbeat,
+    region::Region,
+    stamp::Micros,
+};
+
+/// What a road is doing.
+///
+/// ```text
+/// Starting ──▶ Running ◀──▶ Retrying ──▶ Halted
+///    └──▶ Standby ──▶ Starting             └──▶ Starting, once a person has acted
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Connecting, checking, reading where to go on.
+    Starting,
+    /// Moving, or ready to.
+    Running,
+    /// Another daemon does this work; this one takes over when that one is gone.
+    Standby {
+        /// Since when.
+        since: Micros,
+        /// Who holds it.
+        why: String,
+    },
+    /// Something went wrong that may heal.
+    Retrying {
+        /// What was being done and what stood in the way.
+        fault: String,
+        /// Its code.
+        code: Code,
+        /// The attempt that failed, counted from 1.
+        attempt: u32,
+    },
+    /// Stopped until a person has acted.
+    Halted {
+        /// Its code.
+        code: Code,
+        /// What was being done and what stood in the way.
+        message: String,
+        /// What a person does about it.
+        remedy: String,
+    },
+}
+
+impl State {
+    /// Every name a state can have.
+    pub const NAMES: [&str; 5] = ["starting", "running", "standby", "retrying", "halted"];
+
+    /// The state after a fault that may heal.
+    pub fn retrying(fault: &Fault, attempt: u32) -> Self {
+        Self::Retrying { fault: fault.message(), code: fault.code(), attempt }
+    }
+
+    /// The state after a fault that only a person mends.
+    pub fn halted(fault: &Fault) -> Self {
+        Self::Halted { code: fault.code(), message: fault.message(), remedy: fault.remedy().to_owned() }
+    }
+
+    /// The state of one who waits for another daemon to be gone.
+    pub fn standby(why: impl Into<String>) -> Self {
+        Self::Standby { since: clock::now(), why: why.into() }
+    }
+
+    /// As printed in metrics and status.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Standby { .. } => "standby",
+            Self::Retrying { .. } => "retrying",
+            Self::Halted { .. } => "halted",
+        }
+    }
+
+    /// The code of what went wrong, where something did.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Starting | Self::Running | Self::Standby { .. } => None,
+            Self::Retrying { code, .. } | Self::Halted { code, .. } => Some(*code),
+        }
+    }
+}
+
+/// A state, and since when a road has been in it.
+#[derive(Debug)]
+pub struct StateEntry {
+    road: String,
+    now: Mutex<(State, Micros)>,
+}
+
+impl StateEntry {
+    fn new(road: String) -> Self {
+        Self { road, now: Mutex::new((State::Starting, clock::now())) }
+    }
+
+    /// Changes the state. A transition is logged here and nowhere else; another attempt at what
+    /// failed for the same code is none.
+    pub fn set(&self, state: State) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let moved = now.0.name() != state.name() || now.0.code() != state.code();
+        let road = self.road.as_str();
+        match &state {
+            _ if !moved => tracing::debug!(road, state = ?state, "still"),
+            State::Starting => tracing::info!(road, "starting"),
+            State::Running => tracing::info!(road, "running"),
+            State::Standby { why, .. } => tracing::info!(road, why, "standing by"),
+            State::Retrying { fault, code, attempt } => {
+                tracing::warn!(road, %code, attempt, next = code.remedy(), "{fault}");
+            }
+            State::Halted { code, message, remedy } => {
+                tracing::error!(road, %code, next = remedy, "halted: {message}");
+            }
+        }
+        let since = if moved { clock::now() } else { now.1 };
+        *now = (state, since);
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Since when.
+    pub fn state_since(&self) -> Micros {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
+/// The source's place on the board.
+#[derive(Debug)]
+pub struct SourceEntry {
+    entry: StateEntry,
+    region: Region,
+    stream: OnceLock<String>,
+    /// Up to where the database's log has been read.
+    pub captured: Figure<Lsn>,
+    /// Up to where the database was told that it may release its log.
+    pub confirmed: Figure<Lsn>,
+    /// The log the slot keeps the server from removing.
+    pub slot_retained_bytes: Figure<u64>,
+    /// What may still be written before the slot is in danger; unknown where the server sets no limit.
+    pub slot_safe_bytes: Figure<u64>,
+    /// When that will be used up at the present rate of writing.
+    pub slot_seconds_to_invalidation: Figure<f64>,
+    /// The last record given to Kafka.
+    pub appended: Figure<Sequence>,
+    /// The last record Kafka has acknowledged, with all before it.
+    pub acked: Figure<Sequence>,
+    /// How full the queue to Kafka is, 0 to 1.
+    pub queue_fill: Figure<f64>,
+    /// When a record was last acknowledged.
+    pub last_append: Figure<Micros>,
+    /// What a person should know though nothing has stopped: tables in scope that are not published.
+    pub warnings: Figure<Vec<String>>,
+}
+
+impl SourceEntry {
+    pub(super) fn new(region: Region) -> Self {
+        Self {
+            entry: StateEntry::new(format!("source {region}")),
+            region,
+            stream: OnceLock::new(),
+            captured: Figure::default(),
+            confirmed: Figure::default(),
+            slot_retained_bytes: Figure::default(),
+            slot_safe_bytes: Figure::default(),
+            slot_seconds_to_invalidation: Figure::default(),
+            appended: Figure::default(),
+            acked: Figure::default(),
+            queue_fill: Figure::default(),
+            last_append: Figure::default(),
+            warnings: Figure::default(),
+        }
+    }
+
+    /// The region whose changes it reads: the daemon's own.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Says which stream it writes; only the first word counts.
+    pub fn name_stream(&self, stream: &str) {
+        self.stream.get_or_init(|| stream.to_owned());
+    }
+
+    /// The stream it writes.
+    pub fn stream(&self) -> &str {
+        self.stream.get().map_or(names::STREAM, String::as_str)
+    }
+}
+
+impl std::ops::Deref for SourceEntry {
+    type Target = StateEntry;
+
+    fn deref(&self) -> &StateEntry {
+        &self.entry
+    }
+}
+
+/// A link's place on the board.
+#[derive(Debug)]
+pub struct LinkEntry {
+    entry: StateEntry,
+    from: Region,
+    stream: String,
+    /// The last record that is applied *and flushed*.
+    pub applied: Figure<Sequence>,
+    /// The source's position there, as text.
+    pub position: Figure<String>,
+    /// The last heartbeat that was applied.
+    pub heartbeat: Figure<Heartbeat>,
+    /// How long until retention deletes the first record this link still needs.
+    pub headroom_seconds: Figure<f64>,
+    /// Where the topic ends.
+    pub end_offset: Figure<i64>,
+    /// How many records of the topic, by offset, this link has not applied.
+    pub offset_lag: Figure<u64>,
+    /// Whether a transaction larger than memory is open in the target.
+    pub transaction_open: Figure<bool>,
+    /// What the link waits for: who holds the lock, which setting forbids.
+    pub blocked_by: Figure<String>,
+}
+
+impl LinkEntry {
+    pub(super) fn new(from: Region, stream: &str) -> Self {
+        Self {
+            entry: StateEntry::new(format!("link {from}/{stream}")),
+            from,
+            stream: stream.to_owned(),
+            applied: Figure::default(),
+            position: Figure::default(),
+            heartbeat: Figure::default(),
+            headroom_seconds: Figure::default(),
+            end_offset: Figure::default(),
+            offset_lag: Figure::default(),
+            transaction_open: Figure::default(),
+            blocked_by: Figure::default(),
+        }
+    }
+
+    /// The region the changes come from.
+    pub fn from(&self) -> &Region {
+        &self.from
+    }
+
+    /// The stream it reads.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// How old the last applied heartbeat is: what the target shows is at least as new as the source
+    /// was then. None before the first. Both times are read on different clocks; where the other one
+    /// goes ahead of ours, the answer is 0, not negative.
+    pub fn lag_seconds(&self, now: Micros) -> Option<f64> {
+        self.heartbeat.get().map(|beat| now.seconds_since(beat.sent).max(0.0))
+    }
+}
+
+impl std::ops::Deref for LinkEntry {
+    type Target = StateEntry;
+
+    fn deref(&self) -> &StateEntry {
+        &self.entry
+    }
+}
