@@ -3,7 +3,7 @@
 mod reader;
 mod writer;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
     Offset as KafkaOffset, TopicPartitionList,
@@ -16,7 +16,7 @@ pub use writer::{KafkaWriter, WriterLimits};
 use crate::{
     changelog::{Bounds, Log},
     fault::{Code, Fault, Result},
-    kafka::{Cluster, REQUEST_TIMEOUT, TopicRules, ensure_topic, fault_of},
+    kafka::{Cluster, REQUEST_TIMEOUT, TopicRules, ensure_topic, fault_of, topic_facts},
     position::Offset,
     task,
 };
@@ -105,6 +105,11 @@ impl Log for KafkaLog {
         });
         let (low, high) = bounds.await?;
         Ok(Some(Bounds { low: Offset(low), high: Offset(high) }))
+    }
+
+    async fn retention(&self) -> Result<Option<Duration>> {
+        let facts = topic_facts(&self.cluster, &self.topic).await?;
+        Ok(facts.and_then(|facts| facts.retention()))
     }
 
     fn writer(&self) -> Result<KafkaWriter> {

@@ -1,6 +1,9 @@
 //! A log in memory: the same promises, for the contract suite and for pipelines under test.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -68,6 +71,10 @@ impl Log for MemoryLog {
         let state = self.state();
         let high = state.low + state.entries.len() as i64;
         Ok(Some(Bounds { low: Offset(state.low), high: Offset(high) }))
+    }
+
+    async fn retention(&self) -> Result<Option<Duration>> {
+        Ok(None)
     }
 
     fn writer(&self) -> Result<MemoryWriter> {

@@ -4,7 +4,7 @@
 pub mod kafka;
 pub mod memory;
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 
@@ -56,6 +56,9 @@ pub trait Log: Send + Sync + 'static {
     /// [`Code::PartitionsChanged`](crate::fault::Code::PartitionsChanged) where it is not one log
     /// any more; unreachable.
     fn bounds(&self) -> impl Future<Output = Result<Option<Bounds>>> + Send;
+
+    /// How long it keeps a record at least; none where for ever, or unknown.
+    fn retention(&self) -> impl Future<Output = Result<Option<Duration>>> + Send;
 
     /// Opens it for appending. Does not keep others from appending: epochs do.
     fn writer(&self) -> Result<Self::Writer>;

@@ -2,4 +2,4 @@
 //! another region's log into this region's database.
 
 pub mod capture;
-// pub mod deliver;
+pub mod deliver;

@@ -1,0 +1,369 @@
+//! Records into batches: whole transactions together, a transaction larger than memory slice by slice.
+//!
+//! ```text
+//! records    S c c C │ h │ c C │ c c c c c c c c … C │ i      S schema  C last change  h heartbeat
+//! steps      [ whole ]     [w]   [slice][slice][last]          i idle
+//! batches    [   one batch   ]   [batch][batch][batch][batch: only the place]
+//! ```
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    change::{Change, Frame, Ordered, Shape, TransactionHead},
+    envelope::{
+        Flags, Header, Kind,
+        body::{self, Abort, Commit, HeartbeatBody, Idle},
+        decode::{self, Decoded, Shapes, Unreadable},
+    },
+    fault::{Code, Fault, Result},
+    position::{Incarnation, Offset, Position, Sequence},
+    progress::{Cursor, Heartbeat},
+    region::Region,
+    sink::{Batch, Grouping, Step},
+    stamp::Micros,
+};
+
+/// When a batch is full.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Changes. A batch of 500 to 5,000 costs the same per change; fewer keep locks short.
+    pub changes: usize,
+    /// Bytes in memory. A batch being applied, one waiting and one being filled exist at once.
+    pub bytes: usize,
+}
+
+/// A place alone, without changes, is worth a commit only so often: each is a write that the target's
+/// own log carries.
+const PLACE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What comes out.
+#[derive(Debug)]
+pub enum Output {
+    /// To be applied.
+    Batch(Batch),
+    /// The open target transaction is void: the source will never send its rest.
+    Abandon,
+}
+
+enum Item {
+    Step(Step),
+    Abandon,
+}
+
+/// Takes records in the order that counts, gives batches.
+pub struct Assembler {
+    incarnation: Incarnation,
+    limits: BatchLimits,
+    shapes: Shapes,
+    fresh_shapes: Vec<Arc<Shape>>,
+    /// The last record taken.
+    cursor: Cursor,
+    /// What the sink's progress will be once everything given so far is applied.
+    after: Sequence,
+    open: Option<Open>,
+    parts: Vec<u8>,
+    /// What this target already has: an anchor made the source send it again.
+    has: Option<Position>,
+    items: VecDeque<Item>,
+    changes: usize,
+    bytes: usize,
+    heartbeat: Option<Heartbeat>,
+    /// When a place was last given.
+    placed_at: Instant,
+}
+
+/// A transaction begun and not ended.
+struct Open {
+    head: TransactionHead,
+    changes: Vec<Ordered>,
+    bytes: usize,
+    last_ordinal: u64,
+    /// Nothing of it has been given yet.
+    first: bool,
+    skip: bool,
+}
+
+impl Assembler {
+    /// Goes on behind `cursor`, knowing `shapes`.
+    pub fn new(
+        incarnation: Incarnation,
+        cursor: Cursor,
+        shapes: Vec<Arc<Shape>>,
+        limits: BatchLimits,
+    ) -> Self {
+        Self {
+            incarnation,
+            limits,
+            shapes: shapes.into_iter().map(|shape| (shape.fingerprint(), shape)).collect(),
+            fresh_shapes: Vec::new(),
+            cursor,
+            after: cursor.sequence,
+            open: None,
+            parts: Vec::new(),
+            has: None,
+            items: VecDeque::new(),
+            changes: 0,
+            bytes: 0,
+            heartbeat: None,
+            placed_at: Instant::now(),
+        }
+    }
+
+    /// The last record taken.
+    pub fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// A writer's barrier was passed.
+    pub fn barrier(&mut self, header: &Header, offset: Offset) {
+        self.cursor.epoch = header.epoch;
+        self.cursor.offset = offset;
+    }
+
+    /// The sequence goes on at `next`; transactions up to the place reached are sent again.
+    pub fn anchored(&mut self, next: Sequence) {
+        self.cursor.sequence = Sequence(next.0 - 1);
+        self.has = self.cursor.position;
+        self.open = None;
+    }
+
+    /// Whether as much waits as a batch may hold.
+    pub fn is_full(&self) -> bool {
+        self.changes >= self.limits.changes || self.bytes >= self.limits.bytes
+    }
+
+    /// Whether something is worth giving.
+    pub fn is_ready(&self) -> bool {
+        !self.items.is_empty() || self.is_full() || self.heartbeat.is_some() || self.is_place_due()
+    }
+
+    fn is_place_due(&self) -> bool {
+        self.open.is_none() && self.cursor.sequence > self.after && self.placed_at.elapsed() >= PLACE_INTERVAL
+    }
+
+    /// Takes the next record that counts.
+    ///
+    /// # Errors
+    /// [`Code::RecordCorrupt`] where it is not what its kind must be.
+    pub fn take(&mut self, header: &Header, offset: Offset, value: &Bytes, now: Micros) -> Result<()> {
+        let corrupt = |error: Unreadable| {
+            let place = format!("{} record {} at {offset}", header.kind, header.sequence);
+            Fault::new(Code::RecordCorrupt, place).because(error)
+        };
+        let mut position = self.cursor.position;
+        let mut ended = false;
+        match header.kind {
+            Kind::Change => {
+                ended = self.change(decode::change(value, &self.shapes).map_err(corrupt)?, header, offset)?;
+            }
+            Kind::Truncate => {
+                ended =
+                    self.change(decode::truncate(value, &self.shapes).map_err(corrupt)?, header, offset)?;
+            }
+            Kind::Part => {
+                if header.flags.has(Flags::PART_FIRST) {
+                    self.parts.clear();
+                }
+                self.parts.extend_from_slice(value);
+                if header.flags.has(Flags::PART_LAST) {
+                    let whole = Bytes::from(std::mem::take(&mut self.parts));
+                    ended =
+                        self.change(decode::change(&whole, &self.shapes).map_err(corrupt)?, header, offset)?;
+                }
+            }
+            Kind::Commit => {
+                let body: Commit = body::from_value(value).map_err(|error| corrupt(error.into()))?;
+                let open =
+                    self.open.as_mut().ok_or_else(|| misplaced(header, offset, "no transaction is open"))?;
+                open.head.position = body.position;
+                ended = true;
+            }
+            Kind::Abort => {
+                body::from_value::<Abort>(value).map_err(|error| corrupt(error.into()))?;
+                if self.open.take().is_some_and(|open| !open.first) {
+                    self.items.push_back(Item::Abandon);
+                }
+            }
+            Kind::Schema => {
+                let (fingerprint, shape) = decode::schema(value).map_err(corrupt)?;
+                if self.shapes.insert(fingerprint, Arc::clone(&shape)).is_none() {
+                    self.fresh_shapes.push(shape);
+                }
+            }
+            Kind::Heartbeat => {
+                let body: HeartbeatBody = body::from_value(value).map_err(|error| corrupt(error.into()))?;
+                self.heartbeat = Some(Heartbeat { sent: body.beat.sent, arrived: now });
+                position = Some(body.position);
+            }
+            Kind::Idle => {
+                let body: Idle = body::from_value(value).map_err(|error| corrupt(error.into()))?;
+                position = Some(body.position);
+            }
+            Kind::Genesis => {
+                let body: body::Genesis = body::from_value(value).map_err(|error| corrupt(error.into()))?;
+                position = Some(body.consistent);
+            }
+            // Nobody writes these yet: one that comes is from a newer version, and counts.
+            Kind::Chunk | Kind::Watermark | Kind::Barrier => {
+                return Err(misplaced(header, offset, "this version does not know what to do with it"));
+            }
+        }
+        self.cursor = Cursor { sequence: header.sequence, epoch: header.epoch, offset, position };
+        if ended {
+            self.end();
+        } else if self.open.as_ref().is_some_and(|open| self.exceeds(open)) {
+            self.slice();
+        }
+        Ok(())
+    }
+
+    /// Whether the open transaction alone fills a batch.
+    fn exceeds(&self, open: &Open) -> bool {
+        open.changes.len() >= self.limits.changes || open.bytes >= self.limits.bytes
+    }
+
+    /// Adds a change to its transaction; says whether it was the last.
+    fn change(&mut self, decoded: Decoded, header: &Header, offset: Offset) -> Result<bool> {
+        let Position::Postgres(at) = decoded.position;
+        if header.flags.has(Flags::FIRST) {
+            if self.open.is_some() {
+                return Err(misplaced(header, offset, "it begins a transaction inside another"));
+            }
+            let origin: Region = decoded
+                .origin
+                .parse()
+                .map_err(|error| misplaced(header, offset, "its origin is no region").because(error))?;
+            // A transaction's commit record begins before it ends: whoever is beyond its beginning has it.
+            let skip = self.has.is_some_and(|Position::Postgres(has)| has.end > at.commit);
+            if !skip {
+                self.has = None;
+            }
+            self.open = Some(Open {
+                head: TransactionHead { position: decoded.position, time: at.time, origin },
+                changes: Vec::new(),
+                bytes: 0,
+                last_ordinal: 0,
+                first: true,
+                skip,
+            });
+        }
+        let open = self.open.as_mut().ok_or_else(|| misplaced(header, offset, "no transaction is open"))?;
+        let Position::Postgres(begun) = open.head.position;
+        if (begun.commit, begun.xid) != (at.commit, at.xid) {
+            return Err(misplaced(
+                header,
+                offset,
+                "it belongs to another transaction than the one that is open",
+            ));
+        }
+        let first = open.first && open.changes.is_empty();
+        if !first && decoded.ordinal <= open.last_ordinal {
+            return Err(misplaced(header, offset, "its ordinal goes back within its transaction"));
+        }
+        open.last_ordinal = decoded.ordinal;
+        let last = header.flags.has(Flags::LAST);
+        if last {
+            open.head.position = decoded.position;
+        }
+        if !open.skip {
+            let weight = weight(&decoded.change);
+            open.bytes += weight;
+            open.changes.push(Ordered { ordinal: decoded.ordinal, change: decoded.change });
+            self.bytes += weight;
+            self.changes += 1;
+        }
+        Ok(last)
+    }
+
+    /// The open transaction is complete.
+    fn end(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        self.cursor.position = Some(open.head.position);
+        if open.skip {
+            return;
+        }
+        let frame = Frame { head: open.head, changes: open.changes, first: open.first, last: true };
+        self.items.push_back(Item::Step(Step { frame, through: self.cursor }));
+    }
+
+    /// What there is of the open transaction goes ahead.
+    fn slice(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let frame = Frame {
+            head: open.head.clone(),
+            changes: std::mem::take(&mut open.changes),
+            first: std::mem::replace(&mut open.first, false),
+            last: false,
+        };
+        open.bytes = 0;
+        self.items.push_back(Item::Step(Step { frame, through: self.cursor }));
+    }
+
+    /// The next thing to do, where there is one.
+    pub fn give(&mut self) -> Option<Output> {
+        if matches!(self.items.front(), Some(Item::Abandon)) {
+            self.items.pop_front();
+            return Some(Output::Abandon);
+        }
+        let mut steps = Vec::new();
+        while let Some(Item::Step(step)) = self.items.front() {
+            let whole = step.frame.is_whole();
+            if !whole && !steps.is_empty() {
+                break;
+            }
+            if let Some(Item::Step(step)) = self.items.pop_front() {
+                self.changes -= step.frame.changes.len();
+                self.bytes -= step.frame.changes.iter().map(|ordered| weight(&ordered.change)).sum::<usize>();
+                steps.push(step);
+            }
+            if !whole {
+                break;
+            }
+        }
+        let all_given = self.items.is_empty() && self.open.is_none();
+        let through = match steps.last() {
+            // Records that change nothing have followed: the place behind them is as good.
+            _ if all_given => self.cursor,
+            Some(step) => step.through,
+            None => return None,
+        };
+        if steps.is_empty() && self.heartbeat.is_none() && !self.is_place_due() {
+            return None;
+        }
+        let after = self.after;
+        let open = steps.last().is_some_and(|step| !step.frame.last);
+        let mut heartbeat = None;
+        if !open {
+            self.after = through.sequence;
+            self.placed_at = Instant::now();
+            if all_given {
+                heartbeat = self.heartbeat.take();
+            }
+        }
+        Some(Output::Batch(Batch {
+            incarnation: self.incarnation,
+            after,
+            through,
+            steps,
+            shapes: std::mem::take(&mut self.fresh_shapes),
+            heartbeat,
+            grouping: Grouping::Many,
+            more: !all_given,
+        }))
+    }
+}
+
+fn weight(change: &Change) -> usize {
+    change.weight()
+}
+
+fn misplaced(header: &Header, offset: Offset, why: &str) -> Fault {
+    let place = format!("{} record {} at {offset}", header.kind, header.sequence);
+    Fault::new(Code::RecordCorrupt, format!("{place}: {why}"))
+}

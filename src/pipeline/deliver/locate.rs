@@ -1,0 +1,66 @@
+//! Where in a log a sink goes on, and the named ways in which it cannot. Never a reset.
+
+use crate::{
+    changelog::{Bounds, Log, Reader},
+    fault::{Code, Fault, Result},
+    position::Offset,
+    progress::Progress,
+};
+
+/// Finds the offset to read from.
+///
+/// # Errors
+/// The place is not in the log any more, or the log is another: each with its code and the range.
+pub(super) async fn locate<L: Log>(log: &L, progress: Option<&Progress>) -> Result<Offset> {
+    let bounds = log.bounds().await?;
+    let Some(progress) = progress else {
+        let bounds = bounds.ok_or_else(|| {
+            Fault::new(Code::KafkaRejected, "the stream's topic does not exist yet: its source has not begun")
+        })?;
+        if bounds.low > Offset(0) {
+            let message = format!(
+                "nothing of the stream was applied here, and its records before {} are gone",
+                bounds.low
+            );
+            return Err(Fault::new(Code::GenesisGone, message));
+        }
+        return Ok(bounds.low);
+    };
+    let at = progress.through;
+    let stream =
+        format!("incarnation {}, applied through {} at {}", progress.incarnation, at.sequence, at.offset);
+    let Some(bounds) = bounds else {
+        return Err(Fault::new(Code::TopicLost, format!("the topic does not exist; {stream}")));
+    };
+    let next = Offset(at.offset.0 + 1);
+    if next > bounds.high {
+        return Err(beyond(log, bounds, progress, &stream).await);
+    }
+    if next < bounds.low {
+        let message =
+            format!("records from {next} to before {} are gone from the topic; {stream}", bounds.low);
+        return Err(Fault::new(Code::RetentionPassed, message));
+    }
+    // From the record at the place itself, where it is still there: it proves that the topic is the same.
+    Ok(at.offset.max(bounds.low))
+}
+
+/// The place is beyond the topic's end: another topic, or one that lost records?
+async fn beyond<L: Log>(log: &L, bounds: Bounds, progress: &Progress, stream: &str) -> Fault {
+    let ends = format!("the topic ends at offset {}; {stream}", bounds.high.0 - 1);
+    let same = match first(log, bounds).await {
+        Ok(Some(incarnation)) => incarnation == progress.incarnation,
+        Ok(None) => bounds.low > Offset(0),
+        Err(fault) => return fault,
+    };
+    Fault::new(if same { Code::PositionBeyondEnd } else { Code::TopicLost }, ends)
+}
+
+/// The incarnation of the oldest record kept, where it is one of ours.
+async fn first<L: Log>(log: &L, bounds: Bounds) -> Result<Option<crate::position::Incarnation>> {
+    if bounds.low == bounds.high {
+        return Ok(None);
+    }
+    let entries = log.reader(bounds.low)?.read().await?;
+    Ok(entries.first().and_then(|entry| entry.header.as_ref().ok()).map(|header| header.incarnation))
+}

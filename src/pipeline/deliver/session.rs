@@ -1,0 +1,408 @@
+//! One session of delivering: from taking hold of the target to the first fault, or the stop.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    DeliverParams,
+    assemble::{Assembler, Output},
+    locate::locate,
+};
+use crate::{
+    changelog::{Entry, Log, Reader},
+    clock,
+    envelope::{
+        Broken, Kind, Tracker, Verdict,
+        body::{self, Barrier},
+    },
+    fault::{Code, Fault, Result},
+    metrics::{DeliverMeter, Metrics},
+    position::{Offset, Position, Sequence, WriterEpoch},
+    progress::{Cursor, Heartbeat, Progress},
+    roster::{LinkEntry, State},
+    sink::{Batch, Claim, Sink},
+    stamp::Micros,
+    task::{self, Stop},
+};
+
+/// How often the log is looked at, and the target shown that this sink lives.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// How often, at least, what is flushed is asked for.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) async fn run<L: Log, S: Sink>(
+    params: &DeliverParams,
+    log: &Arc<L>,
+    sink: &mut S,
+    entry: &Arc<LinkEntry>,
+    metrics: &Metrics,
+    stop: Stop,
+    running: &mut bool,
+) -> Result<()> {
+    // Before anything is claimed: while the log is out of reach there is nothing to apply.
+    log.bounds().await?;
+    let claim = sink.claim().await?;
+    let from = locate(log.as_ref(), claim.progress.as_ref()).await?;
+    let reader = log.reader(from)?;
+    let (give, take) = mpsc::channel(1);
+    let meter = metrics.deliver(&params.from, &params.stream);
+    let reading = Reading::new(params, reader, claim.clone(), meter.clone(), give);
+    let reading = Guarded(task::spawn("link reader", reading.run()));
+    *running = true;
+    entry.set(State::Running);
+    let mut applying = Applying {
+        params,
+        sink,
+        log: log.as_ref(),
+        entry,
+        meter,
+        take,
+        open_since: None,
+        untold: VecDeque::new(),
+        appended: None,
+        offset: claim.progress.as_ref().map(|progress| progress.through.offset),
+    };
+    applying.show(claim.progress.as_ref());
+    let retention = log.retention().await?;
+    let outcome = applying.run(stop, retention).await;
+    let outcome = match outcome {
+        // The reader went away: it knows why.
+        Err(fault) if fault.code() == Code::Stopping => match reading.join().await {
+            Some(read) => read,
+            None => Err(fault),
+        },
+        outcome => outcome,
+    };
+    if let Err(fault) = &outcome
+        && let Some(conflict) =
+            std::error::Error::source(fault).and_then(|cause| cause.downcast_ref::<crate::sink::Conflict>())
+    {
+        applying.meter.conflict(conflict.kind.as_str(), "halted", &conflict.table);
+    }
+    outcome.map_err(|fault| fault.at(format_args!("link from {} ({})", params.from, params.stream)))
+}
+
+/// A task that ends with its owner.
+struct Guarded(JoinHandle<Result<()>>);
+
+impl Guarded {
+    async fn join(mut self) -> Option<Result<()>> {
+        (&mut self.0).await.ok()
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Reads records, decides which count, makes batches of them.
+struct Reading<R> {
+    reader: R,
+    tracker: Option<Tracker>,
+    /// The reader began at or before the place reached.
+    catching_up: bool,
+    assembler: Option<Assembler>,
+    claim: Claim,
+    params: DeliverParams,
+    meter: DeliverMeter,
+    give: mpsc::Sender<Read>,
+}
+
+/// An output, and when the last record before it was appended.
+struct Read {
+    output: Output,
+    appended: Micros,
+}
+
+impl<R: Reader> Reading<R> {
+    fn new(
+        params: &DeliverParams,
+        reader: R,
+        claim: Claim,
+        meter: DeliverMeter,
+        give: mpsc::Sender<Read>,
+    ) -> Self {
+        let tracker = claim
+            .progress
+            .as_ref()
+            .map(|at| Tracker::new(at.incarnation, at.through.epoch, at.through.sequence));
+        let assembler = claim
+            .progress
+            .as_ref()
+            .map(|at| Assembler::new(at.incarnation, at.through, claim.shapes.clone(), params.limits));
+        Self { reader, tracker, catching_up: true, assembler, claim, params: params.clone(), meter, give }
+    }
+
+    async fn run(mut self) -> Result<()> {
+        let mut appended = Micros::default();
+        loop {
+            let ready = self.assembler.as_ref().is_some_and(Assembler::is_ready);
+            let full = self.assembler.as_ref().is_some_and(Assembler::is_full);
+            tokio::select! {
+                permit = self.give.reserve(), if ready => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    if let Some(output) = self.assembler.as_mut().and_then(Assembler::give) {
+                        permit.send(Read { output, appended });
+                    }
+                }
+                entries = self.reader.read(), if !full || !ready => {
+                    let entries = entries.map_err(|fault| match fault.code() {
+                        // Looked at again from the start of a session, where the reason gets its name.
+                        Code::RetentionPassed | Code::TopicLost => Fault::new(Code::KafkaRejected, fault.message()),
+                        _ => fault,
+                    })?;
+                    appended = entries.last().map_or(appended, |entry| entry.appended);
+                    let now = clock::now();
+                    for entry in entries {
+                        self.take(entry, now)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, entry: Entry, now: Micros) -> Result<()> {
+        self.meter.bytes(entry.value.len() as u64);
+        let offset = entry.offset;
+        let header = entry
+            .header
+            .map_err(|error| Fault::new(Code::RecordCorrupt, format!("record at {offset}")).because(error))?;
+        let begin = || Tracker::new(header.incarnation, WriterEpoch(0), Sequence(0));
+        let tracker = self.tracker.get_or_insert_with(begin);
+        let assembler = self.assembler.get_or_insert_with(|| {
+            let cursor =
+                Cursor { sequence: Sequence(0), epoch: WriterEpoch(0), offset: Offset(-1), position: None };
+            Assembler::new(header.incarnation, cursor, self.claim.shapes.clone(), self.params.limits)
+        });
+        let place = || format!("{} record {} at {offset}", header.kind, header.sequence);
+        let verdict = tracker.place(&header, self.catching_up).map_err(|error| match error {
+            Broken::Incarnation { .. } => Fault::new(Code::TopicLost, place()).because(error),
+            Broken::Hole { last: Sequence(0), .. } => Fault::new(Code::GenesisGone, place()).because(error),
+            Broken::Hole { .. } | Broken::Repeat { .. } | Broken::Epoch { .. } => {
+                Fault::new(Code::SequenceBroken, place()).because(error)
+            }
+        })?;
+        match verdict {
+            Verdict::Next => {
+                self.catching_up = false;
+                assembler.take(&header, offset, &entry.value, now)
+            }
+            Verdict::Stale => {
+                self.meter.stale_record();
+                Ok(())
+            }
+            Verdict::Known => Ok(()),
+            Verdict::Barrier => {
+                let barrier: Barrier = body::from_value(&entry.value)
+                    .map_err(|error| Fault::new(Code::RecordCorrupt, place()).because(error))?;
+                assembler.barrier(&header, offset);
+                match barrier.anchor {
+                    Some(anchor) if anchor.next > tracker.sequence().next() => {
+                        let reached = assembler.cursor().position;
+                        if !reached.is_some_and(|reached| reached.covers(&anchor.after)) {
+                            let reached = reached.map_or("nothing".to_owned(), |reached| reached.to_string());
+                            let message = format!(
+                                "retention took the stream's records {} to {} while its source was down; applied here: {reached}, needed: {}",
+                                tracker.sequence().next(),
+                                anchor.next,
+                                anchor.after
+                            );
+                            return Err(Fault::new(Code::RetentionPassed, message));
+                        }
+                        tracker.anchor(&anchor);
+                        assembler.anchored(anchor.next);
+                        Ok(())
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Applies batches, and tells what is flushed.
+struct Applying<'a, S, L> {
+    params: &'a DeliverParams,
+    sink: &'a mut S,
+    log: &'a L,
+    entry: &'a LinkEntry,
+    meter: DeliverMeter,
+    take: mpsc::Receiver<Read>,
+    /// Since when the open target transaction has waited for more.
+    open_since: Option<Instant>,
+    /// Committed, and not known to be flushed, oldest first. As many as commits between two flushes.
+    untold: VecDeque<Untold>,
+    /// When the last record that was applied had been appended.
+    appended: Option<Micros>,
+    /// Where it stood.
+    offset: Option<Offset>,
+}
+
+struct Untold {
+    through: Cursor,
+    heartbeat: Option<Heartbeat>,
+    /// Commit times of the transactions applied.
+    commits: Vec<Micros>,
+}
+
+impl<S: Sink, L: Log> Applying<'_, S, L> {
+    async fn run(&mut self, mut stop: Stop, retention: Option<Duration>) -> Result<()> {
+        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        let mut watch = tokio::time::interval(WATCH_INTERVAL);
+        flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let stalled = self.open_since.map(|since| since + self.params.open_transaction_timeout);
+            tokio::select! {
+                biased;
+                () = stop.asked() => return self.finish().await,
+                read = self.take.recv() => match read {
+                    Some(read) => self.apply(read).await?,
+                    None => return Err(Fault::new(Code::Stopping, "the reader has ended")),
+                },
+                _ = flush.tick() => {
+                    let flushed = self.sink.flush().await?;
+                    self.tell(flushed);
+                }
+                _ = watch.tick() => self.look(retention).await?,
+                () = until(stalled), if stalled.is_some() => {
+                    self.sink.abandon().await?;
+                    let seconds = self.params.open_transaction_timeout.as_secs();
+                    let message = format!("nothing more of an open transaction came for {seconds} s");
+                    return Err(Fault::new(Code::TransactionStalled, message));
+                }
+            }
+        }
+    }
+
+    async fn apply(&mut self, read: Read) -> Result<()> {
+        let mut batch = match read.output {
+            Output::Batch(batch) => batch,
+            Output::Abandon => {
+                self.open_since = None;
+                self.entry.transaction_open.set(false);
+                return self.sink.abandon().await;
+            }
+        };
+        batch.more |= !self.take.is_empty();
+        let open = batch.leaves_open();
+        let applied = self.sink.apply(&batch).await?;
+        self.open_since = open.then(Instant::now);
+        self.entry.transaction_open.set(open);
+        if applied.redone {
+            self.meter.redone_batch();
+        }
+        self.count(&batch);
+        if !open {
+            self.appended = Some(read.appended);
+            self.offset = Some(batch.through.offset);
+            let ended = batch.steps.iter().filter(|step| step.frame.last);
+            let commits = ended.map(|step| step.frame.head.time).collect();
+            self.untold.push_back(Untold { through: batch.through, heartbeat: batch.heartbeat, commits });
+        }
+        self.tell(applied.flushed);
+        Ok(())
+    }
+
+    fn count(&mut self, batch: &Batch) {
+        for step in &batch.steps {
+            for change in step.changes() {
+                let shape = change.shape();
+                self.meter.changes(&shape.schema, &shape.table, change.operation(), 1);
+            }
+        }
+    }
+
+    /// Tells everyone else what is flushed.
+    fn tell(&mut self, flushed: Sequence) {
+        let now = clock::now();
+        let mut told = None;
+        while let Some(untold) = self.untold.front().filter(|untold| untold.through.sequence <= flushed) {
+            self.meter.transactions(untold.commits.len() as u64);
+            for commit in &untold.commits {
+                self.meter.latency(now.seconds_since(*commit).max(0.0));
+            }
+            if let Some(heartbeat) = untold.heartbeat {
+                self.entry.heartbeat.set(heartbeat);
+            }
+            told = Some(untold.through);
+            self.untold.pop_front();
+        }
+        if let Some(through) = told {
+            self.entry.applied.set(through.sequence);
+            if let Some(position) = through.position {
+                self.entry.position.set(position.to_string());
+            }
+            self.log.publish(Offset(through.offset.0 + 1));
+        }
+    }
+
+    fn show(&self, progress: Option<&Progress>) {
+        let Some(progress) = progress else { return };
+        self.entry.applied.set(progress.through.sequence);
+        if let Some(heartbeat) = progress.heartbeat {
+            self.entry.heartbeat.set(heartbeat);
+        }
+        if let Some(position @ Position::Postgres(_)) = progress.through.position {
+            self.entry.position.set(position.to_string());
+        }
+    }
+
+    /// Looks whether the log is still one, and how long what is not applied yet will be kept.
+    async fn look(&mut self, retention: Option<Duration>) -> Result<()> {
+        let bounds = match self.log.bounds().await {
+            Ok(bounds) => bounds,
+            // The reader goes on by itself when the line is back.
+            Err(fault) if fault.code() == Code::KafkaUnreachable => {
+                self.entry.set(State::retrying(&fault, 1));
+                return Ok(());
+            }
+            Err(fault) => return Err(fault),
+        };
+        self.entry.set(State::Running);
+        let Some(bounds) = bounds else {
+            return Err(Fault::new(Code::TopicLost, "the topic does not exist any more"));
+        };
+        self.entry.end_offset.set(bounds.high.0);
+        let next = self.offset.map_or(bounds.low, |offset| Offset(offset.0 + 1));
+        self.entry.offset_lag.set(bounds.high.0.saturating_sub(next.0).max(0).unsigned_abs());
+        if next > bounds.high {
+            return Err(Fault::new(
+                Code::KafkaRejected,
+                format!("the topic ends at {} behind {next}", bounds.high),
+            ));
+        }
+        let age = match self.appended {
+            Some(appended) if next < bounds.high => clock::now().seconds_since(appended),
+            _ => 0.0,
+        };
+        self.entry.headroom_seconds.replace(retention.map(|kept| kept.as_secs_f64() - age));
+        Ok(())
+    }
+
+    /// The batch in hand is applied already; an open transaction is read again by whoever comes next.
+    async fn finish(&mut self) -> Result<()> {
+        if self.open_since.is_some() {
+            self.sink.abandon().await?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        if let Ok(flushed) = timeout_at(deadline, self.sink.flush()).await {
+            self.tell(flushed?);
+        }
+        Ok(())
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
