@@ -3,6 +3,7 @@
 //! ordered, idempotent batches. ARCHITECTURE.md is the map; `tests/layers.rs` keeps it true.
 
 pub mod change;
+pub mod crash;
 pub mod envelope;
 pub mod fault;
 pub mod lsn;
