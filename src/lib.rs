@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod fault;
 pub mod lsn;
 pub mod names;
+pub mod plan;
 pub mod position;
 pub mod postgres;
 pub mod progress;
