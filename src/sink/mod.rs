@@ -1,9 +1,18 @@
 //! The port to a target: applies batches of a stream to a database, with the place reached.
+//!
+//! [`postgres`] is the real one, [`memory`] the one other tests run against; `tests/sink.rs` holds
+//! both to the promises written here.
 
 use std::{future::Future, sync::Arc};
 
+pub mod conflict;
+pub mod memory;
+pub mod postgres;
+
+pub use conflict::{Conflict, ConflictKind};
+
 use crate::{
-    change::{Frame, Shape},
+    change::{Change, Frame, Shape},
     fault::Result,
     position::{ApplyEpoch, Incarnation, Sequence},
     progress::{Cursor, Heartbeat, Progress},
@@ -17,12 +26,15 @@ use crate::{
 pub struct Batch {
     /// The stream's life.
     pub incarnation: Incarnation,
-    /// The number the sink's progress must have for this batch to be next.
+    /// The number the sink's progress must have for this batch to be next: the same for every slice
+    /// of one transaction, since progress moves with its commit.
     pub after: Sequence,
-    /// Where the sink stands once the batch is committed.
+    /// Where the sink stands once the batch is committed: behind its last step, or further where
+    /// records that change nothing follow it. Of no account in a slice that leaves its transaction
+    /// open.
     pub through: Cursor,
-    /// Slices of transactions, in commit order.
-    pub frames: Vec<Frame>,
+    /// Slices of transactions, in commit order, and the place behind each.
+    pub steps: Vec<Step>,
     /// Shapes met for the first time: kept beside the progress, in the same commit.
     pub shapes: Vec<Arc<Shape>>,
     /// The last heartbeat among the batch's records.
@@ -37,12 +49,29 @@ pub struct Batch {
 impl Batch {
     /// Whether the batch ends inside a transaction.
     pub fn leaves_open(&self) -> bool {
-        self.frames.last().is_some_and(|frame| !frame.last)
+        self.steps.last().is_some_and(|step| !step.frame.last)
     }
 
-    /// The changes in all frames.
+    /// How many changes there are in all frames.
     pub fn changes(&self) -> usize {
-        self.frames.iter().map(|frame| frame.changes.len()).sum()
+        self.steps.iter().map(|step| step.frame.changes.len()).sum()
+    }
+}
+
+/// A frame and the place behind it. A sink that finds a batch out of order commits the transactions
+/// before the culprit one by one, and needs to know where each ends.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The slice of a transaction.
+    pub frame: Frame,
+    /// The place behind it; of no account where the frame is not its transaction's last.
+    pub through: Cursor,
+}
+
+impl Step {
+    /// The changes, without their ordinals.
+    pub fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.frame.changes.iter().map(|ordered| &ordered.change)
     }
 }
 
@@ -98,12 +127,13 @@ pub trait Sink: Send {
     /// [`Code::Superseded`](crate::fault::Code::Superseded) where a newer epoch holds the target or
     /// the progress is not at `batch.after`: nothing was written. A conflict or a refused row names
     /// its table, key and position: everything before its transaction is committed, nothing of it.
+    /// A conflict's fault has a [`Conflict`] as its source, for whoever counts them.
     fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;
 
     /// Makes sure everything committed is flushed, and returns the number up to which it is. Also
     /// shows the target that this sink lives: to be called at least every two seconds.
     fn flush(&mut self) -> impl Future<Output = Result<Sequence>> + Send;
 
-    /// Rolls an open target transaction back.
+    /// Rolls an open target transaction back: its first slice is next again.
     fn abandon(&mut self) -> impl Future<Output = Result<()>> + Send;
 }
