@@ -1,38 +1,63 @@
-//! Points at which a test may kill the process, to prove that anything may be killed anywhere.
+//! Where this process can be made to die, so that tests prove "kill anything at any point".
 //!
-//! `LANDFALL_CRASH_AT=apply.after_commit:3` ends the process with SIGKILL when it reaches that point
-//! for the third time. Without the variable a point costs one comparison.
+//! `LANDFALL_CRASH_AT="apply.before_commit:3"` kills the process with SIGKILL, which nothing can
+//! soften, when it reaches that point for the third time. Without the variable a point costs one
+//! atomic load. The points are named after what was last done on the path: `apply.mid_batch` (the
+//! guard is written, rows are), `apply.before_commit`, `apply.after_commit` (not yet told).
 
 use std::sync::{
     OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
-struct Armed {
+/// The environment variable that names the point and the count.
+pub const VARIABLE: &str = "LANDFALL_CRASH_AT";
+
+struct Appointment {
     point: String,
-    /// Reaches left before the end.
     left: AtomicU64,
 }
 
-static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+static APPOINTMENT: OnceLock<Option<Appointment>> = OnceLock::new();
 
-/// A named place in the code. Ends the process where the environment asks for it.
+/// A place where this process may be made to die.
 pub fn point(name: &str) {
-    let armed = ARMED.get_or_init(|| {
-        let asked = std::env::var("LANDFALL_CRASH_AT").ok()?;
-        let (point, times) = asked.rsplit_once(':')?;
-        Some(Armed { point: point.to_owned(), left: AtomicU64::new(times.parse().ok()?) })
-    });
-    let Some(armed) = armed else { return };
-    if armed.point == name && armed.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+    if let Some(appointment) = APPOINTMENT.get_or_init(read)
+        && appointment.point == name
+        && appointment.left.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        eprintln!("crash point {name} reached");
         die();
     }
 }
 
-#[allow(unsafe_code, reason = "SIGKILL to oneself is the end no handler sees, and std has no call for it")]
+fn read() -> Option<Appointment> {
+    parse(&std::env::var(VARIABLE).ok()?)
+}
+
+fn parse(text: &str) -> Option<Appointment> {
+    let (point, count) = text.rsplit_once(':').unwrap_or((text, "1"));
+    let count: u64 = count.parse().ok().filter(|count| *count > 0)?;
+    Some(Appointment { point: point.to_owned(), left: AtomicU64::new(count) })
+}
+
+#[allow(unsafe_code)]
 fn die() {
-    // SAFETY: kill and getpid take and return plain numbers.
-    unsafe {
-        libc::kill(libc::getpid(), libc::SIGKILL);
+    // SAFETY: both calls take and return plain integers.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_appointment_names_a_point_and_a_count() {
+        let read = |text| parse(text).map(|it| (it.point, it.left.into_inner()));
+        assert_eq!(read("apply.after_commit:12"), Some(("apply.after_commit".to_owned(), 12)));
+        assert_eq!(read("x"), Some(("x".to_owned(), 1)));
+        assert_eq!(read("x:0"), None);
+        assert_eq!(read("x:y"), None);
+        point("nothing happens without an appointment");
     }
 }

@@ -15,6 +15,7 @@ pub mod lsn;
 pub mod metrics;
 pub mod names;
 pub mod pipeline;
+pub mod plan;
 pub mod position;
 pub mod postgres;
 pub mod progress;

@@ -5,6 +5,12 @@
 
 use std::{future::Future, sync::Arc};
 
+pub mod conflict;
+pub mod memory;
+pub mod postgres;
+
+pub use conflict::{Conflict, ConflictKind};
+
 use crate::{
     change::{Change, Frame, Shape},
     fault::Result,

@@ -17,7 +17,7 @@ use crate::{
     changelog::{Entry, Log, Reader},
     clock,
     envelope::{
-        Broken, Kind, Tracker, Verdict,
+        Broken, Tracker, Verdict,
         body::{self, Barrier},
     },
     fault::{Code, Fault, Result},
@@ -142,11 +142,12 @@ impl<R: Reader> Reading<R> {
 
     async fn run(mut self) -> Result<()> {
         let mut appended = Micros::default();
+        let give = self.give.clone();
         loop {
             let ready = self.assembler.as_ref().is_some_and(Assembler::is_ready);
             let full = self.assembler.as_ref().is_some_and(Assembler::is_full);
             tokio::select! {
-                permit = self.give.reserve(), if ready => {
+                permit = give.reserve(), if ready => {
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(output) = self.assembler.as_mut().and_then(Assembler::give) {
                         permit.send(Read { output, appended });

@@ -1,0 +1,282 @@
+//! A target in memory, for the tests of whatever drives a sink.
+//!
+//! Keeps the same promises as the real one: rows and progress move together, an old epoch is
+//! refused, a conflict is named with everything before it committed. A row is known by the columns of
+//! its replica identity, under `FULL` by all of them (and may be there several times).
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use super::{Applied, Batch, Claim, Conflict, ConflictKind, Sink};
+use crate::{
+    change::{Cell, Change, Fingerprint, Row, Shape},
+    fault::{Code, Fault, Result},
+    position::{ApplyEpoch, Sequence},
+    progress::Progress,
+};
+
+type Key = Vec<KeyCell>;
+type Table = BTreeMap<Key, Vec<Row>>;
+
+/// A key's cell, ordered.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct KeyCell(Option<Vec<u8>>);
+
+/// What outlives a sink: the tables and the progress. Clones are the same target.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryTarget(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    tables: BTreeMap<String, Table>,
+    progress: Option<Progress>,
+    epoch: ApplyEpoch,
+    shapes: BTreeMap<Fingerprint, Arc<Shape>>,
+    conflicts: Vec<Conflict>,
+    transactions: u64,
+}
+
+impl MemoryTarget {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nobody panics while holding the target")
+    }
+
+    /// The rows of a table (`schema.table`), in the order of their keys.
+    pub fn rows(&self, table: &str) -> Vec<Row> {
+        self.state()
+            .tables
+            .get(table)
+            .map_or_else(Vec::new, |table| table.values().flatten().cloned().collect())
+    }
+
+    /// What is committed.
+    pub fn progress(&self) -> Option<Progress> {
+        self.state().progress.clone()
+    }
+
+    /// The conflicts that stopped a batch so far.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.state().conflicts.clone()
+    }
+
+    /// How many target transactions were committed.
+    pub fn transactions(&self) -> u64 {
+        self.state().transactions
+    }
+
+    /// Puts a row in from outside, as another writer would.
+    pub fn put(&self, shape: &Shape, row: Row) {
+        let mut state = self.state();
+        let table = state.tables.entry(shape.to_string()).or_default();
+        table.entry(key(shape, &row)).or_default().push(row);
+    }
+
+    /// Takes a row away from outside, by an image that has its key.
+    pub fn remove(&self, shape: &Shape, image: &Row) {
+        let mut state = self.state();
+        if let Some(table) = state.tables.get_mut(&shape.to_string()) {
+            table.remove(&key(shape, image));
+        }
+    }
+}
+
+/// Applies a stream to a [`MemoryTarget`].
+#[derive(Debug)]
+pub struct MemorySink {
+    target: MemoryTarget,
+    epoch: Option<ApplyEpoch>,
+    /// The tables as they were before the open transaction touched them.
+    open: Option<Before>,
+}
+
+/// What to put back: the rows under a key before a transaction touched it, latest last.
+type Before = Vec<(String, Key, Vec<Row>)>;
+
+impl MemorySink {
+    /// A sink that holds nothing yet.
+    pub fn new(target: MemoryTarget) -> Self {
+        Self { target, epoch: None, open: None }
+    }
+
+    fn roll_back(&mut self) {
+        if let Some(before) = self.open.take() {
+            undo(&mut self.target.state(), before);
+        }
+    }
+
+    fn try_apply(&mut self, batch: &Batch) -> Result<Applied> {
+        let target = self.target.clone();
+        let mut state = target.state();
+        let at = state.progress.as_ref().map_or(Sequence(0), |progress| progress.through.sequence);
+        let same_life = state.progress.as_ref().is_none_or(|it| it.incarnation == batch.incarnation);
+        if Some(state.epoch) != self.epoch || at != batch.after || !same_life {
+            let message = "a newer apply epoch holds the target, or its progress is elsewhere";
+            return Err(Fault::new(Code::Superseded, message));
+        }
+        for shape in &batch.shapes {
+            state.shapes.insert(shape.fingerprint(), shape.clone());
+        }
+        let count = batch.steps.len();
+        for (index, step) in batch.steps.iter().enumerate() {
+            if step.frame.first != self.open.is_none() {
+                return Err(Fault::new(Code::Internal, "a slice does not follow the one before"));
+            }
+            let before = self.open.get_or_insert_default();
+            for ordered in &step.frame.changes {
+                if let Err(kind) = apply(&mut state, before, &ordered.change) {
+                    let position = step.frame.head.position;
+                    let conflict = Conflict::of(kind, &ordered.change, position, ordered.ordinal);
+                    state.conflicts.push(conflict.clone());
+                    return Err(conflict.into_fault());
+                }
+            }
+            if step.frame.last {
+                self.open = None;
+                let last = index + 1 == count;
+                commit(&mut state, batch, if last { batch.through } else { step.through }, last);
+            }
+        }
+        if count == 0 {
+            commit(&mut state, batch, batch.through, true);
+        }
+        let at = state.progress.as_ref().map_or(Sequence(0), |progress| progress.through.sequence);
+        Ok(Applied { flushed: at, redone: false })
+    }
+}
+
+fn commit(state: &mut State, batch: &Batch, through: crate::progress::Cursor, last: bool) {
+    let former = state.progress.take();
+    let heartbeat = batch.heartbeat.filter(|_| last);
+    state.progress = Some(Progress {
+        incarnation: batch.incarnation,
+        through,
+        heartbeat: heartbeat.or_else(|| former.as_ref().and_then(|it| it.heartbeat)),
+        grouped_through: former.map_or(Sequence(0), |it| it.grouped_through),
+    });
+    state.transactions += 1;
+}
+
+fn undo(state: &mut State, before: Before) {
+    for (table, key, rows) in before.into_iter().rev() {
+        let table = state.tables.entry(table).or_default();
+        if rows.is_empty() {
+            table.remove(&key);
+        } else {
+            table.insert(key, rows);
+        }
+    }
+}
+
+fn key(shape: &Shape, row: &Row) -> Key {
+    let mut columns: Vec<usize> = shape.key_columns().collect();
+    if columns.is_empty() {
+        columns = (0..shape.columns.len()).collect();
+    }
+    let cell = |at: usize| match &row.0[at] {
+        Cell::Value(text) => KeyCell(Some(text.to_vec())),
+        _ => KeyCell(None),
+    };
+    columns.into_iter().map(cell).collect()
+}
+
+fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result::Result<(), ConflictKind> {
+    let name = change.shape().to_string();
+    let mut touch = |state: &mut State, key: &Key| {
+        let rows = state.tables.entry(name.clone()).or_default().get(key).cloned().unwrap_or_default();
+        before.push((name.clone(), key.clone(), rows));
+    };
+    match change {
+        Change::Insert { shape, new } => {
+            let key = key(shape, new);
+            touch(state, &key);
+            put(state, shape, key, new.clone()).map_err(|()| ConflictKind::InsertExists)
+        }
+        Change::Delete { shape, old } => {
+            let key = key(shape, old);
+            touch(state, &key);
+            take(state, shape, &key).map(drop).ok_or(ConflictKind::DeleteMissing)
+        }
+        Change::Update { shape, old, new } => {
+            let old_key = key(shape, old.as_ref().unwrap_or(new));
+            touch(state, &old_key);
+            let former = take(state, shape, &old_key).ok_or(ConflictKind::UpdateMissing)?;
+            let given = |(new, former): (&Cell, &Cell)| match new {
+                Cell::Unchanged | Cell::Withheld => former.clone(),
+                new => new.clone(),
+            };
+            let row = Row(new.0.iter().zip(&*former.0).map(given).collect());
+            let new_key = key(shape, &row);
+            touch(state, &new_key);
+            put(state, shape, new_key, row).map_err(|()| ConflictKind::UpdateExists)
+        }
+        Change::Truncate { shapes, .. } => {
+            for shape in shapes {
+                let name = shape.to_string();
+                let table = state.tables.remove(&name).unwrap_or_default();
+                before.extend(table.into_iter().map(|(key, rows)| (name.clone(), key, rows)));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn put(state: &mut State, shape: &Shape, key: Key, row: Row) -> std::result::Result<(), ()> {
+    use crate::change::Identity::{Default, Index};
+    let unique = matches!(shape.identity, Default | Index) && shape.key_columns().next().is_some();
+    let rows = state.tables.entry(shape.to_string()).or_default().entry(key).or_default();
+    if unique && !rows.is_empty() {
+        return Err(());
+    }
+    rows.push(row);
+    Ok(())
+}
+
+fn take(state: &mut State, shape: &Shape, key: &Key) -> Option<Row> {
+    let table = state.tables.entry(shape.to_string()).or_default();
+    let rows = table.get_mut(key)?;
+    let row = rows.pop();
+    if rows.is_empty() {
+        table.remove(key);
+    }
+    row
+}
+
+impl Sink for MemorySink {
+    async fn claim(&mut self) -> Result<Claim> {
+        self.roll_back();
+        let mut state = self.target.state();
+        state.epoch.0 += 1;
+        self.epoch = Some(state.epoch);
+        Ok(Claim {
+            epoch: state.epoch,
+            progress: state.progress.clone(),
+            shapes: state.shapes.values().cloned().collect(),
+        })
+    }
+
+    async fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        let applied = self.try_apply(batch);
+        if applied.is_err() {
+            self.roll_back();
+        }
+        applied
+    }
+
+    async fn flush(&mut self) -> Result<Sequence> {
+        let state = self.target.state();
+        Ok(state.progress.as_ref().map_or(Sequence(0), |progress| progress.through.sequence))
+    }
+
+    async fn abandon(&mut self) -> Result<()> {
+        self.roll_back();
+        Ok(())
+    }
+}
+
+impl Drop for MemorySink {
+    fn drop(&mut self) {
+        self.roll_back();
+    }
+}

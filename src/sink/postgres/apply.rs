@@ -1,0 +1,669 @@
+//! Batches into target transactions.
+//!
+//! ```text
+//!  whole frames ▶ plan ▶ one transaction, pipelined ▶ every count as expected? ▶ commit
+//!                           │ deadlock, lock: again        │ no, or a row refused
+//!                           │ table changed: look again    ▼
+//!                           └──────────────▶ redo: each source transaction its own, change by change
+//!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
+//! ```
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::{Client, Statement, types::PgLsn};
+
+use super::{
+    PostgresSinkConfig,
+    guard::{Guard, Move},
+    pipeline::Pipeline,
+    session::Held,
+    statement::{self, Array},
+    table::{self, Table},
+    trouble::{self, Attempt, Refusal, Trouble},
+    wire::{AsText, Timestamp},
+};
+use crate::{
+    change::{Cell, Change, Fingerprint, Operation, Shape},
+    crash,
+    fault::{Code, Fault, Result},
+    plan::{Action, Locators, each, plan},
+    position::{Position, Sequence},
+    postgres::{Connection, connect, fault_of},
+    progress::Heartbeat,
+    sink::{Applied, Batch, Grouping, Step},
+};
+
+/// Deadlocks and serialization failures in a row before the caller is told: each attempt yields to
+/// whoever won, so more than a few mean that something else is wrong.
+const ATTEMPTS_MAX: u32 = 5;
+/// Lock timeouts in a row before the caller is told: each has waited for `lock_timeout` already.
+const LOCK_ATTEMPTS_MAX: u32 = 2;
+/// Prepared statements kept, and shapes. When there are more they are all made anew: a limit on
+/// memory here and at the server, not a cache policy.
+const KEPT_MAX: usize = 1000;
+/// How long the question who holds a lock may take.
+const BLOCKER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a prepared statement is for.
+type StatementName = (Fingerprint, Operation, Box<[usize]>, Box<[usize]>);
+
+/// An action and its statement.
+enum Ready<'a> {
+    Rows(Statement, crate::plan::Rows<'a>),
+    Truncate(String),
+}
+
+/// A held target, and everything known of it.
+pub(super) struct Session {
+    config: Arc<PostgresSinkConfig>,
+    connection: Connection,
+    pid: i32,
+    guard: Guard,
+    tables: HashMap<Fingerprint, Arc<Table>>,
+    locators: Locators,
+    statements: HashMap<StatementName, Statement>,
+    committed: Sequence,
+    flushed: Sequence,
+    flushed_at: Instant,
+    open: Option<Open>,
+}
+
+/// A target transaction that stays open from slice to slice.
+struct Open {
+    after: Sequence,
+    heartbeat: Option<Heartbeat>,
+}
+
+/// One target transaction's worth of whole frames.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    steps: &'a [Step],
+    shapes: &'a [Arc<Shape>],
+    to: Move,
+    synchronous: bool,
+}
+
+impl<'a> Group<'a> {
+    fn of(batch: &'a Batch, synchronous: bool) -> Self {
+        let to = Move {
+            incarnation: batch.incarnation,
+            after: batch.after,
+            through: batch.through,
+            heartbeat: batch.heartbeat,
+            grouped: batch.steps.len() > 1,
+        };
+        Self { steps: &batch.steps, shapes: &batch.shapes, to, synchronous }
+    }
+
+    /// Each source transaction alone. The last goes as far as the group does, and carries what the
+    /// group has only once.
+    fn split(self) -> Vec<Self> {
+        if self.steps.len() <= 1 {
+            return vec![self];
+        }
+        let last = self.steps.len() - 1;
+        let mut after = self.to.after;
+        let alone = |(at, step): (usize, &'a Step)| {
+            let through = if at == last { self.to.through } else { step.through };
+            let to = Move {
+                after: std::mem::replace(&mut after, through.sequence),
+                through,
+                heartbeat: self.to.heartbeat.filter(|_| at == last),
+                grouped: false,
+                ..self.to
+            };
+            let shapes = if at == 0 { self.shapes } else { &[] };
+            let synchronous = self.synchronous && at == last;
+            Self { steps: std::slice::from_ref(step), shapes, to, synchronous }
+        };
+        self.steps.iter().enumerate().map(alone).collect()
+    }
+
+    fn position(&self) -> Option<Position> {
+        self.steps.last().map(|step| step.frame.head.position)
+    }
+}
+
+impl Session {
+    pub(super) async fn new(config: Arc<PostgresSinkConfig>, held: Held) -> Result<Self> {
+        let guard = Guard::prepare(&held.connection, &config, held.epoch).await?;
+        // The claim's own commit was synchronous: what its progress says is flushed.
+        let committed = held.progress.map_or(Sequence(0), |progress| progress.through.sequence);
+        Ok(Self {
+            config,
+            connection: held.connection,
+            pid: held.backend.pid,
+            guard,
+            tables: HashMap::new(),
+            locators: Locators::new(),
+            statements: HashMap::new(),
+            committed,
+            flushed: committed,
+            flushed_at: Instant::now(),
+            open: None,
+        })
+    }
+
+    fn client(&self) -> &Client {
+        &self.connection
+    }
+
+    pub(super) async fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        refuse_encrypted(batch)?;
+        let whole = batch.steps.iter().all(|step| step.frame.is_whole());
+        let redone = match (&self.open, &batch.steps[..]) {
+            (None, _) if whole => self.apply_whole(batch).await?,
+            (open, [step]) if !whole && open.is_none() == step.frame.first => {
+                self.apply_slice(batch, step).await?
+            }
+            _ => {
+                let message = "a batch is neither whole frames, with no transaction open, nor the next slice";
+                return Err(Fault::new(Code::Internal, message));
+            }
+        };
+        Ok(Applied { flushed: self.flushed, redone })
+    }
+
+    /// Commits a transaction that changes nothing where something is unflushed.
+    pub(super) async fn flush(&mut self) -> Result<Sequence> {
+        if self.open.is_some() || self.committed == self.flushed {
+            self.run("SELECT 1").await?;
+            return Ok(self.flushed);
+        }
+        let touched = async {
+            self.run(begin(true)).await?;
+            let touch = self.guard.touch(self.client(), self.committed)?.await;
+            touch.map_err(|error| trouble::of_guard(&error))?;
+            self.run("COMMIT").await.map_err(Trouble::Fault)
+        };
+        touched.await.map_err(into_fault)?;
+        self.note_commit(self.committed, true);
+        Ok(self.flushed)
+    }
+
+    pub(super) async fn abandon(&mut self) -> Result<()> {
+        if self.open.take().is_some() {
+            self.run("ROLLBACK").await?;
+        }
+        Ok(())
+    }
+
+    async fn run(&self, sql: &str) -> Result<()> {
+        self.client().batch_execute(sql).await.map_err(|error| fault_of(&error))
+    }
+
+    fn note_commit(&mut self, through: Sequence, synchronous: bool) {
+        self.committed = through;
+        if synchronous {
+            self.flushed = through;
+            self.flushed_at = Instant::now();
+        }
+    }
+
+    /// Whether a batch's last commit waits for the disk.
+    fn is_synchronous(&self, batch: &Batch) -> bool {
+        !batch.more || self.flushed_at.elapsed() >= self.config.flush_interval
+    }
+
+    async fn apply_whole(&mut self, batch: &Batch) -> Result<bool> {
+        let whole = Group::of(batch, self.is_synchronous(batch));
+        match batch.grouping {
+            Grouping::Many => self.apply_group(whole).await,
+            Grouping::One => {
+                let mut redone = false;
+                for alone in whole.split() {
+                    redone |= self.apply_group(alone).await?;
+                }
+                Ok(redone)
+            }
+        }
+    }
+
+    /// One target transaction, or where it does not go through, one for each of its frames.
+    async fn apply_group(&mut self, group: Group<'_>) -> Result<bool> {
+        let (mut attempt, mut looked_again) = (1, false);
+        loop {
+            match self.try_group(&group).await {
+                Ok(()) => return Ok(false),
+                Err(Trouble::Stale(_)) if !looked_again => {
+                    looked_again = true;
+                    self.forget_tables();
+                }
+                Err(Trouble::Stale(_) | Trouble::Differs(_)) => return self.redo(group).await,
+                Err(trouble) => wait_or_fail(trouble, &mut attempt).await?,
+            }
+        }
+    }
+
+    async fn try_group(&mut self, group: &Group<'_>) -> Attempt<()> {
+        let ready = self.make_ready(group.steps).await?;
+        let (answered, blocker) = self.watched(self.in_transaction(group, &ready)).await;
+        if let Err(trouble) = answered {
+            // Nothing is lost where this fails: so does whatever comes next.
+            let _ = self.run("ROLLBACK").await;
+            return Err(with_blocker(trouble, blocker));
+        }
+        self.commit(group).await
+    }
+
+    /// Everything of a transaction but its end, sent without waiting in between. Returns once every
+    /// statement has touched what it holds.
+    async fn in_transaction(&self, group: &Group<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let own = self.send_head(&mut pipeline, group).await?;
+        for action in ready {
+            self.send(&mut pipeline, action).await;
+        }
+        for _ in 0..own {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        crash::point("apply.mid_batch");
+        answers(&mut pipeline, ready).await
+    }
+
+    /// BEGIN, the guard, the origin, new shapes: returns how many statements that is.
+    async fn send_head<'a>(&'a self, pipeline: &mut Pipeline<'a>, group: &Group<'_>) -> Result<usize> {
+        pipeline.send(self.simple(begin(group.synchronous))).await;
+        pipeline.send(self.guard.advance(self.client(), &group.to)?).await;
+        let position = group.position().or(group.to.through.position);
+        let origin = self.send_origin(pipeline, position, group.steps.last()).await;
+        let shapes = self.send_shapes(pipeline, group.shapes).await?;
+        Ok(2 + origin + shapes)
+    }
+
+    fn simple<'a>(
+        &'a self,
+        sql: &'a str,
+    ) -> impl Future<Output = std::result::Result<u64, tokio_postgres::Error>> + Send + 'a {
+        async move { self.client().batch_execute(sql).await.map(|()| 0) }
+    }
+
+    /// Sends the replication origin's place and time: the commit timestamp of the target's
+    /// transaction is then the last source transaction's.
+    async fn send_origin<'a>(
+        &'a self,
+        pipeline: &mut Pipeline<'a>,
+        position: Option<Position>,
+        step: Option<&Step>,
+    ) -> usize {
+        let Some(Position::Postgres(at)) = position else { return 0 };
+        let time = Timestamp::from(step.map_or(at.time, |step| step.frame.head.time));
+        let lsn = PgLsn::from(at.end.0);
+        let call = async move {
+            let parameters: [Box<dyn tokio_postgres::types::ToSql + Send + Sync>; 2] =
+                [Box::new(lsn), Box::new(time)];
+            self.client().execute_raw(&self.guard.origin, parameters).await
+        };
+        pipeline.send(call).await;
+        1
+    }
+
+    async fn send_shapes<'a>(&'a self, pipeline: &mut Pipeline<'a>, shapes: &[Arc<Shape>]) -> Result<usize> {
+        for shape in shapes {
+            let body = serde_json::to_string(&**shape)
+                .map_err(|error| Fault::new(Code::Internal, "write a shape").because(error))?;
+            let parameters = [AsText(shape.fingerprint().to_string()), AsText(body)];
+            let call = async move { self.client().execute_raw(&self.guard.shape, parameters).await };
+            pipeline.send(call).await;
+        }
+        Ok(shapes.len())
+    }
+
+    async fn send<'a>(&'a self, pipeline: &mut Pipeline<'a>, ready: &'a Ready<'_>) {
+        match ready {
+            Ready::Rows(statement, rows) => {
+                let call = async move { self.client().execute_raw(statement, Array::all(rows)).await };
+                pipeline.send(call).await;
+            }
+            Ready::Truncate(sql) => pipeline.send(self.simple(sql)).await,
+        }
+    }
+
+    async fn commit(&mut self, group: &Group<'_>) -> Attempt<()> {
+        crash::point("apply.before_commit");
+        self.client().batch_execute("COMMIT").await.map_err(|error| trouble::of_rows(&error))?;
+        crash::point("apply.after_commit");
+        self.note_commit(group.to.through.sequence, group.synchronous);
+        Ok(())
+    }
+
+    /// Change by change in the order they came, each source transaction a transaction of its own:
+    /// ends at the culprit with everything before its transaction committed, or, where only the set
+    /// was at odds with itself (two rows that swap a unique value), goes through.
+    async fn redo(&mut self, group: Group<'_>) -> Result<bool> {
+        tracing::info!(after = %group.to.after, transactions = group.steps.len(), "redone change by change");
+        for alone in group.split() {
+            let mut attempt = 1;
+            while let Err(trouble) = self.try_alone(&alone).await {
+                wait_or_fail(trouble, &mut attempt).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn try_alone(&mut self, group: &Group<'_>) -> Attempt<()> {
+        self.look_at_tables(group.steps).await?;
+        let config = self.config.clone();
+        let ask = ask_blocker(&config, self.pid);
+        let (answered, blocker) = watch(self.alone(group), config.lock_timeout / 2, ask).await;
+        if let Err(trouble) = answered {
+            let _ = self.run("ROLLBACK").await;
+            return Err(with_blocker(trouble, blocker));
+        }
+        match self.commit(group).await {
+            Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
+                Err(Trouble::Fault(trouble::of_commit(refusal, group.position())))
+            }
+            committed => committed,
+        }
+    }
+
+    /// Everything of a transaction but its end, change by change.
+    async fn alone(&mut self, group: &Group<'_>) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let own = self.send_head(&mut pipeline, group).await?;
+        for _ in 0..own {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        drop(pipeline);
+        for step in group.steps {
+            self.one_by_one(step).await?;
+        }
+        Ok(())
+    }
+
+    async fn one_by_one(&mut self, step: &Step) -> Attempt<()> {
+        let position = step.frame.head.position;
+        for ordered in &step.frame.changes {
+            let change = &ordered.change;
+            let named = |refusal| trouble::of_change(refusal, change, position, ordered.ordinal);
+            let touched = match self.one(change).await {
+                Ok(touched) => touched,
+                Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
+                    return Err(Trouble::Fault(named(refusal)));
+                }
+                Err(trouble) => return Err(trouble),
+            };
+            if touched != 1 && change.operation() != Operation::Truncate {
+                return Err(Trouble::Fault(trouble::of_count(touched, change, position, ordered.ordinal)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn one(&mut self, change: &Change) -> Attempt<u64> {
+        let locator = match change {
+            Change::Truncate { .. } => crate::plan::Locator::Nowhere,
+            _ => self.locators[&change.shape().fingerprint()].clone(),
+        };
+        let ready = self.make_action_ready(each(change, &locator)?).await?;
+        let mut pipeline = Pipeline::default();
+        self.send(&mut pipeline, &ready).await;
+        pipeline.answer().await.map_err(|error| trouble::of_rows(&error))
+    }
+
+    async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
+        let sliced = self.try_slice(batch, step).await;
+        if sliced.is_err() {
+            self.open = None;
+            let _ = self.run("ROLLBACK").await;
+        }
+        sliced.map_err(into_fault)
+    }
+
+    async fn try_slice(&mut self, batch: &Batch, step: &Step) -> Attempt<bool> {
+        let frame = &step.frame;
+        if self.open.is_none() {
+            self.run("BEGIN").await?;
+            let touch = self.guard.touch(self.client(), batch.after)?.await;
+            touch.map_err(|error| trouble::of_guard(&error))?;
+            self.open = Some(Open { after: batch.after, heartbeat: None });
+        }
+        let open = self.open.as_mut().expect("opened above");
+        if open.after != batch.after {
+            let message = format!("a slice after {} in a transaction after {}", batch.after, open.after);
+            return Err(Fault::new(Code::Internal, message).into());
+        }
+        open.heartbeat = batch.heartbeat.or(open.heartbeat);
+        let heartbeat = open.heartbeat;
+        let ready = self.make_ready(std::slice::from_ref(step)).await?;
+        let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
+        drop(ready);
+        let redone = match answered {
+            Ok(()) => false,
+            Err(Trouble::Stale(_) | Trouble::Differs(_)) => {
+                self.run("ROLLBACK TO SAVEPOINT slice").await?;
+                self.one_by_one(step).await?;
+                true
+            }
+            Err(trouble) => return Err(with_blocker(trouble, blocker)),
+        };
+        self.run("RELEASE SAVEPOINT slice").await?;
+        if frame.last {
+            let to = Move {
+                incarnation: batch.incarnation,
+                after: batch.after,
+                through: batch.through,
+                heartbeat,
+                grouped: false,
+            };
+            let synchronous = self.is_synchronous(batch);
+            self.end_open(&to, step, synchronous).await?;
+        }
+        Ok(redone)
+    }
+
+    async fn in_savepoint(&self, batch: &Batch, ready: &[Ready<'_>]) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let shapes = self.send_shapes(&mut pipeline, &batch.shapes).await?;
+        pipeline.send(self.simple("SAVEPOINT slice")).await;
+        for action in ready {
+            self.send(&mut pipeline, action).await;
+        }
+        for _ in 0..=shapes {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        crash::point("apply.mid_batch");
+        answers(&mut pipeline, ready).await
+    }
+
+    /// Moves the progress and commits the open transaction.
+    async fn end_open(&mut self, to: &Move, step: &Step, synchronous: bool) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let setting = match synchronous {
+            true => "SET LOCAL synchronous_commit = on",
+            false => "SET LOCAL synchronous_commit = off",
+        };
+        pipeline.send(self.simple(setting)).await;
+        pipeline.send(self.guard.advance(self.client(), to)?).await;
+        let position = Some(step.frame.head.position);
+        let origin = self.send_origin(&mut pipeline, position, Some(step)).await;
+        for _ in 0..2 + origin {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        drop(pipeline);
+        crash::point("apply.before_commit");
+        if let Err(error) = self.client().batch_execute("COMMIT").await {
+            return Err(match trouble::of_rows(&error) {
+                Trouble::Stale(refusal) | Trouble::Differs(refusal) => {
+                    Trouble::Fault(trouble::of_commit(refusal, position))
+                }
+                trouble => trouble,
+            });
+        }
+        crash::point("apply.after_commit");
+        self.open = None;
+        self.note_commit(to.through.sequence, synchronous);
+        Ok(())
+    }
+
+    /// The changes' actions with their statements.
+    async fn make_ready<'a>(&mut self, steps: &'a [Step]) -> Attempt<Vec<Ready<'a>>> {
+        self.look_at_tables(steps).await?;
+        let actions = plan(steps.iter().flat_map(Step::changes), &self.locators)?;
+        let mut ready = Vec::with_capacity(actions.len());
+        for action in actions {
+            ready.push(self.make_action_ready(action).await?);
+        }
+        Ok(ready)
+    }
+
+    async fn make_action_ready<'a>(&mut self, action: Action<'a>) -> Attempt<Ready<'a>> {
+        let rows = match action {
+            Action::Rows(rows) => rows,
+            Action::Truncate { shapes, restart_identity } => {
+                let tables = shapes.iter().map(|shape| &*self.tables[&shape.fingerprint()]);
+                return Ok(Ready::Truncate(statement::truncate_text(tables, restart_identity)));
+            }
+        };
+        let fingerprint = rows.shape.fingerprint();
+        let name = (fingerprint, rows.operation, rows.set.clone(), rows.locate.clone());
+        if let Some(statement) = self.statements.get(&name) {
+            return Ok(Ready::Rows(statement.clone(), rows));
+        }
+        let text = statement::text(&self.tables[&fingerprint], &rows);
+        let statement = self.client().prepare(&text).await.map_err(|error| trouble::of_rows(&error))?;
+        if self.statements.len() >= KEPT_MAX {
+            self.statements.clear();
+        }
+        self.statements.insert(name, statement.clone());
+        Ok(Ready::Rows(statement, rows))
+    }
+
+    /// Looks at the tables that were not looked at yet.
+    async fn look_at_tables(&mut self, steps: &[Step]) -> Result<()> {
+        let wanted = distinct_shapes(steps);
+        if self.tables.len() + wanted.len() > KEPT_MAX {
+            self.forget_tables();
+        }
+        for shape in wanted {
+            let fingerprint = shape.fingerprint();
+            if !self.tables.contains_key(&fingerprint) {
+                let table = table::inspect(self.client(), shape).await?;
+                self.locators.insert(fingerprint, table.locator.clone());
+                self.tables.insert(fingerprint, Arc::new(table));
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_tables(&mut self) {
+        self.tables.clear();
+        self.locators.clear();
+        self.statements.clear();
+    }
+
+    /// Runs `work`; where it takes long, asks the server meanwhile who is in its way.
+    async fn watched<T>(&self, work: impl Future<Output = T>) -> (T, Option<String>) {
+        watch(work, self.config.lock_timeout / 2, ask_blocker(&self.config, self.pid)).await
+    }
+}
+
+fn distinct_shapes(steps: &[Step]) -> Vec<&Arc<Shape>> {
+    let mut seen = HashSet::new();
+    let mut distinct = Vec::new();
+    for change in steps.iter().flat_map(Step::changes) {
+        let shapes = match change {
+            Change::Truncate { shapes, .. } => &shapes[..],
+            change => std::slice::from_ref(change.shape()),
+        };
+        distinct.extend(shapes.iter().filter(|shape| seen.insert(Arc::as_ptr(shape) as usize)));
+    }
+    distinct
+}
+
+async fn answers(pipeline: &mut Pipeline<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
+    for action in ready {
+        let touched = pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
+        if let Ready::Rows(_, rows) = action
+            && touched != rows.count as u64
+        {
+            return Err(Trouble::Differs(Refusal::count(rows.count, touched)));
+        }
+    }
+    Ok(())
+}
+
+fn begin(synchronous: bool) -> &'static str {
+    if synchronous {
+        "BEGIN; SET LOCAL synchronous_commit = on"
+    } else {
+        "BEGIN; SET LOCAL synchronous_commit = off"
+    }
+}
+
+/// Waits before the next attempt, or gives up.
+async fn wait_or_fail(trouble: Trouble, attempt: &mut u32) -> Result<()> {
+    let (fault, attempts_max) = match trouble {
+        Trouble::Again(fault) => (fault, ATTEMPTS_MAX),
+        Trouble::Locked(fault) => (fault, LOCK_ATTEMPTS_MAX),
+        other => return Err(into_fault(other)),
+    };
+    if *attempt >= attempts_max {
+        return Err(fault.at(format_args!("tried {attempt} times")));
+    }
+    tracing::debug!(%fault, attempt, "batch rolled back, tried again");
+    let jitter = rand::random_range(5..50);
+    sleep(Duration::from_millis(u64::from(*attempt) * jitter)).await;
+    *attempt += 1;
+    Ok(())
+}
+
+fn into_fault(trouble: Trouble) -> Fault {
+    match trouble {
+        Trouble::Fault(fault) | Trouble::Again(fault) | Trouble::Locked(fault) => fault,
+        Trouble::Stale(refusal) | Trouble::Differs(refusal) => trouble::of_slice(refusal),
+    }
+}
+
+fn with_blocker(trouble: Trouble, blocker: Option<String>) -> Trouble {
+    match (trouble, blocker) {
+        (Trouble::Locked(fault), Some(who)) => Trouble::Locked(fault.at(format_args!("blocked by {who}"))),
+        (trouble, _) => trouble,
+    }
+}
+
+async fn watch<T>(
+    work: impl Future<Output = T>,
+    patience: Duration,
+    ask: impl Future<Output = Option<String>>,
+) -> (T, Option<String>) {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => (done, None),
+        () = sleep(patience) => tokio::join!(work, ask),
+    }
+}
+
+/// Who is in the way of our backend, asked on a connection of its own.
+async fn ask_blocker(config: &PostgresSinkConfig, pid: i32) -> Option<String> {
+    let asked = async {
+        let other = connect(&config.address, "landfall asks who blocks it").await.ok()?;
+        let sql = "SELECT string_agg(format('backend %s (%s, %s): %s', a.pid, a.usename, a.state,
+                                            left(a.query, 200)), '; ')
+                     FROM unnest(pg_blocking_pids($1)) b JOIN pg_stat_activity a ON a.pid = b";
+        other.query_one(sql, &[&pid]).await.ok()?.get::<_, Option<String>>(0)
+    };
+    timeout(BLOCKER_TIMEOUT, asked).await.ok().flatten()
+}
+
+/// Nothing here can read an encrypted cell, and its text is not its value.
+fn refuse_encrypted(batch: &Batch) -> Result<()> {
+    for change in batch.steps.iter().flat_map(Step::changes) {
+        let new = match change {
+            Change::Insert { new, .. } | Change::Update { new, .. } => new,
+            Change::Delete { .. } | Change::Truncate { .. } => continue,
+        };
+        if new.0.iter().any(|cell| matches!(cell, Cell::Encrypted { .. })) {
+            let message =
+                format!("{} has an encrypted cell, which this version cannot apply", change.shape());
+            return Err(Fault::new(Code::Internal, message));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,401 @@
+//! Taking hold of the target: our own tables, the lease, the epoch, the session's settings.
+//!
+//! ```text
+//!  connect ▶ own tables ▶ lease ▶ epoch + 1, our backend's id ▶ settings ▶ origin ▶ shapes
+//!                           │ held by a backend that lives: LF-TARGET-HELD
+//!                           └ by one that does not: it is ended first, and with it its open
+//!                             transaction, its row locks and its hold on the origin
+//! ```
+//!
+//! A backend lives while it is at work or was within [`LEASE`]; whoever holds a target shows itself
+//! every two seconds ([`Sink::flush`](crate::sink::Sink::flush)). A daemon that was merely frozen
+//! loses its backend, and wakes up to a session that is gone.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
+
+use super::{PostgresSinkConfig, wire::Timestamp};
+use crate::{
+    change::Shape,
+    fault::{Code, Fault, Result},
+    names::{self, SCHEMA, literal, quoted},
+    position::{ApplyEpoch, Incarnation, Offset, Sequence, WriterEpoch},
+    postgres::{Connection, connect, fault_of},
+    progress::{Cursor, Heartbeat, Progress},
+    stamp::Micros,
+};
+
+/// How long a holder that shows no sign is still believed to live: five times the interval it shows
+/// itself in. On the target's clock alone.
+pub(super) const LEASE: Duration = Duration::from_secs(10);
+/// How long the end of a backend is waited for. It ends between two rows; a longer wait means its
+/// host hangs.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// The advisory lock (of one transaction) under which our own tables are made: "LANDFALL" in ASCII.
+const SCHEMA_LOCK: i64 = 0x4c41_4e44_4641_4c4c;
+/// The one lane there is under `ordering = "transaction"`.
+pub(super) const LANE: u16 = 0;
+
+/// A backend of the target's server: process ids return, so its start belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Backend {
+    pub(super) pid: i32,
+    start: Timestamp,
+}
+
+/// A held target.
+pub(super) struct Held {
+    pub(super) connection: Connection,
+    pub(super) backend: Backend,
+    pub(super) epoch: ApplyEpoch,
+    pub(super) progress: Option<Progress>,
+    pub(super) shapes: Vec<Arc<Shape>>,
+}
+
+/// Takes hold; `former` is a backend of this very process, which is ended without a question.
+pub(super) async fn claim(config: &PostgresSinkConfig, former: Option<Backend>) -> Result<Held> {
+    let application = format!("landfall apply {}/{}", config.from, config.stream);
+    let connection = connect(&config.address, &application).await?;
+    let at = |fault: Fault| fault.at(format_args!("claim {} for {application}", config.address));
+    take_hold(config, connection, former).await.map_err(at)
+}
+
+async fn take_hold(
+    config: &PostgresSinkConfig,
+    connection: Connection,
+    former: Option<Backend>,
+) -> Result<Held> {
+    let ours = connection
+        .query_one(
+            "SELECT pid, backend_start, set_config('lock_timeout', $1, false)
+               FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            &[&config.lock_timeout.as_millis().to_string()],
+        )
+        .await
+        .map_err(sql("ask for our backend"))?;
+    let backend = Backend { pid: ours.get(0), start: ours.get(1) };
+    check_privileges(&connection).await?;
+    create_tables(&connection).await?;
+    if let Some(former) = former {
+        end(&connection, former).await?;
+    }
+    let (epoch, progress) = raise_epoch(config, &connection, backend, former).await?;
+    connection
+        .batch_execute(
+            // A generic plan made while a table was empty must not stay a sequential scan once it
+            // is not; and no statement of ours is worth compiling.
+            "SET session_replication_role = replica; SET plan_cache_mode = force_generic_plan;
+             SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+             SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+        )
+        .await
+        .map_err(sql("set up the session"))?;
+    take_origin(config, &connection, former).await?;
+    let link = config.from.as_str();
+    let rows = connection
+        .query(
+            "SELECT body::text FROM landfall.shape WHERE link = $1 AND stream = $2 ORDER BY fingerprint",
+            &[&link, &config.stream],
+        )
+        .await
+        .map_err(sql("read the shapes"))?;
+    let shapes = rows.iter().map(|row| shape_of(row.get(0))).collect::<Result<_>>()?;
+    Ok(Held { connection, backend, epoch, progress, shapes })
+}
+
+fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
+    move |error| fault_of(&error).at(doing)
+}
+
+/// Asks for everything at once, so that the owner is asked once.
+async fn check_privileges(client: &Connection) -> Result<()> {
+    let functions = [
+        "pg_replication_origin_create(text)",
+        "pg_replication_origin_oid(text)",
+        "pg_replication_origin_session_setup(text)",
+        "pg_replication_origin_xact_setup(pg_lsn, timestamptz)",
+    ];
+    let row = client
+        .query_one(
+            "SELECT current_user::text, current_database()::text,
+                    has_parameter_privilege('session_replication_role', 'SET'),
+                    ARRAY(SELECT f FROM unnest($1::text[]) f
+                           WHERE NOT has_function_privilege('pg_catalog.' || f, 'EXECUTE')),
+                    to_regnamespace($2) IS NOT NULL,
+                    CASE WHEN to_regnamespace($2) IS NULL
+                         THEN has_database_privilege(current_database(), 'CREATE')
+                         ELSE has_schema_privilege($2, 'USAGE')
+                              AND (has_schema_privilege($2, 'CREATE')
+                                   OR (to_regclass('landfall.progress') IS NOT NULL
+                                       AND to_regclass('landfall.shape') IS NOT NULL)) END",
+            &[&functions.as_slice(), &SCHEMA],
+        )
+        .await
+        .map_err(sql("ask for our privileges"))?;
+    let role = quoted(row.get(0));
+    let mut grants = Vec::new();
+    if !row.get::<_, bool>(2) {
+        grants.push(format!("GRANT SET ON PARAMETER session_replication_role TO {role}"));
+    }
+    for function in row.get::<_, Vec<String>>(3) {
+        grants.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role}"));
+    }
+    match (row.get::<_, bool>(4), row.get::<_, bool>(5)) {
+        (false, false) => grants.push(format!("CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")),
+        (true, false) => grants.push(format!("GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {role}")),
+        _ => {}
+    }
+    if grants.is_empty() {
+        return Ok(());
+    }
+    let (user, database): (&str, &str) = (row.get(0), row.get(1));
+    let message = format!("role {user} lacks privileges to apply changes to database {database}");
+    Err(Fault::new(Code::PrivilegeMissing, message).remedied_by(format!(
+        "run there as a superuser: {}; it is tried again without a restart",
+        grants.join("; ")
+    )))
+}
+
+async fn create_tables(client: &Connection) -> Result<()> {
+    let there = "SELECT to_regclass('landfall.progress') IS NOT NULL
+                    AND to_regclass('landfall.shape') IS NOT NULL";
+    let row = client.query_one(there, &[]).await.map_err(sql("look for our own tables"))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    // `IF NOT EXISTS` asks for the right to create a schema even where it exists.
+    let row = client
+        .query_one("SELECT to_regnamespace($1) IS NULL", &[&SCHEMA])
+        .await
+        .map_err(sql("look for our own schema"))?;
+    let schema = if row.get(0) { "CREATE SCHEMA IF NOT EXISTS landfall;" } else { "" };
+    client
+        .batch_execute(&format!(
+            "BEGIN;
+             SELECT pg_advisory_xact_lock({SCHEMA_LOCK});
+             {schema}
+             CREATE TABLE IF NOT EXISTS landfall.progress (
+                 link text NOT NULL,
+                 stream text NOT NULL,
+                 lane int4 NOT NULL,
+                 apply_epoch int8 NOT NULL DEFAULT 0,
+                 session_pid int4,
+                 session_start timestamptz,
+                 incarnation text,
+                 sequence int8 NOT NULL DEFAULT 0,
+                 writer_epoch int8 NOT NULL DEFAULT 0,
+                 position jsonb,
+                 kafka_offset int8 NOT NULL DEFAULT 0,
+                 heartbeat_sent timestamptz,
+                 heartbeat_arrived timestamptz,
+                 grouped_through int8 NOT NULL DEFAULT 0,
+                 PRIMARY KEY (link, stream, lane)
+             ) WITH (fillfactor = 10);
+             CREATE TABLE IF NOT EXISTS landfall.shape (
+                 link text NOT NULL,
+                 stream text NOT NULL,
+                 fingerprint text NOT NULL,
+                 body jsonb NOT NULL,
+                 PRIMARY KEY (link, stream, fingerprint)
+             );
+             COMMENT ON TABLE landfall.progress IS
+                 'Where each Landfall link stands in its stream. Committed together with its rows.';
+             COMMIT"
+        ))
+        .await
+        .map_err(sql("create our own tables"))
+}
+
+/// Judges who holds the target, and takes its place: one winner, by the row's lock.
+async fn raise_epoch(
+    config: &PostgresSinkConfig,
+    client: &Connection,
+    backend: Backend,
+    former: Option<Backend>,
+) -> Result<(ApplyEpoch, Option<Progress>)> {
+    let link = config.from.as_str();
+    let lane = i32::from(LANE);
+    let name: [&(dyn ToSql + Sync); 3] = [&link, &config.stream, &lane];
+    client
+        .execute(
+            "INSERT INTO landfall.progress (link, stream, lane) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            &name,
+        )
+        .await
+        .map_err(sql("begin the progress row"))?;
+    // Read without a lock: a holder in the middle of a transaction has the row locked.
+    let holder = client
+        .query_one(
+            "SELECT session_pid, session_start FROM landfall.progress
+              WHERE link = $1 AND stream = $2 AND lane = $3",
+            &name,
+        )
+        .await
+        .map_err(sql("read who holds the target"))?;
+    let holder = backend_of(&holder);
+    if let Some(holder) = holder
+        && Some(holder) != former
+    {
+        end_unless_alive(client, holder).await?;
+    }
+    let (pid, start) = (holder.map(|it| it.pid), holder.map(|it| it.start));
+    let row = client
+        .query_opt(
+            "UPDATE landfall.progress
+                SET apply_epoch = apply_epoch + 1, session_pid = $6, session_start = $7
+              WHERE link = $1 AND stream = $2 AND lane = $3
+                AND session_pid IS NOT DISTINCT FROM $4 AND session_start IS NOT DISTINCT FROM $5
+             RETURNING apply_epoch, incarnation, sequence, writer_epoch, position::text, kafka_offset,
+                       heartbeat_sent, heartbeat_arrived, grouped_through,
+                       set_config('synchronous_commit', 'on', true)",
+            &[&link, &config.stream, &lane, &pid, &start, &backend.pid, &backend.start],
+        )
+        .await
+        .map_err(sql("raise the apply epoch"))?;
+    let Some(row) = row else {
+        return Err(Fault::new(Code::TargetHeld, "another daemon took the target a moment ago"));
+    };
+    Ok((ApplyEpoch(row.get(0)), progress_of(&row)?))
+}
+
+fn backend_of(row: &Row) -> Option<Backend> {
+    Some(Backend { pid: row.get::<_, Option<_>>(0)?, start: row.get::<_, Option<_>>(1)? })
+}
+
+async fn end_unless_alive(client: &Connection, holder: Backend) -> Result<()> {
+    let seconds = LEASE.as_secs_f64();
+    let alive = client
+        .query_opt(
+            "SELECT state = 'active' OR state_change > clock_timestamp() - $3 * interval '1 second',
+                    application_name || ' from ' || coalesce(client_addr::text, 'a local socket')
+               FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
+            &[&holder.pid, &holder.start, &seconds],
+        )
+        .await
+        .map_err(sql("ask whether the holder lives"))?;
+    match alive {
+        None => Ok(()),
+        Some(row) if row.get::<_, Option<bool>>(0).unwrap_or(true) => {
+            let who: Option<&str> = row.get(1);
+            let who = who.unwrap_or("a session of another role");
+            Err(Fault::new(Code::TargetHeld, format!("held by backend {} ({who})", holder.pid)))
+        }
+        Some(_) => end(client, holder).await,
+    }
+}
+
+/// Ends a backend and waits until it is gone, and with it its locks and its hold on the origin.
+async fn end(client: &Connection, backend: Backend) -> Result<()> {
+    let since = Instant::now();
+    while client
+        .query_opt(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
+            &[&backend.pid, &backend.start],
+        )
+        .await
+        .map_err(sql("end the former holder's backend"))?
+        .is_some()
+    {
+        if since.elapsed() > END_TIMEOUT {
+            let message = format!("backend {} was told to end and is still there", backend.pid);
+            return Err(Fault::new(Code::TargetHeld, message));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn take_origin(
+    config: &PostgresSinkConfig,
+    client: &Connection,
+    former: Option<Backend>,
+) -> Result<()> {
+    let origin = names::origin(&config.from, &config.stream, LANE);
+    let exists = client
+        .query_one("SELECT pg_replication_origin_oid($1) IS NOT NULL", &[&origin])
+        .await
+        .map_err(sql("look for the replication origin"))?;
+    if !exists.get::<_, bool>(0) {
+        let made = client.execute("SELECT pg_replication_origin_create($1)", &[&origin]).await;
+        match made {
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {}
+            made => drop(made.map_err(sql("create the replication origin"))?),
+        }
+    }
+    let since = Instant::now();
+    loop {
+        let setup = format!("SELECT pg_replication_origin_session_setup({})", literal(&origin));
+        match client.batch_execute(&setup).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => {
+                if since.elapsed() > END_TIMEOUT {
+                    return Err(fault_of(&error).at("set up the replication origin"));
+                }
+                end_users_of_origin(config, client, former).await?;
+                sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(sql("set up the replication origin")(error)),
+        }
+    }
+}
+
+/// The row named a holder that is gone, yet somebody has the origin: a session of the same link that
+/// lost its claim half-way. Judged like a holder.
+async fn end_users_of_origin(
+    config: &PostgresSinkConfig,
+    client: &Connection,
+    former: Option<Backend>,
+) -> Result<()> {
+    let application = format!("landfall apply {}/{}", config.from, config.stream);
+    let rows = client
+        .query(
+            // The server cuts application names.
+            "SELECT pid, backend_start FROM pg_stat_activity
+              WHERE application_name = left($1, 63) AND pid <> pg_backend_pid()
+                AND datname = current_database()",
+            &[&application],
+        )
+        .await
+        .map_err(sql("ask who uses the replication origin"))?;
+    for user in rows.iter().filter_map(backend_of) {
+        if Some(user) == former {
+            end(client, user).await?;
+        } else {
+            end_unless_alive(client, user).await?;
+        }
+    }
+    Ok(())
+}
+
+fn shape_of(body: &str) -> Result<Arc<Shape>> {
+    serde_json::from_str(body)
+        .map(Arc::new)
+        .map_err(|error| Fault::new(Code::Internal, "read a shape from landfall.shape").because(error))
+}
+
+fn progress_of(row: &Row) -> Result<Option<Progress>> {
+    let damaged = |what: &str| Fault::new(Code::Internal, format!("landfall.progress holds {what}"));
+    let Some(incarnation) = row.get::<_, Option<&str>>(1) else { return Ok(None) };
+    let incarnation = u64::from_str_radix(incarnation, 16).map_err(|_| damaged("no incarnation"))?;
+    let number = |at| u64::try_from(row.get::<_, i64>(at)).map_err(|_| damaged("a negative number"));
+    let position = match row.get::<_, Option<&str>>(4) {
+        Some(text) => {
+            Some(serde_json::from_str(text).map_err(|error| damaged("an unknown position").because(error))?)
+        }
+        None => None,
+    };
+    let time = |at| row.get::<_, Option<Timestamp>>(at).map(|it| Micros(it.0));
+    Ok(Some(Progress {
+        incarnation: Incarnation(incarnation),
+        through: Cursor {
+            sequence: Sequence(number(2)?),
+            epoch: WriterEpoch(u32::try_from(number(3)?).map_err(|_| damaged("no writer epoch"))?),
+            offset: Offset(row.get(5)),
+            position,
+        },
+        heartbeat: time(6).zip(time(7)).map(|(sent, arrived)| Heartbeat { sent, arrived }),
+        grouped_through: Sequence(number(8)?),
+    }))
+}

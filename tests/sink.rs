@@ -1,0 +1,158 @@
+//! The promises of [`landfall::sink::Sink`], held against every implementation; and what only a real
+//! Postgres can show.
+
+#[path = "sink/log.rs"]
+mod log;
+#[path = "sink/only_postgres.rs"]
+mod only_postgres;
+#[path = "sink/promises.rs"]
+mod promises;
+#[path = "sink/server.rs"]
+mod server;
+
+use landfall::{
+    change::Cell,
+    sink::{
+        Sink,
+        memory::{MemorySink, MemoryTarget},
+        postgres::{PostgresSink, PostgresSinkConfig},
+    },
+};
+
+use crate::{
+    log::{row, shape},
+    server::{Database, server},
+};
+
+/// A target with the table `public.t (id int8 primary key, v text)`, seen from outside.
+#[allow(async_fn_in_trait)]
+pub(crate) trait Target {
+    type Sink: Sink;
+    /// Another daemon's sink for the same stream.
+    fn sink(&self) -> Self::Sink;
+    async fn rows(&self) -> Vec<(i64, String)>;
+    async fn put(&self, id: i64, v: &str);
+    async fn remove(&self, id: i64);
+    /// Raises the epoch as a successor would, without ending anybody's session.
+    async fn supersede(&self);
+}
+
+impl Target for MemoryTarget {
+    type Sink = MemorySink;
+
+    fn sink(&self) -> MemorySink {
+        MemorySink::new(self.clone())
+    }
+
+    async fn rows(&self) -> Vec<(i64, String)> {
+        let text = |cell: &Cell| match cell {
+            Cell::Value(text) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let rows = MemoryTarget::rows(self, "public.t");
+        let mut rows: Vec<_> =
+            rows.iter().map(|row| (text(&row.0[0]).parse().unwrap(), text(&row.0[1]))).collect();
+        rows.sort();
+        rows
+    }
+
+    async fn put(&self, id: i64, v: &str) {
+        MemoryTarget::put(self, &shape(), row([&id.to_string(), v]));
+    }
+
+    async fn remove(&self, id: i64) {
+        MemoryTarget::remove(self, &shape(), &row([&id.to_string(), ""]));
+    }
+
+    async fn supersede(&self) {
+        self.sink().claim().await.unwrap();
+    }
+}
+
+/// A database with the table, and a stream of its own: replication origins belong to the server.
+struct PostgresTarget {
+    database: Database,
+    stream: String,
+}
+
+impl PostgresTarget {
+    async fn new(name: &str) -> Self {
+        let database = server().database(name).await;
+        let ddl = "CREATE TABLE t (id int8 PRIMARY KEY, v text)";
+        database.client.batch_execute(ddl).await.unwrap();
+        Self { database, stream: name.to_owned() }
+    }
+
+    fn config(&self) -> PostgresSinkConfig {
+        PostgresSinkConfig::new(
+            self.database.address.clone(),
+            "eu-west-1".parse().unwrap(),
+            "us-east-1".parse().unwrap(),
+            &self.stream,
+        )
+    }
+
+    async fn run(&self, sql: &str) {
+        self.database.client.batch_execute(sql).await.unwrap();
+    }
+
+    /// One text out of the target.
+    async fn ask(&self, sql: &str) -> Option<String> {
+        self.database.client.query_one(sql, &[]).await.unwrap().get(0)
+    }
+}
+
+impl Target for PostgresTarget {
+    type Sink = PostgresSink;
+
+    fn sink(&self) -> PostgresSink {
+        PostgresSink::new(self.config())
+    }
+
+    async fn rows(&self) -> Vec<(i64, String)> {
+        let rows = self.database.client.query("SELECT id, v FROM t ORDER BY id", &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    async fn put(&self, id: i64, v: &str) {
+        self.run(&format!("INSERT INTO t VALUES ({id}, '{v}')")).await;
+    }
+
+    async fn remove(&self, id: i64) {
+        self.run(&format!("DELETE FROM t WHERE id = {id}")).await;
+    }
+
+    async fn supersede(&self) {
+        self.run("UPDATE landfall.progress SET apply_epoch = apply_epoch + 1").await;
+    }
+}
+
+macro_rules! promises {
+    ($($name:ident)+) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $name() {
+                crate::promises::$name(&landfall::sink::memory::MemoryTarget::default()).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                crate::promises::$name(&crate::PostgresTarget::new(stringify!($name)).await).await;
+            })+
+        }
+    };
+}
+
+promises! {
+    rows_and_progress_arrive_together
+    a_successor_goes_on_where_the_predecessor_ended
+    an_old_epoch_and_a_wrong_place_are_refused
+    another_life_of_the_stream_is_refused
+    conflicts_are_named_and_what_came_before_stays
+    slices_become_visible_with_the_last
+    an_abandoned_transaction_leaves_nothing
+    a_conflict_in_a_slice_takes_the_transaction_back
+    one_source_transaction_may_be_one_target_transaction
+    empty_batches_move_progress
+}

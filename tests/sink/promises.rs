@@ -1,0 +1,240 @@
+//! One function per promise of the port.
+
+use std::error::Error;
+
+use landfall::{
+    change::Change,
+    fault::{Code, Fault},
+    position::{Incarnation, Sequence},
+    sink::{Batch, Conflict, ConflictKind, Grouping, Sink},
+};
+
+use crate::{
+    Target,
+    log::{Log, delete, insert, row, shape, update},
+};
+
+fn come(id: &str, v: &str) -> Change {
+    insert(&shape(), row([id, v]))
+}
+
+fn become_(id: &str, v: &str) -> Change {
+    update(&shape(), None, row([id, v]))
+}
+
+fn go(id: &str) -> Change {
+    delete(&shape(), row([id, ""]))
+}
+
+fn rows(rows: &[(i64, &str)]) -> Vec<(i64, String)> {
+    rows.iter().map(|(id, v)| (*id, (*v).to_owned())).collect()
+}
+
+fn conflict(fault: &Fault) -> Conflict {
+    assert_eq!(fault.code(), Code::Conflict, "{fault}");
+    let source = fault.source().and_then(|source| source.downcast_ref::<Conflict>());
+    source.expect("a conflict is the fault's source").clone()
+}
+
+pub(crate) async fn rows_and_progress_arrive_together(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    let claim = sink.claim().await.unwrap();
+    assert_eq!(claim.progress, None);
+    let steps = vec![
+        log.transaction(vec![come("1", "a"), come("2", "b"), come("3", "c")]),
+        log.transaction(vec![become_("1", "A"), go("2"), come("2", "B"), go("3")]),
+    ];
+    let mut batch = log.batch(steps);
+    batch.shapes = vec![shape()];
+    batch.heartbeat = Some(Log::heartbeat());
+    let applied = sink.apply(&batch).await.unwrap();
+    assert_eq!((applied.flushed, applied.redone), (batch.through.sequence, false));
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B")]));
+    let claim = sink.claim().await.unwrap();
+    let progress = claim.progress.unwrap();
+    assert_eq!(progress.through, batch.through);
+    assert_eq!(progress.incarnation, batch.incarnation);
+    assert_eq!(progress.heartbeat, Some(Log::heartbeat()));
+    assert_eq!(claim.shapes, [shape()]);
+}
+
+pub(crate) async fn a_successor_goes_on_where_the_predecessor_ended(target: &impl Target) {
+    let mut log = Log::new();
+    let mut first = target.sink();
+    let one = first.claim().await.unwrap();
+    first.apply(&log.one(vec![come("1", "a")])).await.unwrap();
+    // Its transaction is still open when it ends.
+    let open = log.slice(vec![come("2", "lost")], true, false);
+    first.apply(&log.batch(vec![open])).await.unwrap();
+    drop(first);
+    let mut second = target.sink();
+    let two = claim_soon(&mut second).await;
+    assert!(two.epoch > one.epoch);
+    assert_eq!(two.progress.unwrap().through.sequence, log.after);
+    second.apply(&log.one(vec![come("2", "b")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b")]));
+}
+
+/// The server notices a closed connection a moment later.
+async fn claim_soon(sink: &mut impl Sink) -> landfall::sink::Claim {
+    loop {
+        match sink.claim().await {
+            Err(fault) if fault.code() == Code::TargetHeld => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            claim => return claim.unwrap(),
+        }
+    }
+}
+
+pub(crate) async fn an_old_epoch_and_a_wrong_place_are_refused(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    let first = log.one(vec![come("1", "a")]);
+    sink.apply(&first).await.unwrap();
+    let refused = sink.apply(&first).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Superseded, "the same batch again: {refused}");
+    sink.claim().await.unwrap();
+    let mut ahead = log.one(vec![come("2", "b")]);
+    ahead.after = Sequence(99);
+    assert_eq!(sink.apply(&ahead).await.unwrap_err().code(), Code::Superseded);
+    sink.claim().await.unwrap();
+    target.supersede().await;
+    ahead.after = first.through.sequence;
+    assert_eq!(sink.apply(&ahead).await.unwrap_err().code(), Code::Superseded);
+    assert_eq!(target.rows().await, rows(&[(1, "a")]));
+}
+
+pub(crate) async fn another_life_of_the_stream_is_refused(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![come("1", "a")])).await.unwrap();
+    log.incarnation = Incarnation(7);
+    assert_eq!(sink.apply(&log.one(vec![come("2", "b")])).await.unwrap_err().code(), Code::Superseded);
+    assert_eq!(target.rows().await, rows(&[(1, "a")]));
+}
+
+pub(crate) async fn conflicts_are_named_and_what_came_before_stays(target: &impl Target) {
+    target.put(7, "theirs").await;
+    let cases: [(Change, ConflictKind, &str); 3] = [
+        (come("7", "ours"), ConflictKind::InsertExists, "(id)=(7)"),
+        (become_("8", "x"), ConflictKind::UpdateMissing, "(id)=(8)"),
+        (go("9"), ConflictKind::DeleteMissing, "(id)=(9)"),
+    ];
+    let mut log = Log::new();
+    for (at, (change, kind, key)) in cases.into_iter().enumerate() {
+        let mut sink = target.sink();
+        let progress = claim_soon(&mut sink).await.progress;
+        log.after = progress.map_or(Sequence(0), |progress| progress.through.sequence);
+        let id = at.to_string();
+        let before = log.transaction(vec![come(&id, "before")]);
+        let culprit = log.transaction(vec![become_(&id, "lost"), change]);
+        let behind = log.transaction(vec![come("77", "behind")]);
+        let position = culprit.frame.head.position;
+        let reached = before.through;
+        let fault = sink.apply(&log.batch(vec![before, culprit, behind])).await.unwrap_err();
+        let named = conflict(&fault);
+        assert_eq!((named.kind, named.ordinal, named.position), (kind, 1, position), "{fault}");
+        assert_eq!((&*named.table, &*named.key), ("public.t", key));
+        let claim = sink.claim().await.unwrap();
+        assert_eq!(claim.progress.unwrap().through, reached);
+    }
+    let before = [(0, "before"), (1, "before"), (2, "before"), (7, "theirs")];
+    assert_eq!(target.rows().await, rows(&before));
+}
+
+fn sliced(log: &mut Log, slices: Vec<Vec<Change>>) -> Vec<Batch> {
+    let last = slices.len() - 1;
+    let slices = slices.into_iter().enumerate();
+    let slices = slices.map(|(at, changes)| {
+        let slice = log.slice(changes, at == 0, at == last);
+        log.batch(vec![slice])
+    });
+    slices.collect()
+}
+
+pub(crate) async fn slices_become_visible_with_the_last(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![come("1", "a")])).await.unwrap();
+    let start = log.after;
+    let batches =
+        sliced(&mut log, vec![vec![come("2", "b")], vec![become_("2", "B"), go("1")], vec![come("3", "c")]]);
+    for batch in &batches[..2] {
+        assert_eq!(sink.apply(batch).await.unwrap().flushed, start);
+        assert_eq!(sink.flush().await.unwrap(), start);
+        // In memory there is no reader beside the writer.
+    }
+    let applied = sink.apply(&batches[2]).await.unwrap();
+    assert_eq!(applied.flushed, log.after);
+    assert_eq!(target.rows().await, rows(&[(2, "B"), (3, "c")]));
+    sink.apply(&log.one(vec![go("3")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(2, "B")]));
+}
+
+pub(crate) async fn an_abandoned_transaction_leaves_nothing(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink.abandon().await.unwrap();
+    let batches = sliced(&mut log, vec![vec![come("1", "a")], vec![come("2", "b")]]);
+    sink.apply(&batches[0]).await.unwrap();
+    sink.abandon().await.unwrap();
+    assert_eq!(target.rows().await, []);
+    for batch in &batches {
+        sink.apply(batch).await.unwrap();
+    }
+    assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b")]));
+}
+
+pub(crate) async fn a_conflict_in_a_slice_takes_the_transaction_back(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    target.put(2, "theirs").await;
+    let batches = sliced(&mut log, vec![vec![come("1", "a")], vec![become_("1", "A"), come("2", "b")]]);
+    sink.apply(&batches[0]).await.unwrap();
+    let named = conflict(&sink.apply(&batches[1]).await.unwrap_err());
+    assert_eq!((named.kind, named.ordinal), (ConflictKind::InsertExists, 1));
+    assert_eq!(sink.claim().await.unwrap().progress, None);
+    assert_eq!(target.rows().await, rows(&[(2, "theirs")]));
+    target.remove(2).await;
+    for batch in &batches {
+        sink.apply(batch).await.unwrap();
+    }
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "b")]));
+}
+
+pub(crate) async fn one_source_transaction_may_be_one_target_transaction(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    let steps = vec![
+        log.transaction(vec![come("1", "a")]),
+        log.transaction(vec![go("1")]),
+        log.transaction(vec![come("1", "b")]),
+    ];
+    let mut batch = log.batch(steps);
+    batch.grouping = Grouping::One;
+    assert_eq!(sink.apply(&batch).await.unwrap().flushed, log.after);
+    assert_eq!(target.rows().await, rows(&[(1, "b")]));
+    let progress = sink.claim().await.unwrap().progress.unwrap();
+    assert_eq!((progress.through, progress.grouped_through), (batch.through, Sequence(0)));
+}
+
+pub(crate) async fn empty_batches_move_progress(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    assert_eq!(sink.flush().await.unwrap(), Sequence(0));
+    let mut batch = log.batch(vec![]);
+    batch.more = true;
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(sink.flush().await.unwrap(), batch.through.sequence);
+    assert_eq!(sink.flush().await.unwrap(), batch.through.sequence);
+    assert_eq!(sink.claim().await.unwrap().progress.unwrap().through, batch.through);
+}

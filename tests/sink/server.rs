@@ -1,0 +1,137 @@
+//! A Postgres server of this test's own, in a directory of its own, ended with the last test that
+//! uses it. Everything about how it is started is behind [`server`].
+
+use std::{
+    net::TcpListener,
+    os::unix::{fs::chown, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use landfall::{
+    postgres::{Address, Connection, TlsMode, connect},
+    secret::Secret,
+};
+
+const BINARIES: &str = "/usr/lib/postgresql/15/bin";
+
+pub struct Server {
+    child: Mutex<Child>,
+    port: u16,
+    _directory: tempfile::TempDir,
+}
+
+static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+
+/// The server all tests of this process share.
+pub fn server() -> Arc<Server> {
+    let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(server) = shared.upgrade() {
+        return server;
+    }
+    let server = Arc::new(Server::start());
+    *shared = Arc::downgrade(&server);
+    server
+}
+
+fn command(program: &str) -> Command {
+    let mut command = Command::new(PathBuf::from(BINARIES).join(program));
+    if let Some((uid, gid)) = unprivileged() {
+        command.uid(uid).gid(gid);
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Postgres refuses to run as root.
+fn unprivileged() -> Option<(u32, u32)> {
+    let id = |flag: &str| {
+        let out = Command::new("id").args([flag, "postgres"]).output().ok()?;
+        String::from_utf8(out.stdout).ok()?.trim().parse().ok()
+    };
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
+    if root { Some((id("-u")?, id("-g")?)) } else { None }
+}
+
+impl Server {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        if let Some((uid, gid)) = unprivileged() {
+            chown(directory.path(), Some(uid), Some(gid)).expect("chown");
+        }
+        let data = directory.path().join("data");
+        let initdb = command("initdb")
+            .args(["-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8", "--no-sync", "-D"])
+            .arg(&data)
+            .status();
+        assert!(initdb.expect("initdb").success());
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
+        let child = Self::spawn(&data, directory.path(), port);
+        Self { child: Mutex::new(child), port, _directory: directory }
+    }
+
+    fn spawn(data: &Path, sockets: &Path, port: u16) -> Child {
+        let mut postgres = command("postgres");
+        postgres.arg("-D").arg(data);
+        for setting in [
+            format!("port={port}"),
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("unix_socket_directories={}", sockets.display()),
+            "fsync=off".to_owned(),
+            "wal_level=logical".to_owned(),
+            "track_commit_timestamp=on".to_owned(),
+        ] {
+            postgres.arg("-c").arg(setting);
+        }
+        postgres.spawn().expect("postgres starts")
+    }
+
+    /// A fresh database, named after the test.
+    pub async fn database(self: &Arc<Self>, name: &str) -> Database {
+        let admin = self.connected("postgres").await;
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create database");
+        let address = self.address(name);
+        let client = connect(&address, "test").await.expect("connect");
+        Database { server: self.clone(), address, client }
+    }
+
+    async fn connected(&self, database: &str) -> Connection {
+        for _ in 0..200 {
+            match connect(&self.address(database), "test").await {
+                Ok(connection) => return connection,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+        panic!("the server did not start");
+    }
+
+    fn address(&self, database: &str) -> Address {
+        Address {
+            host: "127.0.0.1".to_owned(),
+            port: self.port,
+            user: "postgres".to_owned(),
+            password: Secret::new(""),
+            database: database.to_owned(),
+            tls: TlsMode::Disable,
+            tls_root: None,
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let child = self.child.get_mut().expect("child");
+        // SIGINT is Postgres's fast shutdown: its children end with it.
+        let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        let _ = child.wait();
+    }
+}
+
+pub struct Database {
+    #[allow(dead_code, reason = "keeps the server running")]
+    server: Arc<Server>,
+    pub address: Address,
+    pub client: Connection,
+}
