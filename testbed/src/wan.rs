@@ -254,7 +254,8 @@ impl Wan {
         });
     }
 
-    /// Cuts the cable: open connections are reset, new ones refused.
+    /// Cuts the cable: open connections are reset, new ones refused. Whoever
+    /// connects in the first moment may still be accepted, and is then reset.
     pub fn cut(&self) {
         self.cut_as(Cut::Refuse);
     }
@@ -379,11 +380,12 @@ async fn carry(cable: Arc<Cable>, client: TcpStream, target: SocketAddr) {
     let resets = conditions.borrow().resets;
     cable.accepted.fetch_add(1, Ordering::Relaxed);
     cable.connections.fetch_add(1, Ordering::Relaxed);
-    let whole = tokio::select! {
-        whole = relay(&cable, client, target) => whole,
-        _ = conditions.wait_for(|now| now.resets != resets) => false,
-    };
-    let _ = whole;
+    tokio::select! {
+        biased;
+        // One that was accepted at the very moment of the cut ends here too.
+        _ = conditions.wait_for(|now| now.resets != resets || now.cut == Some(Cut::Refuse)) => {}
+        () = relay(&cable, client, target) => {}
+    }
     cable.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
@@ -401,7 +403,7 @@ impl Drop for Line {
     }
 }
 
-async fn relay(cable: &Cable, client: TcpStream, target: SocketAddr) -> bool {
+async fn relay(cable: &Cable, client: TcpStream, target: SocketAddr) {
     let _ = client.set_nodelay(true);
     let mut client = Line {
         stream: client,
@@ -415,7 +417,7 @@ async fn relay(cable: &Cable, client: TcpStream, target: SocketAddr) -> bool {
     };
     tokio::time::sleep(handshake).await;
     let Ok(server) = TcpStream::connect(target).await else {
-        return false;
+        return;
     };
     let _ = server.set_nodelay(true);
     let mut server = Line {
@@ -430,7 +432,6 @@ async fn relay(cable: &Cable, client: TcpStream, target: SocketAddr) -> bool {
     );
     client.in_order = ended.is_ok();
     server.in_order = ended.is_ok();
-    ended.is_ok()
 }
 
 /// What is on the delay line: bytes, and when they come out.
