@@ -1,1 +1,36 @@
-//! Real Postgres clusters, a real Kafka, the WAN between them and an independent ledger.
+//! Real Postgres clusters, a real Kafka, the WAN between them and an
+//! independent ledger. Landfall's tests, demo and benches all stand on it.
+//!
+//! ```text
+//!       region A                  WAN                  region B
+//!  ┌──────────┐  ┌───────┐   ┌───────────┐
+//!  │ postgres │  │ kafka │──▶│ TCP proxy │──▶ the daemon of region B
+//!  └──────────┘  └───────┘   └───────────┘
+//!        ▲            ▲   every broker advertises the proxy to the other side
+//!     ledger       daemon
+//! ```
+//!
+//! Nothing here knows Landfall: the daemon is a path to a binary and a
+//! configuration text, and the ledger looks at the two databases from outside.
+//!
+//! Promises kept by every part:
+//! - Everything listens on loopback, on free ports.
+//! - What was started is ended by its own process id: on drop, and by the
+//!   kernel when the test itself is killed.
+//! - Files live in a scratch directory that is removed on drop; directories of
+//!   tests that were killed are swept by the next one.
+//!
+//! `scripts/setup` fetches the servers; [`home`] finds them.
+
+pub mod home;
+pub mod kafka;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod wait;
+pub mod wan;
+
+pub use kafka::Kafka;
+pub use postgres::Postgres;
+pub use wait::eventually;
+pub use wan::Wan;

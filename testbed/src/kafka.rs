@@ -1,0 +1,460 @@
+//! A real Apache Kafka, one broker or three, reachable from two sides.
+//!
+//! ```text
+//!   own region ─────────────▶ LOCAL  ┐
+//!                                    ├ broker (and controller)
+//!   other region ──▶ Wan ──▶ REMOTE  ┘   advertises the proxy on REMOTE
+//! ```
+//!
+//! A broker tells every client its own address in the first metadata answer,
+//! and the client goes there. Were there one listener only, a client behind
+//! the WAN would walk round it; so each path has a listener of its own, and
+//! the remote one advertises the proxy.
+
+mod admin;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::process::{Process, Recipe, Signal};
+use crate::wan::Wan;
+use crate::{home, ports, process};
+
+pub use admin::{Admin, Partition};
+
+/// Two seconds alone; a good deal more where compilers share the machine.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The line a broker writes once it serves.
+const STARTED: &str = "Kafka Server started";
+
+/// The settings of every broker. Failover is short, so that a test of it is;
+/// retention is looked at every second, so that it can be watched.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("process.roles", "broker,controller"),
+    ("controller.listener.names", "CONTROLLER"),
+    ("inter.broker.listener.name", "LOCAL"),
+    (
+        "listener.security.protocol.map",
+        "LOCAL:PLAINTEXT,REMOTE:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    ),
+    ("auto.create.topics.enable", "false"),
+    ("unclean.leader.election.enable", "false"),
+    ("offsets.topic.num.partitions", "1"),
+    ("transaction.state.log.num.partitions", "1"),
+    ("share.coordinator.state.topic.num.partitions", "1"),
+    ("group.initial.rebalance.delay.ms", "0"),
+    ("num.network.threads", "2"),
+    ("num.io.threads", "2"),
+    ("log.cleaner.dedupe.buffer.size", "16777216"),
+    ("log.retention.check.interval.ms", "1000"),
+    ("log.initial.task.delay.ms", "500"),
+    ("broker.session.timeout.ms", "3000"),
+    ("broker.heartbeat.interval.ms", "500"),
+    ("controller.quorum.election.timeout.ms", "500"),
+    ("controller.quorum.fetch.timeout.ms", "1000"),
+    ("controlled.shutdown.enable", "true"),
+];
+
+#[derive(Debug)]
+struct Broker {
+    process: Option<Process>,
+    id: usize,
+    local: u16,
+    remote: u16,
+    controller: u16,
+    /// What the remote listener advertises.
+    proxy: u16,
+    properties: PathBuf,
+    log: PathBuf,
+}
+
+/// A running Kafka. Ports stay the same over kills and starts. Dropped, its
+/// brokers are killed and its files removed.
+#[derive(Debug)]
+pub struct Kafka {
+    brokers: Vec<Broker>,
+    wan: Wan,
+    _scratch: TempDir,
+}
+
+impl Kafka {
+    /// Starts 1 or 3 brokers and waits until all of them serve. With 3, topics
+    /// and Kafka's own have factor 3 and two in-sync replicas at least.
+    pub async fn start(brokers: usize) -> Result<Kafka> {
+        Kafka::start_with(brokers, &[]).await
+    }
+
+    /// The same, with broker settings of one's own.
+    pub async fn start_with(brokers: usize, settings: &[(&str, &str)]) -> Result<Kafka> {
+        ensure!(
+            brokers == 1 || brokers == 3,
+            "one broker or three, not {brokers}"
+        );
+        let scratch = home::scratch("kafka")?;
+        let wan = Wan::new()?;
+        let mut kafka = Kafka {
+            brokers: Vec::with_capacity(brokers),
+            wan,
+            _scratch: scratch,
+        };
+        for id in 1..=brokers {
+            let remote = ports::free()?;
+            let dir = kafka._scratch.path().join(id.to_string());
+            std::fs::create_dir(&dir).context("make a broker's directory")?;
+            kafka.brokers.push(Broker {
+                process: None,
+                id,
+                local: ports::free()?,
+                remote,
+                controller: ports::free()?,
+                proxy: kafka.wan.forward(ports::loopback(remote))?.port(),
+                properties: dir.join("server.properties"),
+                log: dir.join("log"),
+            });
+        }
+        kafka.format(settings)?;
+        for index in 0..brokers {
+            kafka.spawn(index)?;
+        }
+        for index in 0..brokers {
+            kafka.serves(index, 0).await?;
+        }
+        Ok(kafka)
+    }
+
+    /// Writes what Kafka's own formatting tool would: settings, and an
+    /// identity for the log directory. (The tool costs a JVM start each.)
+    fn format(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let cluster = identifier();
+        let voters: Vec<String> = self
+            .brokers
+            .iter()
+            .map(|broker| format!("{}@127.0.0.1:{}", broker.id, broker.controller))
+            .collect();
+        let factor = self.replication_factor().to_string();
+        let in_sync = self.min_insync_replicas().to_string();
+        for broker in &self.brokers {
+            let dir = broker.properties.parent().context("its directory")?;
+            let data = dir.join("data");
+            std::fs::create_dir(&data).context("make a log directory")?;
+            std::fs::write(
+                data.join("meta.properties"),
+                format!(
+                    "version=1\ncluster.id={cluster}\nnode.id={}\ndirectory.id={}\n",
+                    broker.id,
+                    identifier()
+                ),
+            )
+            .context("write meta.properties")?;
+
+            let mut properties = String::new();
+            let mut set = |name: &str, value: &str| {
+                properties.push_str(&format!("{name}={value}\n"));
+            };
+            for (name, value) in DEFAULTS {
+                set(name, value);
+            }
+            set("node.id", &broker.id.to_string());
+            set("log.dirs", &data.display().to_string());
+            set(
+                "listeners",
+                &format!(
+                    "LOCAL://127.0.0.1:{},REMOTE://127.0.0.1:{},CONTROLLER://127.0.0.1:{}",
+                    broker.local, broker.remote, broker.controller
+                ),
+            );
+            set(
+                "advertised.listeners",
+                &format!(
+                    "LOCAL://127.0.0.1:{},REMOTE://127.0.0.1:{}",
+                    broker.local, broker.proxy
+                ),
+            );
+            set("controller.quorum.voters", &voters.join(","));
+            set("default.replication.factor", &factor);
+            set("min.insync.replicas", &in_sync);
+            for internal in [
+                "offsets.topic.replication.factor",
+                "transaction.state.log.replication.factor",
+                "share.coordinator.state.topic.replication.factor",
+            ] {
+                set(internal, &factor);
+            }
+            for internal in [
+                "transaction.state.log.min.isr",
+                "share.coordinator.state.topic.min.isr",
+            ] {
+                set(internal, &in_sync);
+            }
+            // The last one wins.
+            for (name, value) in settings {
+                set(name, value);
+            }
+            std::fs::write(&broker.properties, properties).context("write server.properties")?;
+        }
+        Ok(())
+    }
+
+    /// The number of brokers, running or not.
+    pub fn brokers(&self) -> usize {
+        self.brokers.len()
+    }
+
+    /// The replication factor topics should have here.
+    pub fn replication_factor(&self) -> u16 {
+        if self.brokers.len() == 3 { 3 } else { 1 }
+    }
+
+    /// The in-sync replicas a write should need here.
+    pub fn min_insync_replicas(&self) -> u16 {
+        if self.brokers.len() == 3 { 2 } else { 1 }
+    }
+
+    /// Bootstrap servers for its own region, separated by commas.
+    pub fn local(&self) -> String {
+        self.servers(|broker| broker.local)
+    }
+
+    /// Bootstrap servers for the other region: through the WAN.
+    pub fn remote(&self) -> String {
+        self.servers(|broker| broker.proxy)
+    }
+
+    fn servers(&self, port: impl Fn(&Broker) -> u16) -> String {
+        let servers: Vec<String> = self
+            .brokers
+            .iter()
+            .map(|broker| format!("127.0.0.1:{}", port(broker)))
+            .collect();
+        servers.join(",")
+    }
+
+    /// The cable between the other region and all these brokers.
+    pub fn wan(&self) -> &Wan {
+        &self.wan
+    }
+
+    /// Topic administration, over the own region's listeners.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.brokers.iter().map(|b| ports::loopback(b.local)))
+    }
+
+    /// Kills a broker (counted from 0) with SIGKILL.
+    pub async fn kill(&mut self, index: usize) -> Result<()> {
+        let broker = self.broker(index)?;
+        let mut process = broker.process.take().context("it is stopped already")?;
+        process.kill_tree()
+    }
+
+    /// Shuts a broker down in order, and says how long that took.
+    pub async fn stop(&mut self, index: usize) -> Result<Duration> {
+        /// A controlled shutdown hands leaders over; without a quorum it
+        /// waits in vain, and is killed on drop.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let started = Instant::now();
+        let broker = self.broker(index)?;
+        let mut process = broker.process.take().context("it is stopped already")?;
+        process.signal(Signal::Terminate)?;
+        if process.wait_exit(PATIENCE).await.is_none() {
+            bail!("broker {index} did not stop within {PATIENCE:?}");
+        }
+        Ok(started.elapsed())
+    }
+
+    /// Starts a killed or stopped broker again and waits until it serves.
+    pub async fn start_again(&mut self, index: usize) -> Result<()> {
+        let seen = self.lines_of_start(index)?;
+        self.spawn(index)?;
+        self.serves(index, seen).await
+    }
+
+    /// Shuts every broker down, then starts all of them.
+    pub async fn restart_all(&mut self) -> Result<()> {
+        for index in 0..self.brokers.len() {
+            if let Some(mut process) = self.broker(index)?.process.take() {
+                // At once: without a quorum an orderly end cannot be had, and
+                // every acknowledged record is in the page cache anyway.
+                process.kill_tree()?;
+            }
+        }
+        let mut seen = Vec::new();
+        for index in 0..self.brokers.len() {
+            seen.push(self.lines_of_start(index)?);
+            self.spawn(index)?;
+        }
+        for (index, seen) in seen.into_iter().enumerate() {
+            self.serves(index, seen).await?;
+        }
+        Ok(())
+    }
+
+    /// The process id of a broker while it runs.
+    pub fn pid(&self, index: usize) -> Option<u32> {
+        self.brokers.get(index)?.process.as_ref().map(Process::pid)
+    }
+
+    /// The broker (counted from 0) that leads a topic's partition.
+    pub async fn leader(&self, topic: &str, partition: i32) -> Result<usize> {
+        let partitions = self.admin().partitions(topic).await?;
+        let found = partitions
+            .iter()
+            .find(|known| known.index == partition)
+            .with_context(|| format!("{topic} has no partition {partition}"))?;
+        let id = usize::try_from(found.leader)
+            .ok()
+            .filter(|&id| id >= 1)
+            .with_context(|| format!("{topic} has no leader now"))?;
+        Ok(id - 1)
+    }
+
+    /// Whether there is such a topic.
+    pub async fn topic_exists(&self, topic: &str) -> Result<bool> {
+        self.admin().topic_exists(topic).await
+    }
+
+    /// Makes a topic with the usual factor and these settings.
+    pub async fn create_topic(
+        &self,
+        topic: &str,
+        partitions: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
+        let factor = self.replication_factor();
+        self.admin()
+            .create_topic(topic, partitions, factor, settings)
+            .await
+    }
+
+    /// Deletes a topic and waits until no broker shows it any more.
+    pub async fn delete_topic(&self, topic: &str) -> Result<()> {
+        self.admin().delete_topic(topic).await
+    }
+
+    /// Deletes the records of partition 0 before an offset; returns the first
+    /// that is left.
+    pub async fn delete_records(&self, topic: &str, before_offset: i64) -> Result<i64> {
+        self.admin().delete_records(topic, 0, before_offset).await
+    }
+
+    /// Raises the number of partitions to a total.
+    pub async fn add_partitions(&self, topic: &str, total: i32) -> Result<()> {
+        self.admin().add_partitions(topic, total).await
+    }
+
+    /// Sets settings of a topic, leaving the others.
+    pub async fn alter_config(&self, topic: &str, settings: &[(&str, &str)]) -> Result<()> {
+        self.admin().alter_config(topic, settings).await
+    }
+
+    /// The offset of the first record of partition 0.
+    pub async fn start_offset(&self, topic: &str) -> Result<i64> {
+        self.admin().start_offset(topic, 0).await
+    }
+
+    /// The offset the next record of partition 0 will get.
+    pub async fn end_offset(&self, topic: &str) -> Result<i64> {
+        self.admin().end_offset(topic, 0).await
+    }
+
+    /// The last lines of a broker's log.
+    pub fn log_tail(&self, index: usize) -> String {
+        match self.brokers.get(index) {
+            Some(broker) => process::tail(&broker.log, 40),
+            None => format!("(no broker {index})"),
+        }
+    }
+
+    fn broker(&mut self, index: usize) -> Result<&mut Broker> {
+        let count = self.brokers.len();
+        self.brokers
+            .get_mut(index)
+            .with_context(|| format!("no broker {index} of {count}"))
+    }
+
+    fn lines_of_start(&self, index: usize) -> Result<usize> {
+        let broker = self.brokers.get(index).context("no such broker")?;
+        let log = std::fs::read(&broker.log).unwrap_or_default();
+        Ok(String::from_utf8_lossy(&log).matches(STARTED).count())
+    }
+
+    fn spawn(&mut self, index: usize) -> Result<()> {
+        let java = home::program("java")?;
+        let libs = home::kafka_libs()?;
+        let broker = self.broker(index)?;
+        ensure!(broker.process.is_none(), "broker {index} is running");
+        let process = Recipe::new(&format!("broker {index}"), &java, &broker.log)
+            // Small and quick to start rather than fast in the long run.
+            .arg("-Xms64m")
+            .arg("-Xmx256m")
+            .arg("-XX:+UseSerialGC")
+            .arg("-XX:TieredStopAtLevel=1")
+            .arg("-cp")
+            .arg(libs.join("*"))
+            .arg("kafka.Kafka")
+            .arg(&broker.properties)
+            .spawn()?;
+        broker.process = Some(process);
+        Ok(())
+    }
+
+    /// Waits for the line that says so, once more than it was seen before.
+    async fn serves(&mut self, index: usize, seen: usize) -> Result<()> {
+        let started = Instant::now();
+        while self.lines_of_start(index)? <= seen {
+            let ended = self
+                .broker(index)?
+                .process
+                .as_mut()
+                .and_then(|process| process.exited());
+            if let Some(status) = ended {
+                bail!(
+                    "broker {index} ended at its start ({status}):\n{}",
+                    self.log_tail(index)
+                );
+            }
+            if started.elapsed() > START_TIMEOUT {
+                bail!(
+                    "broker {index} does not serve after {START_TIMEOUT:?}:\n{}",
+                    self.log_tail(index)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+/// A random identifier as Kafka writes them: 16 bytes in URL-safe base64
+/// without padding, not beginning with a dash.
+fn identifier() -> String {
+    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    // 22 signs hold 132 bits; the last four must be zero, which the signs
+    // A, Q, g and w are.
+    let mut text: String = (0..21)
+        .map(|place| {
+            let signs = if place == 0 { 62 } else { 64 };
+            char::from(SIGNS[rand::random_range(0..signs)])
+        })
+        .collect();
+    text.push(char::from(SIGNS[16 * rand::random_range(0..4usize)]));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_is_sixteen_bytes() {
+        for _ in 0..100 {
+            let id = identifier();
+            assert_eq!(id.len(), 22);
+            assert!(!id.starts_with('-'), "{id}");
+            assert!(id.ends_with(['A', 'Q', 'g', 'w']), "{id}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A cluster starts quickly, survives what is done to it, and is a server of
+//! its own.
+
+use std::time::{Duration, Instant};
+
+use testbed::Postgres;
+use testbed::postgres::Shutdown;
+
+async fn count(postgres: &Postgres) -> i64 {
+    postgres
+        .query_one("postgres", "select count(*) from kept", &[])
+        .await
+        .unwrap()
+        .get(0)
+}
+
+async fn lives_through_its_faults(major: u16) {
+    // The first one of all makes the template.
+    drop(Postgres::start(major, "first").await.unwrap());
+    let started = Instant::now();
+    let mut postgres = Postgres::builder(major, "faults")
+        .setting("max_slot_wal_keep_size", "64MB")
+        .start()
+        .await
+        .unwrap();
+    println!("started in {:?}", started.elapsed());
+
+    let shown = async |setting: &str| {
+        postgres
+            .query_text("postgres", &format!("show {setting}"))
+            .await
+            .unwrap()
+            .unwrap()
+    };
+    assert_eq!(shown("wal_level").await, "logical");
+    assert_eq!(shown("track_commit_timestamp").await, "on");
+    assert_eq!(shown("max_slot_wal_keep_size").await, "64MB");
+    assert!(
+        shown("server_version")
+            .await
+            .starts_with(&major.to_string())
+    );
+
+    postgres
+        .execute(
+            "postgres",
+            "create table kept(id int primary key); insert into kept values (1)",
+        )
+        .await
+        .unwrap();
+    let took = postgres.stop(Shutdown::Fast).await.unwrap();
+    println!("fast shutdown in {took:?}");
+    assert!(took < Duration::from_secs(20));
+
+    let backup = testbed::home::scratch("backup").unwrap();
+    let backup = backup.path().join("data");
+    postgres.backup_to(&backup).await.unwrap();
+    postgres.start_again().await.unwrap();
+    let identity = system_identifier(&postgres).await;
+
+    postgres
+        .execute("postgres", "insert into kept values (2)")
+        .await
+        .unwrap();
+    postgres.kill().await.unwrap();
+    assert!(postgres.connect("postgres").await.is_err());
+    postgres.start_again().await.unwrap();
+    assert_eq!(count(&postgres).await, 2);
+
+    postgres.stop(Shutdown::Immediate).await.unwrap();
+    postgres.restore_from(&backup).await.unwrap();
+    postgres.start_again().await.unwrap();
+    assert_eq!(count(&postgres).await, 1);
+    assert_eq!(system_identifier(&postgres).await, identity);
+
+    postgres.set("work_mem", "7MB").await.unwrap();
+    testbed::eventually(Duration::from_secs(5), "work_mem is reloaded", async || {
+        let shown = postgres.query_text("postgres", "show work_mem").await?;
+        Ok(shown.as_deref() == Some("7MB"))
+    })
+    .await
+    .unwrap();
+}
+
+async fn system_identifier(postgres: &Postgres) -> String {
+    postgres
+        .query_text(
+            "postgres",
+            "select system_identifier from pg_control_system()",
+        )
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn postgres_15_lives_through_its_faults() {
+    lives_through_its_faults(15).await;
+}
+
+#[tokio::test]
+async fn postgres_18_lives_through_its_faults() {
+    lives_through_its_faults(18).await;
+}
+
+/// Both are copies of one template; Landfall tells servers apart by this.
+#[tokio::test]
+async fn two_clusters_are_two_servers() {
+    let one = Postgres::start(15, "one").await.unwrap();
+    let other = Postgres::start(15, "other").await.unwrap();
+    assert_ne!(
+        system_identifier(&one).await,
+        system_identifier(&other).await
+    );
+    let pid = one.pid().unwrap();
+    drop(one);
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
