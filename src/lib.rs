@@ -6,6 +6,7 @@
 
 pub mod change;
 pub mod clock;
+pub mod config;
 pub mod envelope;
 pub mod fault;
 pub mod lsn;
