@@ -7,7 +7,9 @@
 pub mod change;
 pub mod changelog;
 pub mod clock;
+pub mod config;
 pub mod crash;
+pub mod daemon;
 pub mod envelope;
 pub mod fault;
 pub mod kafka;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a stream's topic must be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TopicRules {
     /// How long records are kept at least.
     pub retention: Duration,

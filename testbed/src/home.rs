@@ -23,10 +23,7 @@ pub fn dir() -> PathBuf {
 pub fn postgres(major: u16) -> Result<PathBuf> {
     let dir = dir().join("postgres").join(major.to_string());
     if !dir.join("bin/postgres").is_file() {
-        bail!(
-            "no Postgres {major} in {}: run `scripts/setup {major}`",
-            dir.display()
-        );
+        bail!("no Postgres {major} in {}: run `scripts/setup {major}`", dir.display());
     }
     Ok(dir)
 }

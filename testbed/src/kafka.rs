@@ -37,10 +37,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("process.roles", "broker,controller"),
     ("controller.listener.names", "CONTROLLER"),
     ("inter.broker.listener.name", "LOCAL"),
-    (
-        "listener.security.protocol.map",
-        "LOCAL:PLAINTEXT,REMOTE:PLAINTEXT,CONTROLLER:PLAINTEXT",
-    ),
+    ("listener.security.protocol.map", "LOCAL:PLAINTEXT,REMOTE:PLAINTEXT,CONTROLLER:PLAINTEXT"),
     ("auto.create.topics.enable", "false"),
     ("unclean.leader.election.enable", "false"),
     ("offsets.topic.num.partitions", "1"),
@@ -90,17 +87,10 @@ impl Kafka {
 
     /// The same, with broker settings of one's own.
     pub async fn start_with(brokers: usize, settings: &[(&str, &str)]) -> Result<Kafka> {
-        ensure!(
-            brokers == 1 || brokers == 3,
-            "one broker or three, not {brokers}"
-        );
+        ensure!(brokers == 1 || brokers == 3, "one broker or three, not {brokers}");
         let scratch = home::scratch("kafka")?;
         let wan = Wan::new()?;
-        let mut kafka = Kafka {
-            brokers: Vec::with_capacity(brokers),
-            wan,
-            _scratch: scratch,
-        };
+        let mut kafka = Kafka { brokers: Vec::with_capacity(brokers), wan, _scratch: scratch };
         for id in 1..=brokers {
             let remote = ports::free()?;
             let dir = kafka._scratch.path().join(id.to_string());
@@ -169,10 +159,7 @@ impl Kafka {
             );
             set(
                 "advertised.listeners",
-                &format!(
-                    "LOCAL://127.0.0.1:{},REMOTE://127.0.0.1:{}",
-                    broker.local, broker.proxy
-                ),
+                &format!("LOCAL://127.0.0.1:{},REMOTE://127.0.0.1:{}", broker.local, broker.proxy),
             );
             set("controller.quorum.voters", &voters.join(","));
             set("default.replication.factor", &factor);
@@ -184,10 +171,7 @@ impl Kafka {
             ] {
                 set(internal, &factor);
             }
-            for internal in [
-                "transaction.state.log.min.isr",
-                "share.coordinator.state.topic.min.isr",
-            ] {
+            for internal in ["transaction.state.log.min.isr", "share.coordinator.state.topic.min.isr"] {
                 set(internal, &in_sync);
             }
             // The last one wins.
@@ -225,11 +209,8 @@ impl Kafka {
     }
 
     fn servers(&self, port: impl Fn(&Broker) -> u16) -> String {
-        let servers: Vec<String> = self
-            .brokers
-            .iter()
-            .map(|broker| format!("127.0.0.1:{}", port(broker)))
-            .collect();
+        let servers: Vec<String> =
+            self.brokers.iter().map(|broker| format!("127.0.0.1:{}", port(broker))).collect();
         servers.join(",")
     }
 
@@ -317,16 +298,9 @@ impl Kafka {
     }
 
     /// Makes a topic with the usual factor and these settings.
-    pub async fn create_topic(
-        &self,
-        topic: &str,
-        partitions: i32,
-        settings: &[(&str, &str)],
-    ) -> Result<()> {
+    pub async fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<()> {
         let factor = self.replication_factor();
-        self.admin()
-            .create_topic(topic, partitions, factor, settings)
-            .await
+        self.admin().create_topic(topic, partitions, factor, settings).await
     }
 
     /// Deletes a topic and waits until no broker shows it any more.
@@ -370,9 +344,7 @@ impl Kafka {
 
     fn broker(&mut self, index: usize) -> Result<&mut Broker> {
         let count = self.brokers.len();
-        self.brokers
-            .get_mut(index)
-            .with_context(|| format!("no broker {index} of {count}"))
+        self.brokers.get_mut(index).with_context(|| format!("no broker {index} of {count}"))
     }
 
     fn lines_of_start(&self, index: usize) -> Result<usize> {
@@ -405,22 +377,12 @@ impl Kafka {
     async fn serves(&mut self, index: usize, seen: usize) -> Result<()> {
         let started = Instant::now();
         while self.lines_of_start(index)? <= seen {
-            let ended = self
-                .broker(index)?
-                .process
-                .as_mut()
-                .and_then(|process| process.exited());
+            let ended = self.broker(index)?.process.as_mut().and_then(|process| process.exited());
             if let Some(status) = ended {
-                bail!(
-                    "broker {index} ended at its start ({status}):\n{}",
-                    self.log_tail(index)
-                );
+                bail!("broker {index} ended at its start ({status}):\n{}", self.log_tail(index));
             }
             if started.elapsed() > START_TIMEOUT {
-                bail!(
-                    "broker {index} does not serve after {START_TIMEOUT:?}:\n{}",
-                    self.log_tail(index)
-                );
+                bail!("broker {index} does not serve after {START_TIMEOUT:?}:\n{}", self.log_tail(index));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

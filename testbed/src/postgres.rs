@@ -61,11 +61,7 @@ impl Builder {
 
     /// Makes the cluster and starts it.
     pub async fn start(self) -> Result<Postgres> {
-        let Builder {
-            major,
-            name,
-            settings,
-        } = self;
+        let Builder { major, name, settings } = self;
         let installation = home::postgres(major)?;
         let user = User::unprivileged()?;
         let template = template(major, &installation, user).await?;
@@ -75,10 +71,8 @@ impl Builder {
         identity::renew(&data).with_context(|| format!("give {name} an identity of its own"))?;
 
         let mut conf = String::from("\n# the testbed's\n");
-        for (setting, value) in DEFAULTS
-            .iter()
-            .copied()
-            .chain(settings.iter().map(|(s, v)| (s.as_str(), v.as_str())))
+        for (setting, value) in
+            DEFAULTS.iter().copied().chain(settings.iter().map(|(s, v)| (s.as_str(), v.as_str())))
         {
             conf.push_str(&format!("{setting} = '{}'\n", value.replace('\'', "''")));
         }
@@ -149,11 +143,7 @@ impl Postgres {
 
     /// A new cluster with settings of its own.
     pub fn builder(major: u16, name: &str) -> Builder {
-        Builder {
-            major,
-            name: name.to_owned(),
-            settings: Vec::new(),
-        }
+        Builder { major, name: name.to_owned(), settings: Vec::new() }
     }
 
     /// The major version.
@@ -173,10 +163,7 @@ impl Postgres {
 
     /// The URL of one of its databases, for another user.
     pub fn url_as(&self, user: &str, database: &str) -> String {
-        format!(
-            "postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable",
-            self.port
-        )
+        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
     /// Where its files are.
@@ -205,12 +192,7 @@ impl Postgres {
     }
 
     /// The rows of one query, in a session of its own.
-    pub async fn query(
-        &self,
-        database: &str,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>> {
+    pub async fn query(&self, database: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.connect(database)
             .await?
             .query(sql, params)
@@ -219,12 +201,7 @@ impl Postgres {
     }
 
     /// The one row of one query, in a session of its own.
-    pub async fn query_one(
-        &self,
-        database: &str,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Row> {
+    pub async fn query_one(&self, database: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Row> {
         self.connect(database)
             .await?
             .query_one(sql, params)
@@ -249,8 +226,7 @@ impl Postgres {
 
     /// Makes a database.
     pub async fn create_database(&self, database: &str) -> Result<()> {
-        self.execute("postgres", &format!("create database \"{database}\""))
-            .await
+        self.execute("postgres", &format!("create database \"{database}\"")).await
     }
 
     /// Changes a setting and has the server read it. A setting that needs a
@@ -262,10 +238,7 @@ impl Postgres {
             .batch_execute(&format!("alter system set {setting} = '{value}'"))
             .await
             .with_context(|| format!("set {setting} on {}", self.name))?;
-        session
-            .batch_execute("select pg_reload_conf()")
-            .await
-            .context("reload the settings")
+        session.batch_execute("select pg_reload_conf()").await.context("reload the settings")
     }
 
     /// Shuts down, and says how long that took.
@@ -279,11 +252,7 @@ impl Postgres {
             Shutdown::Immediate => Signal::Quit,
         })?;
         if process.wait_exit(STOP_TIMEOUT).await.is_none() {
-            bail!(
-                "{} did not stop ({how:?}) within {STOP_TIMEOUT:?}:\n{}",
-                self.name,
-                self.log_tail()
-            );
+            bail!("{} did not stop ({how:?}) within {STOP_TIMEOUT:?}:\n{}", self.name, self.log_tail());
         }
         Ok(started.elapsed())
     }
@@ -294,9 +263,7 @@ impl Postgres {
         let Some(mut process) = self.process.take() else {
             bail!("{} is stopped already", self.name);
         };
-        process
-            .kill_tree()
-            .with_context(|| format!("kill {}", self.name))
+        process.kill_tree().with_context(|| format!("kill {}", self.name))
     }
 
     /// Starts a stopped or killed cluster on the same port and waits until it
@@ -326,11 +293,7 @@ impl Postgres {
                 Err(error) => error,
             };
             if let Some(status) = process.exited() {
-                bail!(
-                    "{} ended at its start ({status}):\n{}",
-                    self.name,
-                    self.log_tail()
-                );
+                bail!("{} ended at its start ({status}):\n{}", self.name, self.log_tail());
             }
             if started.elapsed() > START_TIMEOUT {
                 bail!(
@@ -353,22 +316,14 @@ impl Postgres {
 
     /// Copies the files of a stopped cluster into a new directory.
     pub async fn backup_to(&self, dir: &Path) -> Result<()> {
-        ensure!(
-            self.process.is_none(),
-            "stop {} before its files are copied",
-            self.name
-        );
+        ensure!(self.process.is_none(), "stop {} before its files are copied", self.name);
         copy(&self.data, dir).await
     }
 
     /// Puts back what [`Postgres::backup_to`] copied: the same server as it
     /// was then, with the same system identifier and timeline.
     pub async fn restore_from(&mut self, dir: &Path) -> Result<()> {
-        ensure!(
-            self.process.is_none(),
-            "stop {} before its files are replaced",
-            self.name
-        );
+        ensure!(self.process.is_none(), "stop {} before its files are replaced", self.name);
         std::fs::remove_dir_all(&self.data).context("remove the files of the cluster")?;
         copy(dir, &self.data).await
     }
@@ -387,9 +342,8 @@ pub fn url(port: u16, database: &str) -> String {
 /// A new session for a URL. Its connection runs as a task until the client is
 /// dropped or the server goes.
 pub async fn connect(url: &str) -> Result<Client> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls)
-        .await
-        .with_context(|| format!("connect to {url}"))?;
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.with_context(|| format!("connect to {url}"))?;
     // Ends with the client. Its error is also the answer to whatever query
     // was running, and is told there.
     tokio::spawn(async move {
@@ -409,8 +363,7 @@ async fn template(major: u16, installation: &Path, user: Option<User>) -> Result
 
     // Where the home belongs to somebody else, the template goes to scratch.
     let shared = home::dir().join("templates");
-    let cache = match std::fs::create_dir_all(&shared).and_then(|()| tempfile::tempfile_in(&shared))
-    {
+    let cache = match std::fs::create_dir_all(&shared).and_then(|()| tempfile::tempfile_in(&shared)) {
         Ok(_) => shared,
         Err(_) => {
             let own = std::env::temp_dir().join(format!("landfall-testbed-templates-{owner}"));
@@ -456,20 +409,13 @@ async fn template(major: u16, installation: &Path, user: Option<User>) -> Result
 async fn copy(from: &Path, to: &Path) -> Result<()> {
     ensure!(!to.exists(), "{} exists", to.display());
     let mut command = tokio::process::Command::new("cp");
-    command
-        .args(["-a", "--reflink=auto"])
-        .arg(from)
-        .arg(to)
-        .kill_on_drop(true);
+    command.args(["-a", "--reflink=auto"]).arg(from).arg(to).kill_on_drop(true);
     run(command, "copy the cluster").await
 }
 
 async fn run(mut command: tokio::process::Command, what: &str) -> Result<()> {
-    let output = command
-        .stdin(std::process::Stdio::null())
-        .output()
-        .await
-        .with_context(|| format!("run {what}"))?;
+    let output =
+        command.stdin(std::process::Stdio::null()).output().await.with_context(|| format!("run {what}"))?;
     ensure!(
         output.status.success(),
         "{what} failed ({}):\n{}{}",

@@ -68,17 +68,10 @@ pub(crate) fn send(pid: u32, signal: Signal) -> io::Result<()> {
     if pid <= 1 {
         return Err(io::Error::other(format!("not one process: {pid}")));
     }
-    #[allow(
-        unsafe_code,
-        reason = "the standard library sends no signal but SIGKILL"
-    )]
+    #[allow(unsafe_code, reason = "the standard library sends no signal but SIGKILL")]
     // SAFETY: kill(2) takes two integers and touches no memory of ours.
     let outcome = unsafe { libc::kill(pid, signal.number()) };
-    if outcome == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The ids of the direct children of a process.
@@ -122,10 +115,7 @@ impl User {
                 accounts.lines().find_map(|line| {
                     let fields: Vec<&str> = line.split(':').collect();
                     (fields.first() == Some(name)).then_some(())?;
-                    Some(User {
-                        uid: fields.get(2)?.parse().ok()?,
-                        gid: fields.get(3)?.parse().ok()?,
-                    })
+                    Some(User { uid: fields.get(2)?.parse().ok()?, gid: fields.get(3)?.parse().ok()? })
                 })
             })
             .map(Some)
@@ -164,11 +154,7 @@ impl Recipe {
     }
 
     /// One environment variable.
-    pub fn env(
-        mut self,
-        key: impl AsRef<std::ffi::OsStr>,
-        value: impl AsRef<std::ffi::OsStr>,
-    ) -> Recipe {
+    pub fn env(mut self, key: impl AsRef<std::ffi::OsStr>, value: impl AsRef<std::ffi::OsStr>) -> Recipe {
         self.command.env(key, value);
         self
     }
@@ -195,12 +181,7 @@ impl Recipe {
 
     /// Starts it.
     pub fn spawn(self) -> Result<Process> {
-        let Recipe {
-            mut command,
-            name,
-            log,
-            parting,
-        } = self;
+        let Recipe { mut command, name, log, parting } = self;
         let output = OpenOptions::new()
             .create(true)
             .append(true)
@@ -213,22 +194,14 @@ impl Recipe {
             .process_group(0);
         die_with_us(&mut command, parting);
         let child = spawn_from_lasting_thread(command).with_context(|| format!("start {name}"))?;
-        Ok(Process {
-            child,
-            name,
-            log,
-            parting,
-        })
+        Ok(Process { child, name, log, parting })
     }
 }
 
 fn die_with_us(command: &mut Command, parting: Signal) {
     let us = std::process::id();
     let signal = parting.number();
-    #[allow(
-        unsafe_code,
-        reason = "the death signal can only be set by the child itself"
-    )]
+    #[allow(unsafe_code, reason = "the death signal can only be set by the child itself")]
     // SAFETY: between fork and exec the closure makes two system calls that are
     // safe there, and allocates nothing unless it fails.
     unsafe {
@@ -262,12 +235,8 @@ fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
         orders
     });
     let (answer, outcome) = mpsc::sync_channel(1);
-    spawner
-        .send((command, answer))
-        .map_err(|_| io::Error::other("the spawner thread is gone"))?;
-    outcome
-        .recv()
-        .map_err(|_| io::Error::other("the spawner thread is gone"))?
+    spawner.send((command, answer)).map_err(|_| io::Error::other("the spawner thread is gone"))?;
+    outcome.recv().map_err(|_| io::Error::other("the spawner thread is gone"))?
 }
 
 /// A running process, or one that has ended and is remembered.
@@ -300,8 +269,7 @@ impl Process {
         if self.exited().is_some() {
             return Ok(());
         }
-        send(self.pid(), signal)
-            .with_context(|| format!("send {signal:?} to {} ({})", self.name, self.pid()))
+        send(self.pid(), signal).with_context(|| format!("send {signal:?} to {} ({})", self.name, self.pid()))
     }
 
     /// Waits for the end; None if it has not come in time.
@@ -375,8 +343,7 @@ impl Drop for Process {
 
 fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit_once(')')
-            .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
     })
 }
 

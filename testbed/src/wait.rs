@@ -38,12 +38,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_error_says_what_was_awaited() {
-        let error = eventually(Duration::from_millis(60), "the moon is full", async || {
-            bail!("it is a crescent")
-        })
-        .await
-        .unwrap_err()
-        .to_string();
+        let error =
+            eventually(Duration::from_millis(60), "the moon is full", async || bail!("it is a crescent"))
+                .await
+                .unwrap_err()
+                .to_string();
         assert!(error.contains("the moon is full"), "{error}");
         assert!(error.contains("crescent"), "{error}");
     }

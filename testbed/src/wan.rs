@@ -167,20 +167,13 @@ impl Wan {
             .context("start the thread of the WAN")?;
         Ok(Wan {
             cable: Arc::new(Cable {
-                conditions: watch::Sender::new(Conditions {
-                    up: CLEAR,
-                    down: CLEAR,
-                    cut: None,
-                    resets: 0,
-                }),
+                conditions: watch::Sender::new(Conditions { up: CLEAR, down: CLEAR, cut: None, resets: 0 }),
                 up: Meter::default(),
                 down: Meter::default(),
                 connections: AtomicUsize::new(0),
                 accepted: AtomicU64::new(0),
             }),
-            engine: Arc::new(Engine {
-                runtime: Some(runtime),
-            }),
+            engine: Arc::new(Engine { runtime: Some(runtime) }),
         })
     }
 
@@ -214,8 +207,7 @@ impl Wan {
     /// Bytes per second for one direction; None lifts the limit.
     pub fn set_bandwidth_of(&self, direction: Direction, bytes_per_second: Option<u64>) {
         self.change(|now| {
-            now.lane_mut(direction).bandwidth_bytes_per_second =
-                bytes_per_second.map(|limit| limit.max(1));
+            now.lane_mut(direction).bandwidth_bytes_per_second = bytes_per_second.map(|limit| limit.max(1));
         });
     }
 
@@ -287,18 +279,12 @@ impl Wan {
 
     /// Bytes delivered so far in one direction.
     pub fn delivered_bytes(&self, direction: Direction) -> u64 {
-        self.cable
-            .meter(direction)
-            .delivered_bytes
-            .load(Ordering::Relaxed)
+        self.cable.meter(direction).delivered_bytes.load(Ordering::Relaxed)
     }
 
     /// Bits turned over so far in one direction.
     pub fn flipped_bits(&self, direction: Direction) -> u64 {
-        self.cable
-            .meter(direction)
-            .flipped_bits
-            .load(Ordering::Relaxed)
+        self.cable.meter(direction).flipped_bits.load(Ordering::Relaxed)
     }
 
     /// Connections that are open now.
@@ -320,19 +306,13 @@ impl Wan {
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
     // The standard library sets SO_REUSEADDR, so that a mended cable gets its
     // port back at once.
-    let listener =
-        std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    let listener = std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 /// Accepts while the cable is whole, refuses while it is cut.
-async fn accept(
-    cable: Arc<Cable>,
-    address: SocketAddr,
-    listener: std::net::TcpListener,
-    target: SocketAddr,
-) {
+async fn accept(cable: Arc<Cable>, address: SocketAddr, listener: std::net::TcpListener, target: SocketAddr) {
     let mut conditions = cable.conditions.subscribe();
     let mut listener = TcpListener::from_std(listener).ok();
     loop {
@@ -405,10 +385,7 @@ impl Drop for Line {
 
 async fn relay(cable: &Cable, client: TcpStream, target: SocketAddr) {
     let _ = client.set_nodelay(true);
-    let mut client = Line {
-        stream: client,
-        in_order: false,
-    };
+    let mut client = Line { stream: client, in_order: false };
     // A handshake crosses the cable too: the client's came back at once from
     // the proxy, so its first bytes wait that round trip here.
     let handshake = {
@@ -420,10 +397,7 @@ async fn relay(cable: &Cable, client: TcpStream, target: SocketAddr) {
         return;
     };
     let _ = server.set_nodelay(true);
-    let mut server = Line {
-        stream: server,
-        in_order: false,
-    };
+    let mut server = Line { stream: server, in_order: false };
     let (client_read, client_write) = client.stream.split();
     let (server_read, server_write) = server.stream.split();
     let ended = tokio::try_join!(
@@ -500,9 +474,7 @@ async fn pump(
                     }
                 }
             }
-            meter
-                .delivered_bytes
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            meter.delivered_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             room.add_permits(bytes.len());
         }
         Ok(())
@@ -524,18 +496,11 @@ fn chunk_bytes(lane: &Lane) -> usize {
 
 /// Waits until the shared wire has taken this many bytes.
 async fn wire(cable: &Cable, direction: Direction, count: usize) {
-    let limit = cable
-        .conditions
-        .borrow()
-        .lane(direction)
-        .bandwidth_bytes_per_second;
+    let limit = cable.conditions.borrow().lane(direction).bandwidth_bytes_per_second;
     let Some(limit) = limit else { return };
     let sent = {
-        let mut busy_until = cable
-            .meter(direction)
-            .busy_until
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner());
+        let mut busy_until =
+            cable.meter(direction).busy_until.lock().unwrap_or_else(|poison| poison.into_inner());
         let start = busy_until.map_or_else(Instant::now, |busy| busy.max(Instant::now()));
         let sent = start + Duration::from_secs_f64(count as f64 / limit as f64);
         *busy_until = Some(sent);
@@ -574,10 +539,7 @@ mod tests {
 
     #[test]
     fn a_slow_wire_takes_small_chunks() {
-        let slow = Lane {
-            bandwidth_bytes_per_second: Some(125_000),
-            ..CLEAR
-        };
+        let slow = Lane { bandwidth_bytes_per_second: Some(125_000), ..CLEAR };
         assert_eq!(chunk_bytes(&slow), 1250);
         assert_eq!(chunk_bytes(&CLEAR), CHUNK_BYTES);
     }

@@ -15,39 +15,16 @@ async fn one_broker_keeps_topics() {
     println!("started in {:?}", started.elapsed());
 
     assert!(!kafka.topic_exists("landfall.a.main").await.unwrap());
-    kafka
-        .create_topic("landfall.a.main", 1, &[("retention.ms", "86400000")])
-        .await
-        .unwrap();
+    kafka.create_topic("landfall.a.main", 1, &[("retention.ms", "86400000")]).await.unwrap();
     assert!(kafka.topic_exists("landfall.a.main").await.unwrap());
     assert_eq!(kafka.end_offset("landfall.a.main").await.unwrap(), 0);
     assert_eq!(kafka.delete_records("landfall.a.main", 0).await.unwrap(), 0);
-    assert!(
-        kafka.delete_records("landfall.a.main", 5).await.is_err(),
-        "there are no five records"
-    );
-    kafka
-        .alter_config("landfall.a.main", &[("retention.ms", "5000")])
-        .await
-        .unwrap();
-    let refused = kafka
-        .alter_config("landfall.a.main", &[("retention.ms", "soon")])
-        .await
-        .unwrap_err();
-    assert!(
-        format!("{refused:#}").contains("retention.ms"),
-        "{refused:#}"
-    );
+    assert!(kafka.delete_records("landfall.a.main", 5).await.is_err(), "there are no five records");
+    kafka.alter_config("landfall.a.main", &[("retention.ms", "5000")]).await.unwrap();
+    let refused = kafka.alter_config("landfall.a.main", &[("retention.ms", "soon")]).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("retention.ms"), "{refused:#}");
     kafka.add_partitions("landfall.a.main", 3).await.unwrap();
-    assert_eq!(
-        kafka
-            .admin()
-            .partitions("landfall.a.main")
-            .await
-            .unwrap()
-            .len(),
-        3
-    );
+    assert_eq!(kafka.admin().partitions("landfall.a.main").await.unwrap().len(), 3);
 
     kafka.kill(0).await.unwrap();
     assert!(kafka.topic_exists("landfall.a.main").await.is_err());

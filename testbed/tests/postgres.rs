@@ -7,45 +7,27 @@ use testbed::Postgres;
 use testbed::postgres::Shutdown;
 
 async fn count(postgres: &Postgres) -> i64 {
-    postgres
-        .query_one("postgres", "select count(*) from kept", &[])
-        .await
-        .unwrap()
-        .get(0)
+    postgres.query_one("postgres", "select count(*) from kept", &[]).await.unwrap().get(0)
 }
 
 async fn lives_through_its_faults(major: u16) {
     // The first one of all makes the template.
     drop(Postgres::start(major, "first").await.unwrap());
     let started = Instant::now();
-    let mut postgres = Postgres::builder(major, "faults")
-        .setting("max_slot_wal_keep_size", "64MB")
-        .start()
-        .await
-        .unwrap();
+    let mut postgres =
+        Postgres::builder(major, "faults").setting("max_slot_wal_keep_size", "64MB").start().await.unwrap();
     println!("started in {:?}", started.elapsed());
 
     let shown = async |setting: &str| {
-        postgres
-            .query_text("postgres", &format!("show {setting}"))
-            .await
-            .unwrap()
-            .unwrap()
+        postgres.query_text("postgres", &format!("show {setting}")).await.unwrap().unwrap()
     };
     assert_eq!(shown("wal_level").await, "logical");
     assert_eq!(shown("track_commit_timestamp").await, "on");
     assert_eq!(shown("max_slot_wal_keep_size").await, "64MB");
-    assert!(
-        shown("server_version")
-            .await
-            .starts_with(&major.to_string())
-    );
+    assert!(shown("server_version").await.starts_with(&major.to_string()));
 
     postgres
-        .execute(
-            "postgres",
-            "create table kept(id int primary key); insert into kept values (1)",
-        )
+        .execute("postgres", "create table kept(id int primary key); insert into kept values (1)")
         .await
         .unwrap();
     let took = postgres.stop(Shutdown::Fast).await.unwrap();
@@ -58,10 +40,7 @@ async fn lives_through_its_faults(major: u16) {
     postgres.start_again().await.unwrap();
     let identity = system_identifier(&postgres).await;
 
-    postgres
-        .execute("postgres", "insert into kept values (2)")
-        .await
-        .unwrap();
+    postgres.execute("postgres", "insert into kept values (2)").await.unwrap();
     postgres.kill().await.unwrap();
     assert!(postgres.connect("postgres").await.is_err());
     postgres.start_again().await.unwrap();
@@ -84,10 +63,7 @@ async fn lives_through_its_faults(major: u16) {
 
 async fn system_identifier(postgres: &Postgres) -> String {
     postgres
-        .query_text(
-            "postgres",
-            "select system_identifier from pg_control_system()",
-        )
+        .query_text("postgres", "select system_identifier from pg_control_system()")
         .await
         .unwrap()
         .unwrap()
@@ -108,10 +84,7 @@ async fn postgres_18_lives_through_its_faults() {
 async fn two_clusters_are_two_servers() {
     let one = Postgres::start(15, "one").await.unwrap();
     let other = Postgres::start(15, "other").await.unwrap();
-    assert_ne!(
-        system_identifier(&one).await,
-        system_identifier(&other).await
-    );
+    assert_ne!(system_identifier(&one).await, system_identifier(&other).await);
     let pid = one.pid().unwrap();
     drop(one);
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());

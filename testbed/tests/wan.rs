@@ -76,10 +76,7 @@ async fn the_round_trip_is_the_one_asked_for() {
             assert!(took >= rtt, "{took:?} for {rtt:?}");
             best = best.min(took);
         }
-        assert!(
-            best < rtt + Duration::from_millis(15),
-            "{best:?} for {rtt:?}"
-        );
+        assert!(best < rtt + Duration::from_millis(15), "{best:?} for {rtt:?}");
     }
 }
 
@@ -107,10 +104,9 @@ async fn a_narrow_cable_passes_what_it_should() {
     let bytes = noise(750_000);
     let started = Instant::now();
     // Two connections share it.
-    let (one, other) = tokio::join!(
-        async { round(connect(address).await, &bytes).await },
-        async { round(connect(address).await, &bytes).await },
-    );
+    let (one, other) = tokio::join!(async { round(connect(address).await, &bytes).await }, async {
+        round(connect(address).await, &bytes).await
+    },);
     let took = started.elapsed();
     assert!(one == bytes && other == bytes, "the bytes were changed");
     assert!(took >= Duration::from_millis(1480), "{took:?}");
@@ -149,14 +145,12 @@ async fn a_cut_refuses_until_it_heals() {
     wan.cut();
     let error = ping(&mut stream).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    testbed::eventually(
-        Duration::from_secs(2),
-        "it refuses",
-        async || match TcpStream::connect(address).await {
+    testbed::eventually(Duration::from_secs(2), "it refuses", async || {
+        match TcpStream::connect(address).await {
             Ok(_) => Ok(false),
             Err(error) => Ok(error.kind() == std::io::ErrorKind::ConnectionRefused),
-        },
-    )
+        }
+    })
     .await
     .unwrap();
     wan.heal();

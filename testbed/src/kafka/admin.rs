@@ -30,26 +30,11 @@ struct Api {
 
 const LIST_OFFSETS: Api = Api { key: 2, version: 1 };
 const METADATA: Api = Api { key: 3, version: 1 };
-const CREATE_TOPICS: Api = Api {
-    key: 19,
-    version: 2,
-};
-const DELETE_TOPICS: Api = Api {
-    key: 20,
-    version: 1,
-};
-const DELETE_RECORDS: Api = Api {
-    key: 21,
-    version: 0,
-};
-const CREATE_PARTITIONS: Api = Api {
-    key: 37,
-    version: 0,
-};
-const INCREMENTAL_ALTER_CONFIGS: Api = Api {
-    key: 44,
-    version: 0,
-};
+const CREATE_TOPICS: Api = Api { key: 19, version: 2 };
+const DELETE_TOPICS: Api = Api { key: 20, version: 1 };
+const DELETE_RECORDS: Api = Api { key: 21, version: 0 };
+const CREATE_PARTITIONS: Api = Api { key: 37, version: 0 };
+const INCREMENTAL_ALTER_CONFIGS: Api = Api { key: 44, version: 0 };
 
 /// The error codes a test meets, by their names in Kafka's documentation.
 mod code {
@@ -83,9 +68,7 @@ pub struct Admin {
 impl Admin {
     /// For these bootstrap servers.
     pub fn new(servers: impl IntoIterator<Item = SocketAddr>) -> Admin {
-        Admin {
-            servers: servers.into_iter().collect(),
-        }
+        Admin { servers: servers.into_iter().collect() }
     }
 
     /// Whether there is such a topic.
@@ -102,10 +85,7 @@ impl Admin {
 
     /// The partitions of a topic, in order.
     pub async fn partitions(&self, topic: &str) -> Result<Vec<Partition>> {
-        self.metadata(topic)
-            .await?
-            .partitions
-            .with_context(|| format!("no topic {topic}"))
+        self.metadata(topic).await?.partitions.with_context(|| format!("no topic {topic}"))
     }
 
     /// Makes a topic and waits until every partition of it has a leader.
@@ -163,12 +143,7 @@ impl Admin {
         })
         .await
         .with_context(|| format!("delete topic {topic}"))?;
-        self.until(
-            &format!("topic {topic} is gone"),
-            |seen| seen.is_none(),
-            topic,
-        )
-        .await
+        self.until(&format!("topic {topic} is gone"), |seen| seen.is_none(), topic).await
     }
 
     /// Raises the number of partitions to a total and waits until every broker
@@ -191,10 +166,7 @@ impl Admin {
         .with_context(|| format!("add partitions to {topic}"))?;
         self.until(
             &format!("topic {topic} has {total} partitions"),
-            |seen| {
-                seen.as_ref()
-                    .is_some_and(|seen| seen.len() == total as usize)
-            },
+            |seen| seen.as_ref().is_some_and(|seen| seen.len() == total as usize),
             topic,
         )
         .await
@@ -226,12 +198,7 @@ impl Admin {
 
     /// Deletes the records of a partition before an offset; returns the first
     /// offset that is left.
-    pub async fn delete_records(
-        &self,
-        topic: &str,
-        partition: i32,
-        before_offset: i64,
-    ) -> Result<i64> {
+    pub async fn delete_records(&self, topic: &str, partition: i32, before_offset: i64) -> Result<i64> {
         let mut body = Body::new();
         body.i32(1);
         body.string(topic);
@@ -428,10 +395,7 @@ async fn metadata(server: SocketAddr, topic: &str) -> Result<Metadata> {
             code::UNKNOWN_TOPIC_OR_PARTITION => None,
             other => bail!(Refused(other, None)),
         };
-        Ok(Metadata {
-            brokers,
-            partitions,
-        })
+        Ok(Metadata { brokers, partitions })
     })
     .await
 }
@@ -487,9 +451,7 @@ async fn ask<T>(
         stream.write_all(&body.0).await?;
         let length = stream.read_i32().await?;
         if !(4..=ANSWER_LIMIT).contains(&length) {
-            return Err(std::io::Error::other(format!(
-                "an answer of {length} bytes"
-            )));
+            return Err(std::io::Error::other(format!("an answer of {length} bytes")));
         }
         let mut bytes = vec![0; length as usize];
         stream.read_exact(&mut bytes).await?;
@@ -543,10 +505,7 @@ struct Answer<'a>(&'a [u8]);
 
 impl Answer<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (head, rest) = self
-            .0
-            .split_first_chunk::<N>()
-            .context("an answer cut short")?;
+        let (head, rest) = self.0.split_first_chunk::<N>().context("an answer cut short")?;
         self.0 = rest;
         Ok(*head)
     }
@@ -572,10 +531,7 @@ impl Answer<'_> {
         let Ok(length) = usize::try_from(length) else {
             return Ok(None);
         };
-        let (head, rest) = self
-            .0
-            .split_at_checked(length)
-            .context("an answer cut short")?;
+        let (head, rest) = self.0.split_at_checked(length).context("an answer cut short")?;
         self.0 = rest;
         Ok(Some(String::from_utf8(head.to_vec())?))
     }

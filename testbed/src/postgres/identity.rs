@@ -42,18 +42,12 @@ pub(super) fn renew(data: &Path) -> Result<u64> {
 
 fn renew_segment(path: &Path, old: u64, identifier: u64) -> Result<()> {
     use std::os::unix::fs::FileExt;
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)?;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
     let mut head = [0u8; IDENTIFIER_IN_SEGMENT + 8];
     file.read_exact_at(&mut head, 0)?;
     let info = u16::from_le_bytes([head[2], head[3]]);
     ensure!(info & LONG_HEADER != 0, "its first page has no long header");
-    ensure!(
-        word(&head, IDENTIFIER_IN_SEGMENT)? == old,
-        "it belongs to another cluster"
-    );
+    ensure!(word(&head, IDENTIFIER_IN_SEGMENT)? == old, "it belongs to another cluster");
     file.write_all_at(&identifier.to_le_bytes(), IDENTIFIER_IN_SEGMENT as u64)?;
     Ok(())
 }

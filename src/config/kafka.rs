@@ -1,0 +1,140 @@
+//! `[kafka]`, and what a link says of the other region's Kafka.
+
+use std::time::Duration;
+
+use super::{
+    DAY,
+    walk::{Section, nearest},
+};
+use crate::secret::Secret;
+
+/// This region's Kafka.
+#[derive(Clone, Debug)]
+pub struct KafkaSettings {
+    /// Where to ask first, as `host:port`.
+    pub brokers: Vec<String>,
+    /// How many brokers keep each record of a topic we create.
+    pub replication_factor: u16,
+    /// How many of them must have a record before it is acknowledged.
+    pub min_insync_replicas: u16,
+    /// How long a topic we create keeps its records: what a cut link can be mended within.
+    pub retention: Duration,
+    /// How to be let in.
+    pub properties: Properties,
+}
+
+/// Settings of the Kafka library that say how to be let in. None of them is ever printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Properties(pub Vec<(String, Secret)>);
+
+/// What may be passed through: how a connection is protected and who we are. Everything else is
+/// Landfall's to set, since its promises depend on it.
+const ALLOWED: &[&str] = &[
+    "security.protocol",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.password",
+    "sasl.username",
+    "ssl.ca.location",
+    "ssl.ca.pem",
+    "ssl.certificate.location",
+    "ssl.certificate.pem",
+    "ssl.cipher.suites",
+    "ssl.crl.location",
+    "ssl.curves.list",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.location",
+    "ssl.keystore.password",
+    "ssl.sigalgs.list",
+];
+
+/// What some of them may be.
+const WORDS: &[(&str, &[&str])] = &[
+    ("security.protocol", &["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]),
+    ("sasl.mechanism", MECHANISMS),
+    ("sasl.mechanisms", MECHANISMS),
+    ("ssl.endpoint.identification.algorithm", &["https", "none"]),
+];
+
+/// Those the library has without Kerberos and without an HTTP client.
+const MECHANISMS: &[&str] = &["plain", "scram-sha-256", "scram-sha-512"];
+
+pub(super) fn walk(mut section: Section<'_>) -> Option<KafkaSettings> {
+    section.require("brokers", "[\"kafka.internal:9092\"]");
+    let brokers = section.list("brokers", broker);
+    let replication_factor = section.number("replication_factor", 1..=100).map_or(3, small);
+    let insync = section.number("min_insync_replicas", 1..=100).map(small);
+    if let Some(insync) = insync.filter(|insync| *insync > replication_factor) {
+        section.wrong(
+            "min_insync_replicas",
+            format!("{insync} of {replication_factor} replicas (replication_factor) can never be in sync"),
+        );
+    }
+    let short = section.flag("allow_short_retention").unwrap_or(false);
+    let least = if short { Duration::from_secs(1) } else { DAY };
+    let given = section.has("retention");
+    let retention = section.duration("retention", Duration::from_secs(1)..=365 * DAY);
+    if retention.is_some_and(|retention| retention < least) {
+        section.wrong("retention", "below 24h a link that is cut for a day loses changes");
+    }
+    let properties = properties(&mut section);
+    section.finish();
+    if given && retention.is_none() {
+        return None;
+    }
+    Some(KafkaSettings {
+        brokers: brokers?,
+        replication_factor,
+        min_insync_replicas: insync.unwrap_or(2.min(replication_factor)),
+        retention: retention.unwrap_or(DAY),
+        properties,
+    })
+}
+
+fn small(number: u64) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
+}
+
+/// `host:port`, the host in brackets where it is an IPv6 address.
+pub(super) fn broker(text: &str) -> Result<String, String> {
+    let wrong = || format!("`{text}` is no broker: expected host:port, as in kafka.internal:9092");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_fits = match bracketed {
+        Some(host) => host.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        }
+    };
+    let port_fits = port.parse::<u16>().is_ok_and(|port| port > 0);
+    if host_fits && port_fits { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
+/// The `properties` of a section.
+pub(super) fn properties(section: &mut Section<'_>) -> Properties {
+    let mut properties = Vec::new();
+    for (path, name, text) in section.names_and_texts("properties") {
+        let name = name.as_str();
+        if !ALLOWED.contains(&name) {
+            let near = nearest(name, ALLOWED).map(|near| format!("; did you mean \"{near}\"?"));
+            let near = near.unwrap_or_else(|| {
+                "; only security.protocol, sasl.* and ssl.* settings are, the rest is Landfall's to set"
+                    .to_owned()
+            });
+            section.note_at(path, format!("not passed through{near}"));
+            continue;
+        }
+        if let Some((_, words)) = WORDS.iter().find(|(of, _)| *of == name)
+            && !words.contains(&text.to_lowercase().as_str())
+        {
+            section.note_at(path, format!("`{text}` is none of {}", words.join(", ")));
+            continue;
+        }
+        properties.push((name.to_owned(), Secret::new(text)));
+    }
+    Properties(properties)
+}

@@ -1,0 +1,294 @@
+//! Settings: one TOML file, then the environment (`LANDFALL__SECTION__KEY`), merged by the `config`
+//! crate and walked by hand, so that every mistake is told in one run, each with its path.
+//!
+//! What leaves here cannot be invalid. Nothing below this layer knows TOML, a default or a unit.
+
+mod kafka;
+mod link;
+mod mistake;
+mod source;
+mod units;
+mod url;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::{io, net::SocketAddr, path::Path, time::Duration};
+
+use ::config::{Config, Environment, File, FileFormat};
+use tracing_subscriber::EnvFilter;
+
+pub use kafka::{KafkaSettings, Properties};
+pub use link::LinkSettings;
+use mistake::Notes;
+pub use mistake::{Mistake, Mistakes};
+pub use source::SourceSettings;
+use walk::{PREFIX, Section};
+
+use crate::{postgres::Address, region::Region, secret::Secret};
+
+/// Everything a daemon is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The region it serves.
+    pub region: Region,
+    /// That region's database.
+    pub database: Address,
+    /// That region's Kafka; there where there is a source.
+    pub kafka: Option<KafkaSettings>,
+    /// How this region's changes go out, if they do.
+    pub source: Option<SourceSettings>,
+    /// How other regions' changes come in.
+    pub links: Vec<LinkSettings>,
+    /// Where health, metrics and status are served.
+    pub http: HttpSettings,
+    /// What else than a database that answers makes the region ready.
+    pub ready: ReadySettings,
+    /// How logs are written.
+    pub log: LogSettings,
+}
+
+/// `[http]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// The address listened on.
+    pub listen: SocketAddr,
+}
+
+/// `[ready]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadySettings {
+    /// The lag beyond which this region's readers should go elsewhere; none where stale rows are
+    /// better than no region.
+    pub max_lag: Option<Duration>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// A level, or directives as `tracing` has them (`info,landfall::sink=debug`); known to be valid.
+    pub level: String,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+}
+
+impl Settings {
+    /// Reads the file at `path`, then the environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn load(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let problem = format!("read {}: {error}", path.display());
+            Mistakes(vec![Mistake { path: String::new(), problem }])
+        })?;
+        Self::from_parts(&text, environment, &|path| std::fs::read_to_string(path))
+    }
+
+    /// Makes settings of a file's text and an environment; `read` reads the files they name.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn from_parts(
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+        read: &dyn Fn(&Path) -> io::Result<String>,
+    ) -> Result<Self, Mistakes> {
+        let notes = Notes::default();
+        let settings = merged(text, environment, &notes).and_then(|config| {
+            let mut root = Section::root(config.cache, &notes);
+            let settings = walk(&mut root, read);
+            root.finish();
+            settings
+        });
+        notes.settle(settings)
+    }
+}
+
+/// The file, and over it what the environment says.
+fn merged(
+    text: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+    notes: &Notes,
+) -> Option<Config> {
+    let ours = format!("{PREFIX}__");
+    let listed = format!("{PREFIX}__LINK__");
+    let mut variables = ::config::Map::new();
+    for (key, value) in environment {
+        let upper = key.to_uppercase();
+        if !upper.starts_with(&ours) {
+            continue;
+        }
+        // Merged as a table, a link from the environment would replace every link of the file.
+        if upper.starts_with(&listed) || upper.trim_end_matches("__LINK") == PREFIX {
+            notes.add("link", format!("{key}: links are written in the file, not in the environment"));
+            continue;
+        }
+        variables.insert(key, value);
+    }
+    let environment =
+        Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").source(Some(variables));
+    let file = File::from_str(text, FileFormat::Toml);
+    let built = Config::builder().add_source(file).add_source(environment).build();
+    built.map_err(|error| notes.add("", error.to_string().trim_end())).ok()
+}
+
+fn walk(root: &mut Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>) -> Option<Settings> {
+    root.require("region", "\"eu-west-1\"");
+    let region: Option<Region> = root.parsed("region", str::parse);
+    root.require_section("database", "url = \"postgres://landfall@db.internal:5432/shop\"");
+    let database = root.section("database").map(|section| database(section, read));
+    if root.has("source") {
+        root.require_section("kafka", "brokers = [\"kafka.internal:9092\"]");
+    }
+    let kafka = root.section("kafka").map(kafka::walk);
+    let given = root.has("source");
+    let source = root
+        .section("source")
+        .map(|section| source::walk(section, region.as_ref(), database.as_ref().and_then(Option::as_ref)));
+    let links_given = root.has("link");
+    let links: Vec<_> =
+        root.sections("link").into_iter().map(|section| link::walk(section, region.as_ref())).collect();
+    if !given && !links_given {
+        root.wrong(
+            "",
+            "nothing to do: add [source] to send this region's changes, or [[link]] to take another's",
+        );
+    }
+    link::refuse_duplicates(root, &links);
+    let http = http(root.section_or_empty("http"));
+    let ready = ready(root.section_or_empty("ready"));
+    let log = log(root.section_or_empty("log"));
+    Some(Settings {
+        region: region?,
+        database: database??,
+        kafka: match kafka {
+            Some(kafka) => Some(kafka?),
+            None => None,
+        },
+        source: match source {
+            Some(source) => Some(source?),
+            None => None,
+        },
+        links: links.into_iter().collect::<Option<_>>()?,
+        http: http?,
+        ready,
+        log,
+    })
+}
+
+fn database(mut section: Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>) -> Option<Address> {
+    section.require("url", "\"postgres://landfall@db.internal:5432/shop\"");
+    let address = section.text("url").and_then(|url| match url::address(&url) {
+        Ok(address) => Some(address),
+        Err(problems) => {
+            problems.iter().for_each(|problem| section.wrong("url", problem));
+            None
+        }
+    });
+    let override_all = section.is_from_environment("password");
+    let direct = section.text("password").map(Secret::new);
+    let mut given: Vec<&str> = Vec::new();
+    if direct.is_some() {
+        given.push("password");
+    }
+    let file = section.text("password_file");
+    if file.is_some() {
+        given.push("password_file");
+    }
+    let in_url = address.as_ref().map(|address| address.password.clone()).filter(|secret| !secret.is_empty());
+    if in_url.is_some() {
+        given.push("the url");
+    }
+    if given.len() > 1 && !override_all {
+        section.wrong("password", format!("given more than once: by {}", given.join(" and by ")));
+    }
+    let password = match (direct, file) {
+        (Some(direct), _) => Some(direct),
+        (None, Some(path)) => match read(Path::new(&path)) {
+            Ok(text) => {
+                let text = text.strip_suffix('\n').unwrap_or(&text);
+                let text = text.strip_suffix('\r').unwrap_or(text);
+                if text.is_empty() {
+                    section.wrong("password_file", format!("{path} is empty"));
+                }
+                Some(Secret::new(text))
+            }
+            Err(error) => {
+                section.wrong("password_file", format!("read {path}: {error}"));
+                None
+            }
+        },
+        (None, None) => in_url,
+    };
+    section.finish();
+    Some(Address { password: password.unwrap_or_default(), ..address? })
+}
+
+fn http(mut section: Section<'_>) -> Option<HttpSettings> {
+    let given = section.has("listen");
+    let listen = section.parsed("listen", |text| {
+        text.parse()
+            .map_err(|_| format!("`{text}` is no address: expected an IP and a port, as in 127.0.0.1:9187"))
+    });
+    section.finish();
+    match listen {
+        None if given => None,
+        listen => {
+            Some(HttpSettings { listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9187))) })
+        }
+    }
+}
+
+fn ready(mut section: Section<'_>) -> ReadySettings {
+    let max_lag = section.duration("max_lag", Duration::from_millis(100)..=DAY);
+    section.finish();
+    ReadySettings { max_lag }
+}
+
+fn log(mut section: Section<'_>) -> LogSettings {
+    let words = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = section.word("format", &words).unwrap_or(LogFormat::Auto);
+    let level = section.parsed("level", |text| match EnvFilter::try_new(text) {
+        Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
+        Ok(_) => Err("expected error, warn, info, debug or trace".to_owned()),
+        Err(error) => Err(format!("`{text}`: {error}")),
+    });
+    section.finish();
+    LogSettings { format, level: level.unwrap_or_else(|| "info".to_owned()) }
+}
+
+/// 24 hours.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A second, for ranges.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A stream's name: part of topics, origins and groups, whose separators are `.` and `/`.
+fn stream_name(text: &str) -> Result<String, String> {
+    let fits = (1..=32).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
+    match text {
+        "state" | "control" => Err(format!("`{text}` is kept for Landfall's own topics")),
+        _ if fits => Ok(text.to_owned()),
+        _ => Err(format!(
+            "`{text}` is no stream name: use 1 to 32 of a-z, 0-9, `-` and `_`, beginning with a letter"
+        )),
+    }
+}

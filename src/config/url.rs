@@ -1,0 +1,236 @@
+//! A database's url: `postgres://role:password@host:port/database?sslmode=verify-full`.
+//!
+//! What libpq would understand and we do not is refused by name, never passed over: a url that says
+//! one thing and does another is worse than none.
+
+use std::path::PathBuf;
+
+use crate::{
+    postgres::{Address, TlsMode},
+    secret::Secret,
+};
+
+/// Reads a url, or says everything that is wrong with it. No problem repeats the url: it may hold a
+/// password.
+pub(super) fn address(url: &str) -> Result<Address, Vec<String>> {
+    let Some(rest) = ["postgres://", "postgresql://"].iter().find_map(|scheme| url.strip_prefix(scheme))
+    else {
+        return Err(vec!["expected postgres://role@host:port/database".to_owned()]);
+    };
+    let mut problems = Vec::new();
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let (credentials, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    let mut note = |what: &str, decoded: Result<String, String>| match decoded {
+        Ok(text) => text,
+        Err(problem) => {
+            problems.push(format!("{what}: {problem}"));
+            String::new()
+        }
+    };
+    let user = note("role", decode(user));
+    let password = note("password", decode(password));
+    let database = note("database", decode(database));
+    let (host, port) = match host_and_port(place) {
+        Ok(found) => found,
+        Err(problem) => {
+            problems.push(problem);
+            (String::new(), 0)
+        }
+    };
+    if user.is_empty() && problems.is_empty() {
+        problems.push("no role: expected postgres://role@host:port/database".to_owned());
+    }
+    if database.is_empty() && problems.is_empty() {
+        problems.push("no database: expected postgres://role@host:port/database".to_owned());
+    }
+    let (tls, tls_root) = tls(query, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(Address { host, port, user, password: Secret::new(password), database, tls, tls_root })
+}
+
+fn host_and_port(place: &str) -> Result<(String, u16), String> {
+    if place.contains(',') {
+        return Err("several hosts are not understood: name the one to read from".to_owned());
+    }
+    let (host, port) = if let Some(rest) = place.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or("the IPv6 address lacks its `]`")?;
+        if host.parse::<std::net::Ipv6Addr>().is_err() {
+            return Err(format!("`{host}` is no IPv6 address"));
+        }
+        match rest.strip_prefix(':') {
+            Some(port) => (host.to_owned(), Some(port)),
+            None if rest.is_empty() => (host.to_owned(), None),
+            None => return Err("expected [address]:port".to_owned()),
+        }
+    } else {
+        match place.split_once(':') {
+            Some((host, port)) => (decode(host)?, Some(port)),
+            None => (decode(place)?, None),
+        }
+    };
+    if host.starts_with('/') {
+        return Err("a Unix socket is not understood: expected a host name or address".to_owned());
+    }
+    if host.is_empty() || host.contains(char::is_whitespace) {
+        return Err("no host: expected postgres://role@host:port/database".to_owned());
+    }
+    let port = match port {
+        None => 5432,
+        Some(digits) => match digits.parse() {
+            Ok(port) if port > 0 => port,
+            _ => return Err(format!("`{digits}` is no port")),
+        },
+    };
+    Ok((host, port))
+}
+
+fn tls(query: &str, problems: &mut Vec<String>) -> (TlsMode, Option<PathBuf>) {
+    let (mut mode, mut root) = (None, None);
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let value = match decode(value) {
+            Ok(value) => value,
+            Err(problem) => {
+                problems.push(format!("{key}: {problem}"));
+                continue;
+            }
+        };
+        let repeated = match key {
+            "sslmode" => {
+                let Some(found) = tls_mode(&value) else {
+                    problems.push(format!(
+                        "sslmode: `{value}` is none of disable, prefer, require, verify-ca, verify-full"
+                    ));
+                    continue;
+                };
+                mode.replace(found).is_some()
+            }
+            "sslrootcert" if value.is_empty() => {
+                problems.push("sslrootcert: expected a file, or `system`".to_owned());
+                continue;
+            }
+            "sslrootcert" => root.replace(value).is_some(),
+            _ => {
+                problems.push(format!("`{key}` is not understood here: only sslmode and sslrootcert are"));
+                continue;
+            }
+        };
+        if repeated {
+            problems.push(format!("{key}: given twice"));
+        }
+    }
+    // `system` is libpq's word for the certificates the system trusts.
+    let root = root.filter(|root| root != "system").map(PathBuf::from);
+    (mode.unwrap_or(TlsMode::VerifyFull), root)
+}
+
+fn tls_mode(word: &str) -> Option<TlsMode> {
+    Some(match word {
+        "disable" => TlsMode::Disable,
+        "prefer" => TlsMode::Prefer,
+        "require" => TlsMode::Require,
+        "verify-ca" => TlsMode::VerifyCa,
+        "verify-full" => TlsMode::VerifyFull,
+        _ => return None,
+    })
+}
+
+/// Undoes percent-encoding.
+fn decode(text: &str) -> Result<String, String> {
+    let wrong = || "a `%` must be followed by two hexadecimal digits (write `%` itself as %25)".to_owned();
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match first {
+            b'%' => {
+                let digits =
+                    tail.get(..2).filter(|two| two.iter().all(u8::is_ascii_hexdigit)).ok_or_else(wrong)?;
+                let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+                bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+                rest = &tail[2..];
+            }
+            b'#' => return Err("a `#` must be written as %23".to_owned()),
+            0 => return Err("a zero byte".to_owned()),
+            _ => bytes.push(*first),
+        }
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "not UTF-8 once decoded".to_owned())?;
+    if text.contains('\0') { Err("a zero byte".to_owned()) } else { Ok(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_says_where_and_who() {
+        for (url, host, port, user, password, database) in [
+            ("postgres://u@db.internal:5433/shop", "db.internal", 5433, "u", "", "shop"),
+            ("postgresql://u:p@h/d", "h", 5432, "u", "p", "d"),
+            ("postgres://u@[2001:db8::1]:6000/d", "2001:db8::1", 6000, "u", "", "d"),
+            ("postgres://u@[::1]/d", "::1", 5432, "u", "", "d"),
+            ("postgres://a%40b:p%3A%2F%25@h/d%20e", "h", 5432, "a@b", "p:/%", "d e"),
+            ("postgres://u:p:q@h/d", "h", 5432, "u", "p:q", "d"),
+        ] {
+            let found = address(url).unwrap_or_else(|problems| panic!("{url}: {problems:?}"));
+            let told = (&*found.host, found.port, &*found.user, found.password.reveal(), &*found.database);
+            assert_eq!(told, (host, port, user, password, database), "{url}");
+            assert_eq!((found.tls, found.tls_root), (TlsMode::VerifyFull, None), "{url}");
+        }
+    }
+
+    #[test]
+    fn tls_is_as_libpq_names_it() {
+        for (query, mode, root) in [
+            ("", TlsMode::VerifyFull, None),
+            ("?sslmode=disable", TlsMode::Disable, None),
+            ("?sslmode=prefer", TlsMode::Prefer, None),
+            ("?sslmode=require", TlsMode::Require, None),
+            ("?sslmode=verify-ca&sslrootcert=/etc/ca.pem", TlsMode::VerifyCa, Some("/etc/ca.pem")),
+            ("?sslrootcert=%2Fa%20b.pem&sslmode=verify-full", TlsMode::VerifyFull, Some("/a b.pem")),
+            ("?sslrootcert=system", TlsMode::VerifyFull, None),
+        ] {
+            let found = address(&format!("postgres://u@h/d{query}")).unwrap();
+            assert_eq!((found.tls, found.tls_root), (mode, root.map(PathBuf::from)), "{query}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_and_the_password_never_repeated() {
+        for (url, expected) in [
+            ("mysql://u@h/d", "expected postgres://"),
+            ("u@h/d", "expected postgres://"),
+            ("postgres://h/d", "no role"),
+            ("postgres://u@h", "no database"),
+            ("postgres://u@h/", "no database"),
+            ("postgres://u@/d", "no host"),
+            ("postgres://u@%2Fvar%2Frun/d", "Unix socket"),
+            ("postgres://u@a,b/d", "several hosts"),
+            ("postgres://u@h:0/d", "`0` is no port"),
+            ("postgres://u@h:70000/d", "`70000` is no port"),
+            ("postgres://u@[::1/d", "lacks its `]`"),
+            ("postgres://u@[host]/d", "no IPv6 address"),
+            ("postgres://u:hunter2%zz@h/d", "password: a `%`"),
+            ("postgres://u:hunter2#x@h/d", "password: a `#`"),
+            ("postgres://u@h/d?sslmode=maybe", "`maybe` is none of"),
+            ("postgres://u@h/d?sslmode=disable&sslmode=require", "given twice"),
+            ("postgres://u@h/d?options=-csearch_path", "`options` is not understood"),
+            ("postgres://u@h/d?sslcert=a", "`sslcert` is not understood"),
+        ] {
+            let problems = address(url).expect_err(url);
+            assert!(problems.iter().any(|problem| problem.contains(expected)), "{url}: {problems:?}");
+            assert!(!problems.iter().any(|problem| problem.contains("hunter2")), "{url}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let problems = address("postgres://u@h:x/d%?sslmode=no&port=1").unwrap_err();
+        assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+}

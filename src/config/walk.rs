@@ -1,0 +1,380 @@
+//! Walking the merged tree of settings: every key is asked for by name, what is left over is unknown.
+
+use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+
+use ::config::{Map, Value, ValueKind};
+
+use super::{
+    mistake::Notes,
+    units::{duration, show_duration, show_size, size},
+};
+
+/// What the environment's variables begin with; `__` parts the keys.
+pub(super) const PREFIX: &str = "LANDFALL";
+
+/// One table of the tree.
+pub(super) struct Section<'a> {
+    path: String,
+    table: Map<String, Value>,
+    known: Vec<&'static str>,
+    notes: &'a Notes,
+}
+
+impl<'a> Section<'a> {
+    /// The whole tree.
+    pub(super) fn root(value: Value, notes: &'a Notes) -> Self {
+        Self::new(String::new(), value, notes).unwrap_or_else(|| Self::empty(String::new(), notes))
+    }
+
+    fn new(path: String, value: Value, notes: &'a Notes) -> Option<Self> {
+        match value.kind {
+            ValueKind::Table(table) => Some(Self { path, table, known: Vec::new(), notes }),
+            kind => {
+                notes.add(path, format!("expected a section, found {}", name(&kind)));
+                None
+            }
+        }
+    }
+
+    fn empty(path: String, notes: &'a Notes) -> Self {
+        Self { path, table: Map::new(), known: Vec::new(), notes }
+    }
+
+    /// The path of a key of this section.
+    pub(super) fn path(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Notes a mistake at a key of this section.
+    pub(super) fn wrong(&self, key: &str, problem: impl Into<String>) {
+        self.notes.add(self.path(key), problem);
+    }
+
+    /// Notes a mistake at a path of its own.
+    pub(super) fn note_at(&self, path: impl Into<String>, problem: impl Into<String>) {
+        self.notes.add(path, problem);
+    }
+
+    /// Whether the key is given; asked before it is read.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Whether the key is given by the environment.
+    pub(super) fn is_from_environment(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(from_environment)
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.table.remove(key).filter(|value| value.kind != ValueKind::Nil)
+    }
+
+    /// Notes that a key which has to be there is not.
+    pub(super) fn require(&self, key: &str, example: &str) {
+        if !self.has(key) {
+            self.wrong(key, format!("missing; for example {key} = {example}"));
+        }
+    }
+
+    /// Notes that a section which has to be there is not.
+    pub(super) fn require_section(&self, key: &str, with: &str) {
+        if !self.has(key) {
+            self.wrong(key, format!("missing; add [{key}] with {with}"));
+        }
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+        let value = self.take(key)?;
+        match value.kind {
+            ValueKind::String(text) => Some(text),
+            kind => {
+                self.wrong(key, format!("expected a text in quotes, found {}", name(&kind)));
+                None
+            }
+        }
+    }
+
+    /// A text that means something.
+    pub(super) fn parsed<T, E: Display>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = self.text(key)?;
+        parse(&text).map_err(|error| self.wrong(key, error.to_string())).ok()
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+        self.parsed(key, |text| {
+            let found = words.iter().find(|(word, _)| *word == text);
+            let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            found.map(|(_, value)| *value).ok_or_else(|| format!("`{text}` is none of {}", all.join(", ")))
+        })
+    }
+
+    /// A yes or no.
+    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.take(key)?;
+        let environment = from_environment(&value);
+        match value.kind {
+            ValueKind::Boolean(flag) => Some(flag),
+            ValueKind::String(text) if environment && text == "true" => Some(true),
+            ValueKind::String(text) if environment && text == "false" => Some(false),
+            kind => {
+                self.wrong(key, format!("expected true or false, found {}", name(&kind)));
+                None
+            }
+        }
+    }
+
+    /// A whole number.
+    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        let value = self.take(key)?;
+        let environment = from_environment(&value);
+        let number = match value.kind {
+            ValueKind::I64(number) => Some(i128::from(number)),
+            ValueKind::U64(number) => Some(i128::from(number)),
+            ValueKind::String(text) if environment && text.parse::<i128>().is_ok() => text.parse().ok(),
+            kind => {
+                self.wrong(key, format!("expected a whole number, found {}", name(&kind)));
+                return None;
+            }
+        };
+        let found =
+            number.and_then(|number| u64::try_from(number).ok()).filter(|found| range.contains(found));
+        if found.is_none() {
+            self.wrong(key, format!("expected a number from {} to {}", range.start(), range.end()));
+        }
+        found
+    }
+
+    /// A duration.
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let found = self.parsed(key, duration)?;
+        if !range.contains(&found) {
+            let (from, to) = (show_duration(*range.start()), show_duration(*range.end()));
+            self.wrong(key, format!("expected a duration from {from} to {to}"));
+            return None;
+        }
+        Some(found)
+    }
+
+    /// A size in bytes: a text with its unit, or a number of bytes.
+    pub(super) fn size(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        let value = self.take(key)?;
+        let found = match value.kind {
+            ValueKind::I64(number) => u64::try_from(number).map_err(|_| format!("{number} is no size")),
+            ValueKind::String(text) => size(&text),
+            kind => Err(format!("expected a size, as in \"8MiB\", found {}", name(&kind))),
+        };
+        let in_range = |found: u64| {
+            let (from, to) = (show_size(*range.start()), show_size(*range.end()));
+            let fits = range.contains(&found);
+            if fits { Ok(found) } else { Err(format!("expected a size from {from} to {to}")) }
+        };
+        found.and_then(in_range).map_err(|problem| self.wrong(key, problem)).ok()
+    }
+
+    /// A list of texts, each of which means something; from the environment, parted by commas. Where
+    /// any does not, the list is given up, after all were looked at.
+    pub(super) fn list<T, E: Display>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<Vec<T>> {
+        let value = self.take(key)?;
+        let environment = from_environment(&value);
+        let texts: Vec<Result<String, ValueKind>> = match value.kind {
+            ValueKind::Array(values) => values
+                .into_iter()
+                .map(|value| match value.kind {
+                    ValueKind::String(text) => Ok(text),
+                    kind => Err(kind),
+                })
+                .collect(),
+            ValueKind::String(text) if environment => {
+                text.split(',').map(|part| Ok(part.trim().to_owned())).collect()
+            }
+            kind => {
+                let found = name(&kind);
+                self.wrong(key, format!("expected a list of texts, as in [\"a\", \"b\"], found {found}"));
+                return None;
+            }
+        };
+        if texts.is_empty() {
+            self.wrong(key, "the list is empty");
+            return None;
+        }
+        let count = texts.len();
+        let mut made = Vec::with_capacity(count);
+        for (at, text) in texts.into_iter().enumerate() {
+            let place = format!("{key}[{at}]");
+            match text {
+                Err(kind) => self.wrong(&place, format!("expected a text in quotes, found {}", name(&kind))),
+                Ok(text) => match parse(&text) {
+                    Ok(item) => made.push(item),
+                    Err(error) => self.wrong(&place, error.to_string()),
+                },
+            }
+        }
+        (made.len() == count).then_some(made)
+    }
+
+    /// A section within this one.
+    pub(super) fn section(&mut self, key: &'static str) -> Option<Section<'a>> {
+        let value = self.take(key)?;
+        Section::new(self.path(key), value, self.notes)
+    }
+
+    /// A section within this one, empty where it is not given: all of it has defaults.
+    pub(super) fn section_or_empty(&mut self, key: &'static str) -> Section<'a> {
+        self.section(key).unwrap_or_else(|| Section::empty(self.path(key), self.notes))
+    }
+
+    /// A list of sections, `[[key]]`.
+    pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'a>> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        match value.kind {
+            ValueKind::Array(values) => {
+                let values = values.into_iter().enumerate();
+                values
+                    .filter_map(|(at, value)| {
+                        Section::new(format!("{}[{at}]", self.path(key)), value, self.notes)
+                    })
+                    .collect()
+            }
+            kind => {
+                let found = name(&kind);
+                self.wrong(key, format!("expected sections under [[{}]], found {found}", self.path(key)));
+                Vec::new()
+            }
+        }
+    }
+
+    /// A table of names and texts, whatever the names; dots in a name may also be nested tables. What
+    /// the environment says goes before what the file says. Each comes with its path.
+    pub(super) fn names_and_texts(&mut self, key: &'static str) -> Vec<(String, String, String)> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let path = self.path(key);
+        let ValueKind::Table(table) = value.kind else {
+            self.wrong(key, format!("expected a section, found {}", name(&value.kind)));
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        self.flatten("", table, &mut found);
+        found.sort_by(|(a, _, a_first), (b, _, b_first)| (a, !a_first).cmp(&(b, !b_first)));
+        found.dedup_by(|(a, ..), (b, ..)| a == b);
+        found.into_iter().map(|(name, text, _)| (format!("{path}.\"{name}\""), name, text)).collect()
+    }
+
+    fn flatten(&self, prefix: &str, table: Map<String, Value>, found: &mut Vec<(String, String, bool)>) {
+        for (key, value) in table {
+            let full = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+            let environment = from_environment(&value);
+            match value.kind {
+                ValueKind::String(text) => found.push((full, text, environment)),
+                ValueKind::Table(table) => self.flatten(&full, table, found),
+                ValueKind::Boolean(flag) => found.push((full, flag.to_string(), environment)),
+                ValueKind::I64(number) => found.push((full, number.to_string(), environment)),
+                kind => self.notes.add(
+                    format!("{}.properties.\"{full}\"", self.path),
+                    format!("expected a text in quotes, found {}", name(&kind)),
+                ),
+            }
+        }
+    }
+
+    /// The end of the section: every key nobody asked for is a mistake.
+    pub(super) fn finish(self) {
+        for (key, value) in &self.table {
+            let origin = match variable(&self.path(key), value) {
+                Some(variable) => format!(" (set by {variable})"),
+                None => String::new(),
+            };
+            let problem = match nearest(key, &self.known) {
+                Some(known) => format!("unknown{origin}; did you mean `{known}`?"),
+                None => format!("unknown{origin}; known here: {}", self.known.join(", ")),
+            };
+            self.wrong(key, problem);
+        }
+    }
+}
+
+fn from_environment(value: &Value) -> bool {
+    value.origin() == Some("the environment")
+}
+
+/// The variable that set a value, or something in it, where it was the environment.
+fn variable(path: &str, value: &Value) -> Option<String> {
+    match &value.kind {
+        ValueKind::Table(table) => {
+            table.iter().find_map(|(key, value)| variable(&format!("{path}.{key}"), value))
+        }
+        _ if from_environment(value) => Some(format!("{PREFIX}__{}", path.replace('.', "__").to_uppercase())),
+        _ => None,
+    }
+}
+
+fn name(kind: &ValueKind) -> &'static str {
+    match kind {
+        ValueKind::Nil => "nothing",
+        ValueKind::Boolean(_) => "true or false",
+        ValueKind::I64(_) | ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_) => "a whole number",
+        ValueKind::Float(_) => "a number",
+        ValueKind::String(_) => "a text",
+        ValueKind::Table(_) => "a section",
+        ValueKind::Array(_) => "a list",
+    }
+}
+
+/// The known word a misspelled one was most likely meant to be: at most a third of its letters may be
+/// wrong, or two (which two swapped letters are), or one in a short word.
+pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let letters = word.chars().count();
+    let allowed = if letters < 4 { 1 } else { (letters / 3).max(2) };
+    let near = known.iter().map(|known| (distance(word, known), *known)).min()?;
+    (near.0 <= allowed).then_some(near.1)
+}
+
+/// Letters to insert, drop or replace until `a` is `b`.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_word_finds_its_neighbour() {
+        let known = ["brokers", "retention", "replication_factor", "url"];
+        for (word, expected) in [
+            ("broker", Some("brokers")),
+            ("bootstrap", None),
+            ("retentoin", Some("retention")),
+            ("replication_factors", Some("replication_factor")),
+            ("uri", Some("url")),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(word, &known), expected, "{word}");
+        }
+    }
+}

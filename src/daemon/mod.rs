@@ -1,0 +1,3 @@
+//! One daemon per region.
+
+pub mod roads;
