@@ -22,15 +22,19 @@
 //!
 //! `scripts/setup` fetches the servers; [`home`] finds them.
 
+pub mod checksum;
 pub mod home;
 pub mod kafka;
+pub mod ledger;
 pub mod ports;
 pub mod postgres;
+pub mod probe;
 pub mod process;
 pub mod wait;
 pub mod wan;
 
 pub use kafka::Kafka;
+pub use ledger::Ledger;
 pub use postgres::Postgres;
 pub use wait::eventually;
 pub use wan::Wan;
