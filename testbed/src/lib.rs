@@ -22,15 +22,24 @@
 //!
 //! `scripts/setup` fetches the servers; [`home`] finds them.
 
+pub mod checksum;
+pub mod daemon;
 pub mod home;
 pub mod kafka;
+pub mod ledger;
+pub mod load;
 pub mod ports;
 pub mod postgres;
+pub mod probe;
 pub mod process;
+pub mod region;
 pub mod wait;
 pub mod wan;
 
+pub use daemon::Daemon;
 pub use kafka::Kafka;
+pub use ledger::Ledger;
 pub use postgres::Postgres;
+pub use region::{Region, TwoRegions};
 pub use wait::eventually;
 pub use wan::Wan;

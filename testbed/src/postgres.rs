@@ -12,6 +12,8 @@
 //! the same server.
 
 mod identity;
+mod snapshot;
+mod template;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,10 +32,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A fast shutdown that takes longer hangs on somebody: the caller is told.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Changes when the initdb command below changes, so that old templates are
-/// not taken for new ones.
-const TEMPLATE_FORMAT: u32 = 1;
 
 /// How a cluster is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,18 +59,24 @@ impl Builder {
 
     /// Makes the cluster and starts it.
     pub async fn start(self) -> Result<Postgres> {
-        let Builder { major, name, settings } = self;
+        let Builder {
+            major,
+            name,
+            settings,
+        } = self;
         let installation = home::postgres(major)?;
         let user = User::unprivileged()?;
-        let template = template(major, &installation, user).await?;
+        let template = template::of(major, &installation, user).await?;
         let scratch = home::scratch(&format!("postgres-{name}"))?;
         let data = scratch.path().join("data");
-        copy(&template, &data).await?;
+        template::copy(&template, &data).await?;
         identity::renew(&data).with_context(|| format!("give {name} an identity of its own"))?;
 
         let mut conf = String::from("\n# the testbed's\n");
-        for (setting, value) in
-            DEFAULTS.iter().copied().chain(settings.iter().map(|(s, v)| (s.as_str(), v.as_str())))
+        for (setting, value) in DEFAULTS
+            .iter()
+            .copied()
+            .chain(settings.iter().map(|(s, v)| (s.as_str(), v.as_str())))
         {
             conf.push_str(&format!("{setting} = '{}'\n", value.replace('\'', "''")));
         }
@@ -143,7 +147,11 @@ impl Postgres {
 
     /// A new cluster with settings of its own.
     pub fn builder(major: u16, name: &str) -> Builder {
-        Builder { major, name: name.to_owned(), settings: Vec::new() }
+        Builder {
+            major,
+            name: name.to_owned(),
+            settings: Vec::new(),
+        }
     }
 
     /// The major version.
@@ -163,7 +171,10 @@ impl Postgres {
 
     /// The URL of one of its databases, for another user.
     pub fn url_as(&self, user: &str, database: &str) -> String {
-        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+        format!(
+            "postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable",
+            self.port
+        )
     }
 
     /// Where its files are.
@@ -192,7 +203,12 @@ impl Postgres {
     }
 
     /// The rows of one query, in a session of its own.
-    pub async fn query(&self, database: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+    pub async fn query(
+        &self,
+        database: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
         self.connect(database)
             .await?
             .query(sql, params)
@@ -201,7 +217,12 @@ impl Postgres {
     }
 
     /// The one row of one query, in a session of its own.
-    pub async fn query_one(&self, database: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+    pub async fn query_one(
+        &self,
+        database: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row> {
         self.connect(database)
             .await?
             .query_one(sql, params)
@@ -226,7 +247,8 @@ impl Postgres {
 
     /// Makes a database.
     pub async fn create_database(&self, database: &str) -> Result<()> {
-        self.execute("postgres", &format!("create database \"{database}\"")).await
+        self.execute("postgres", &format!("create database \"{database}\""))
+            .await
     }
 
     /// Changes a setting and has the server read it. A setting that needs a
@@ -238,7 +260,10 @@ impl Postgres {
             .batch_execute(&format!("alter system set {setting} = '{value}'"))
             .await
             .with_context(|| format!("set {setting} on {}", self.name))?;
-        session.batch_execute("select pg_reload_conf()").await.context("reload the settings")
+        session
+            .batch_execute("select pg_reload_conf()")
+            .await
+            .context("reload the settings")
     }
 
     /// Shuts down, and says how long that took.
@@ -252,7 +277,11 @@ impl Postgres {
             Shutdown::Immediate => Signal::Quit,
         })?;
         if process.wait_exit(STOP_TIMEOUT).await.is_none() {
-            bail!("{} did not stop ({how:?}) within {STOP_TIMEOUT:?}:\n{}", self.name, self.log_tail());
+            bail!(
+                "{} did not stop ({how:?}) within {STOP_TIMEOUT:?}:\n{}",
+                self.name,
+                self.log_tail()
+            );
         }
         Ok(started.elapsed())
     }
@@ -263,7 +292,26 @@ impl Postgres {
         let Some(mut process) = self.process.take() else {
             bail!("{} is stopped already", self.name);
         };
-        process.kill_tree().with_context(|| format!("kill {}", self.name))
+        process
+            .kill_tree()
+            .with_context(|| format!("kill {}", self.name))
+    }
+
+    /// Freezes the server and all its sessions: connections are taken and
+    /// never answered, as by a machine that hangs.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.process
+            .as_mut()
+            .with_context(|| format!("{} is stopped", self.name))?
+            .freeze_tree()
+    }
+
+    /// Thaws a frozen server.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.process
+            .as_mut()
+            .with_context(|| format!("{} is stopped", self.name))?
+            .thaw_tree()
     }
 
     /// Starts a stopped or killed cluster on the same port and waits until it
@@ -288,12 +336,17 @@ impl Postgres {
 
         let started = Instant::now();
         loop {
+            // A standby answers once it is consistent.
             let error = match self.answers().await {
                 Ok(()) => break,
                 Err(error) => error,
             };
             if let Some(status) = process.exited() {
-                bail!("{} ended at its start ({status}):\n{}", self.name, self.log_tail());
+                bail!(
+                    "{} ended at its start ({status}):\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             if started.elapsed() > START_TIMEOUT {
                 bail!(
@@ -314,20 +367,6 @@ impl Postgres {
         Ok(())
     }
 
-    /// Copies the files of a stopped cluster into a new directory.
-    pub async fn backup_to(&self, dir: &Path) -> Result<()> {
-        ensure!(self.process.is_none(), "stop {} before its files are copied", self.name);
-        copy(&self.data, dir).await
-    }
-
-    /// Puts back what [`Postgres::backup_to`] copied: the same server as it
-    /// was then, with the same system identifier and timeline.
-    pub async fn restore_from(&mut self, dir: &Path) -> Result<()> {
-        ensure!(self.process.is_none(), "stop {} before its files are replaced", self.name);
-        std::fs::remove_dir_all(&self.data).context("remove the files of the cluster")?;
-        copy(dir, &self.data).await
-    }
-
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         process::tail(&self.log, 40)
@@ -342,86 +381,13 @@ pub fn url(port: u16, database: &str) -> String {
 /// A new session for a URL. Its connection runs as a task until the client is
 /// dropped or the server goes.
 pub async fn connect(url: &str) -> Result<Client> {
-    let (client, connection) =
-        tokio_postgres::connect(url, NoTls).await.with_context(|| format!("connect to {url}"))?;
+    let (client, connection) = tokio_postgres::connect(url, NoTls)
+        .await
+        .with_context(|| format!("connect to {url}"))?;
     // Ends with the client. Its error is also the answer to whatever query
     // was running, and is told there.
     tokio::spawn(async move {
         let _ = connection.await;
     });
     Ok(client)
-}
-
-/// An initialised cluster that was never started, made at first use and kept
-/// for all later ones.
-async fn template(major: u16, installation: &Path, user: Option<User>) -> Result<PathBuf> {
-    let owner = user.map_or_else(|| "self".to_owned(), |user| user.uid.to_string());
-    let version = std::fs::read_to_string(installation.join(".version"))
-        .map(|version| version.trim().to_owned())
-        .unwrap_or_else(|_| major.to_string());
-    let name = format!("{version}-{owner}-{TEMPLATE_FORMAT}");
-
-    // Where the home belongs to somebody else, the template goes to scratch.
-    let shared = home::dir().join("templates");
-    let cache = match std::fs::create_dir_all(&shared).and_then(|()| tempfile::tempfile_in(&shared)) {
-        Ok(_) => shared,
-        Err(_) => {
-            let own = std::env::temp_dir().join(format!("landfall-testbed-templates-{owner}"));
-            std::fs::create_dir_all(&own).context("make a directory for templates")?;
-            own
-        }
-    };
-    let template = cache.join(name);
-    if template.join("PG_VERSION").is_file() {
-        return Ok(template);
-    }
-
-    let scratch = tempfile::Builder::new()
-        .prefix("initdb.")
-        .tempdir_in(&cache)
-        .context("make a directory for initdb")?;
-    if let Some(user) = user {
-        std::os::unix::fs::chown(scratch.path(), Some(user.uid), Some(user.gid))
-            .context("hand the directory to Postgres")?;
-    }
-    let data = scratch.path().join("data");
-    let mut initdb = tokio::process::Command::new(installation.join("bin/initdb"));
-    initdb
-        .arg("-D")
-        .arg(&data)
-        .args(["-U", "postgres", "-A", "trust", "-E", "UTF8"])
-        .args(["--locale=C", "--no-sync", "--no-instructions"])
-        .current_dir(scratch.path())
-        .kill_on_drop(true);
-    if let Some(user) = user {
-        initdb.uid(user.uid).gid(user.gid);
-    }
-    run(initdb, "initdb").await?;
-    // Whoever comes second finds the first one's, which is just as good.
-    match std::fs::rename(&data, &template) {
-        Ok(()) => Ok(template),
-        Err(_) if template.join("PG_VERSION").is_file() => Ok(template),
-        Err(error) => Err(error).context("put the template in place"),
-    }
-}
-
-/// Copies a directory with owners and modes; the target must not exist.
-async fn copy(from: &Path, to: &Path) -> Result<()> {
-    ensure!(!to.exists(), "{} exists", to.display());
-    let mut command = tokio::process::Command::new("cp");
-    command.args(["-a", "--reflink=auto"]).arg(from).arg(to).kill_on_drop(true);
-    run(command, "copy the cluster").await
-}
-
-async fn run(mut command: tokio::process::Command, what: &str) -> Result<()> {
-    let output =
-        command.stdin(std::process::Stdio::null()).output().await.with_context(|| format!("run {what}"))?;
-    ensure!(
-        output.status.success(),
-        "{what} failed ({}):\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }

@@ -124,8 +124,13 @@ impl User {
 }
 
 fn running_as_root() -> bool {
+    own_uid() == 0
+}
+
+/// The numeric user id of the test.
+pub(crate) fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+    std::fs::metadata("/proc/self").map_or(u32::MAX, |me| me.uid())
 }
 
 /// What to run, and how it should part.
@@ -314,6 +319,25 @@ impl Process {
         Ok(())
     }
 
+    /// Freezes it and all its children.
+    pub fn freeze_tree(&mut self) -> Result<()> {
+        // The parent first, so that it starts no further child.
+        self.signal(Signal::Stop)?;
+        for child in children(self.pid()) {
+            let _ = send(child, Signal::Stop);
+        }
+        Ok(())
+    }
+
+    /// Thaws what [`Process::freeze_tree`] froze.
+    pub fn thaw_tree(&mut self) -> Result<()> {
+        // The children first: the parent may wait for them.
+        for child in children(self.pid()) {
+            let _ = send(child, Signal::Continue);
+        }
+        self.signal(Signal::Continue)
+    }
+
     fn part(&mut self) {
         if self.exited().is_some() {
             return;
@@ -321,7 +345,7 @@ impl Process {
         if self.parting != Signal::Kill {
             // A frozen process would not see the signal.
             let _ = self.signal(self.parting);
-            let _ = self.signal(Signal::Continue);
+            let _ = self.thaw_tree();
             let started = Instant::now();
             while started.elapsed() < PARTING {
                 if self.exited().is_some() {

@@ -1,0 +1,238 @@
+//! A region: a Postgres, a Kafka, and the configuration of the daemon between
+//! them.
+//!
+//! ```text
+//!   a ── postgres, kafka ══ kafka.wan() ══▶ the daemon of b
+//!   the daemon of a ◀══ kafka.wan() ══ kafka, postgres ── b
+//! ```
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::daemon::{self, Daemon};
+use crate::{Kafka, Postgres, ports};
+
+/// The database that the daemon of a region replicates.
+pub const DATABASE: &str = "shop";
+
+/// A region's servers.
+#[derive(Debug)]
+pub struct Region {
+    /// Its name, as in `region = "…"`.
+    pub name: String,
+    /// Its database server, with an empty database [`DATABASE`].
+    pub postgres: Postgres,
+    /// Its Kafka.
+    pub kafka: Kafka,
+    /// Where its daemon shall listen.
+    pub http: SocketAddr,
+}
+
+impl Region {
+    /// Starts a region's servers: this major version of Postgres, and 1 or 3
+    /// brokers.
+    pub async fn start(name: &str, major: u16, brokers: usize) -> Result<Region> {
+        let postgres = Postgres::start(major, name);
+        Region::with(name, postgres, Kafka::start(brokers)).await
+    }
+
+    /// A region of servers with settings of their own, started together.
+    pub async fn with(
+        name: &str,
+        postgres: impl Future<Output = Result<Postgres>>,
+        kafka: impl Future<Output = Result<Kafka>>,
+    ) -> Result<Region> {
+        let (postgres, kafka) = tokio::try_join!(postgres, kafka)?;
+        postgres.create_database(DATABASE).await?;
+        Ok(Region {
+            name: name.to_owned(),
+            postgres,
+            kafka,
+            http: ports::loopback(ports::free()?),
+        })
+    }
+
+    /// The URL of its database.
+    pub fn url(&self) -> String {
+        self.postgres.url(DATABASE)
+    }
+
+    /// A session in its database.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client> {
+        self.postgres.connect(DATABASE).await
+    }
+
+    /// Runs statements in its database.
+    pub async fn execute(&self, sql: &str) -> Result<()> {
+        self.postgres.execute(DATABASE, sql).await
+    }
+
+    /// The configuration of its daemon, to be completed.
+    pub fn config(&self) -> Config<'_> {
+        Config {
+            region: self,
+            database_url: self.url(),
+            source: None,
+            links: Vec::new(),
+            extra: String::new(),
+        }
+    }
+
+    /// A daemon of this region, listening where it should.
+    pub fn daemon(&self, binary: impl AsRef<Path>, config: &str) -> daemon::Builder {
+        Daemon::builder(binary, &self.name, config).http(self.http)
+    }
+}
+
+/// A daemon's configuration in the making.
+#[derive(Clone, Debug)]
+pub struct Config<'a> {
+    region: &'a Region,
+    database_url: String,
+    source: Option<Vec<String>>,
+    links: Vec<(String, String)>,
+    extra: String,
+}
+
+impl Config<'_> {
+    /// This region's changes to these tables go out.
+    pub fn source(mut self, tables: &[&str]) -> Self {
+        self.source = Some(tables.iter().map(|&table| table.to_owned()).collect());
+        self
+    }
+
+    /// Another region's changes come in, through its WAN.
+    pub fn link(self, from: &Region) -> Self {
+        self.link_to(&from.name, &from.kafka.remote())
+    }
+
+    /// Changes of a region come in from these bootstrap servers.
+    pub fn link_to(mut self, from: &str, brokers: &str) -> Self {
+        self.links.push((from.to_owned(), brokers.to_owned()));
+        self
+    }
+
+    /// Another URL for the database: another user, or through a proxy.
+    pub fn database_url(mut self, url: &str) -> Self {
+        self.database_url = url.to_owned();
+        self
+    }
+
+    /// More tables of TOML, put at the end.
+    pub fn extra(mut self, toml: &str) -> Self {
+        self.extra.push_str(toml);
+        self.extra.push('\n');
+        self
+    }
+
+    /// The text, in the shape a user writes.
+    pub fn to_toml(&self) -> String {
+        let kafka = &self.region.kafka;
+        let mut toml = String::new();
+        let mut line = |text: String| {
+            // Writing to a string does not fail.
+            let _ = writeln!(toml, "{text}");
+        };
+        line(format!("region = {}", quoted(&self.region.name)));
+        line(format!(
+            "\n[database]\nurl = {}",
+            quoted(&self.database_url)
+        ));
+        line(format!(
+            "\n[kafka]\nbrokers = {}\nreplication_factor = {}\nmin_insync_replicas = {}",
+            list(kafka.local().split(',')),
+            kafka.replication_factor(),
+            kafka.min_insync_replicas()
+        ));
+        if let Some(tables) = &self.source {
+            let tables = list(tables.iter().map(String::as_str));
+            line(format!("\n[source]\ntables = {tables}"));
+        }
+        for (from, brokers) in &self.links {
+            line(format!(
+                "\n[[link]]\nfrom = {}\nbrokers = {}",
+                quoted(from),
+                list(brokers.split(','))
+            ));
+        }
+        line(format!(
+            "\n[http]\nlisten = {}",
+            quoted(&self.region.http.to_string())
+        ));
+        if !self.extra.is_empty() {
+            line(format!("\n{}", self.extra.trim_end()));
+        }
+        toml
+    }
+}
+
+/// A basic TOML string. JSON's escapes are a subset of TOML's.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    let items: Vec<String> = items.map(quoted).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// Two regions, started together.
+#[derive(Debug)]
+pub struct TwoRegions {
+    /// The one that writes, where only one does.
+    pub us: Region,
+    /// The other.
+    pub eu: Region,
+}
+
+impl TwoRegions {
+    /// Starts `us-east-1` and `eu-west-1` with these major versions of
+    /// Postgres, and 1 or 3 brokers each.
+    pub async fn start(us_major: u16, eu_major: u16, brokers: usize) -> Result<TwoRegions> {
+        let (us, eu) = tokio::try_join!(
+            Region::start("us-east-1", us_major, brokers),
+            Region::start("eu-west-1", eu_major, brokers),
+        )?;
+        Ok(TwoRegions { us, eu })
+    }
+
+    /// Puts them this far apart, in both directions.
+    pub fn set_rtt(&self, rtt: Duration) {
+        self.us.kafka.wan().set_rtt(rtt);
+        self.eu.kafka.wan().set_rtt(rtt);
+    }
+
+    /// Cuts them off from each other.
+    pub fn cut(&self) {
+        self.us.kafka.wan().cut();
+        self.eu.kafka.wan().cut();
+    }
+
+    /// Mends the cut.
+    pub fn heal(&self) {
+        self.us.kafka.wan().heal();
+        self.eu.kafka.wan().heal();
+    }
+
+    /// The configuration of the first region's daemon where it only sends
+    /// everything in schema `public`.
+    pub fn us_sends(&self) -> String {
+        self.us.config().source(&["public.*"]).to_toml()
+    }
+
+    /// The configuration of the second region's daemon where it only
+    /// receives.
+    pub fn eu_receives(&self) -> String {
+        self.eu.config().link(&self.us).to_toml()
+    }
+
+    /// Runs statements in both databases, such as those that make tables.
+    pub async fn execute_both(&self, sql: &str) -> Result<()> {
+        tokio::try_join!(self.us.execute(sql), self.eu.execute(sql))?;
+        Ok(())
+    }
+}
