@@ -4,9 +4,11 @@
 
 #![warn(clippy::disallowed_methods)]
 
+pub mod api;
 pub mod change;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod envelope;
 pub mod fault;
 pub mod lsn;
