@@ -7,9 +7,11 @@
 pub mod api;
 pub mod change;
 pub mod check;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod envelope;
 pub mod fault;
 pub mod lsn;
