@@ -4,10 +4,14 @@
 
 #![warn(clippy::disallowed_methods)]
 
+pub mod api;
 pub mod change;
 pub mod changelog;
+pub mod check;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod crash;
 pub mod daemon;
 pub mod envelope;

@@ -1,6 +1,8 @@
 //! From settings to roads: what a region's daemon carries.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
 
 use crate::{
     changelog::kafka::{KafkaLog, WriterLimits},
@@ -19,30 +21,39 @@ use crate::{
     task::Stop,
 };
 
-/// Something a daemon does until it is asked to stop.
-pub struct Road {
-    /// For logs.
-    pub name: String,
-    /// Ends soon after the stop is asked for.
-    pub future: Pin<Box<dyn Future<Output = ()> + Send>>,
+/// What roads are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// What the daemon was told.
+    pub settings: Settings,
+    /// Where a road writes what it does.
+    pub roster: Arc<Roster>,
+    /// Where it counts.
+    pub metrics: Metrics,
+    /// Says when to end.
+    pub stop: Stop,
 }
 
-/// The roads of a daemon: its source, where it has one, and its links.
+/// A source or a link at work. It ends soon after [`Parts::stop`] asks, never before.
+pub struct Road {
+    /// Its name on the roster ([`StateEntry::road`](crate::roster::StateEntry::road)).
+    pub name: String,
+    /// Its work.
+    pub future: BoxFuture<'static, ()>,
+}
+
+/// The roads the settings ask for: the source, where there is one, then the links.
 ///
 /// # Errors
 /// A Kafka client cannot be set up: a property it does not know.
-pub fn roads(
-    settings: &Settings,
-    roster: &Arc<Roster>,
-    metrics: &Arc<Metrics>,
-    stop: &Stop,
-) -> Result<Vec<Road>> {
+pub(super) fn roads(parts: &Parts) -> Result<Vec<Road>> {
+    let settings = &parts.settings;
     let mut roads = Vec::new();
     if let Some((source, kafka)) = settings.source.as_ref().zip(settings.kafka.as_ref()) {
-        roads.push(source_road(settings, source, kafka, roster, metrics, stop)?);
+        roads.push(source_road(parts, source, kafka)?);
     }
     for link in &settings.links {
-        roads.push(link_road(settings, link, roster, metrics, stop)?);
+        roads.push(link_road(parts, link)?);
     }
     Ok(roads)
 }
@@ -57,14 +68,8 @@ pub fn topic_rules(kafka: &KafkaSettings) -> TopicRules {
     }
 }
 
-fn source_road(
-    settings: &Settings,
-    source: &SourceSettings,
-    kafka: &KafkaSettings,
-    roster: &Arc<Roster>,
-    metrics: &Arc<Metrics>,
-    stop: &Stop,
-) -> Result<Road> {
+fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) -> Result<Road> {
+    let settings = &parts.settings;
     let region = &settings.region;
     let log = KafkaLog::new(
         Cluster { brokers: kafka.brokers.clone(), properties: kafka.properties.0.clone() },
@@ -89,19 +94,15 @@ fn source_road(
         publication: source.publication.clone(),
         slot: source.slot.clone(),
     });
-    let entry = roster.source();
+    let entry = parts.roster.source();
     entry.name_stream(&source.stream);
-    let road = capture::run(params, reader, log, entry, Arc::clone(metrics), stop.clone());
-    Ok(Road { name: format!("source {region}"), future: Box::pin(road) })
+    let name = entry.road().to_owned();
+    let road = capture::run(params, reader, log, entry, parts.metrics.clone(), parts.stop.clone());
+    Ok(Road { name, future: Box::pin(road) })
 }
 
-fn link_road(
-    settings: &Settings,
-    link: &LinkSettings,
-    roster: &Arc<Roster>,
-    metrics: &Arc<Metrics>,
-    stop: &Stop,
-) -> Result<Road> {
+fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
+    let settings = &parts.settings;
     let log = KafkaLog::new(
         Cluster { brokers: link.brokers.clone(), properties: link.properties.0.clone() },
         names::topic(&link.from, &link.stream),
@@ -126,7 +127,8 @@ fn link_road(
             link.stream.as_str(),
         )
     });
-    let entry = roster.link(&link.from, &link.stream);
-    let road = deliver::run(params, Arc::new(log), sink, entry, Arc::clone(metrics), stop.clone());
-    Ok(Road { name: format!("link from {}", link.from), future: Box::pin(road) })
+    let entry = parts.roster.link(&link.from, &link.stream);
+    let name = entry.road().to_owned();
+    let road = deliver::run(params, Arc::new(log), sink, entry, parts.metrics.clone(), parts.stop.clone());
+    Ok(Road { name, future: Box::pin(road) })
 }

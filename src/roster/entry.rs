@@ -126,6 +126,11 @@ impl StateEntry {
         *now = (state, since);
     }
 
+    /// The road's name, as in logs: `source us-east-1`, `link us-east-1/main`.
+    pub fn road(&self) -> &str {
+        &self.road
+    }
+
     /// The state now.
     pub fn state(&self) -> State {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).0.clone()

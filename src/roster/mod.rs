@@ -14,7 +14,7 @@ use std::sync::{
 pub use entry::{LinkEntry, SourceEntry, State, StateEntry};
 pub use figure::Figure;
 
-use crate::region::Region;
+use crate::{fault::Fault, region::Region};
 
 /// Whether users may be sent here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +97,19 @@ impl Roster {
     /// Every link's place, in the order they were made.
     pub fn links(&self) -> Vec<Arc<LinkEntry>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the state of the road of that name, for the owner of its task: a road that broke cannot
+    /// say so itself. Does nothing where it has said that it halted.
+    pub fn halt(&self, road: &str, fault: &Fault) {
+        let source = self.find_source();
+        let links = self.links();
+        let entries = source.iter().map(|source| &***source).chain(links.iter().map(|link| &***link));
+        for entry in entries.filter(|entry| entry.road() == road) {
+            if !matches!(entry.state(), State::Halted { .. }) {
+                entry.set(State::halted(fault));
+            }
+        }
     }
 
     /// Draining from [`Roster::set_draining`] on, and while the database does not answer.

@@ -39,17 +39,12 @@ pub async fn database(client: &Client) -> Result<Sums> {
 
 async fn sums(client: &Client, schema: Option<&str>) -> Result<Sums> {
     client
-        .batch_execute(&format!(
-            "begin isolation level repeatable read read only; {SAME_TEXT}"
-        ))
+        .batch_execute(&format!("begin isolation level repeatable read read only; {SAME_TEXT}"))
         .await
         .context("open a snapshot")?;
     let sums = in_snapshot(client, schema).await;
     // Whatever came of it, the session is handed back as it was.
-    client
-        .batch_execute("rollback")
-        .await
-        .context("close the snapshot")?;
+    client.batch_execute("rollback").await.context("close the snapshot")?;
     sums
 }
 
@@ -82,13 +77,7 @@ async fn in_snapshot(client: &Client, schema: Option<&str>) -> Result<Sums> {
             )
             .await
             .with_context(|| format!("sum up {name}"))?;
-        sums.insert(
-            name,
-            TableSum {
-                rows: row.get(0),
-                sum: row.get(1),
-            },
-        );
+        sums.insert(name, TableSum { rows: row.get(0), sum: row.get(1) });
     }
     Ok(sums)
 }
@@ -100,15 +89,11 @@ pub fn differences(source: &Sums, target: &Sums) -> Vec<String> {
     for (name, here) in source {
         match target.get(name) {
             None => lines.push(format!("{name}: not on the target")),
-            Some(there) if there.rows != here.rows => lines.push(format!(
-                "{name}: {} rows on the source, {} on the target",
-                here.rows, there.rows
-            )),
+            Some(there) if there.rows != here.rows => {
+                lines.push(format!("{name}: {} rows on the source, {} on the target", here.rows, there.rows))
+            }
             Some(there) if there != here => {
-                lines.push(format!(
-                    "{name}: {} rows each, with other values",
-                    here.rows
-                ));
+                lines.push(format!("{name}: {} rows each, with other values", here.rows));
             }
             Some(_) => {}
         }

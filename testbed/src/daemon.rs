@@ -58,11 +58,7 @@ impl Builder {
     /// not start it.
     pub fn stopped(self) -> Result<Daemon> {
         let scratch = home::scratch(&format!("daemon-{}", self.name))?;
-        let daemon = Daemon {
-            process: None,
-            spec: self,
-            scratch,
-        };
+        let daemon = Daemon { process: None, spec: self, scratch };
         daemon.write_config()?;
         Ok(daemon)
     }
@@ -118,12 +114,7 @@ impl Daemon {
     /// Starts it again after it has ended. The log goes on.
     pub fn start_again(&mut self) -> Result<()> {
         if let Some(process) = &mut self.process {
-            ensure!(
-                process.exited().is_some(),
-                "{} is running ({})",
-                self.spec.name,
-                process.pid()
-            );
+            ensure!(process.exited().is_some(), "{} is running ({})", self.spec.name, process.pid());
         }
         let mut recipe = Recipe::new(&self.spec.name, &self.spec.binary, &self.log_path())
             .arg("run")
@@ -150,10 +141,7 @@ impl Daemon {
             .current_dir(self.scratch.path())
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        command
-            .output()
-            .await
-            .with_context(|| format!("run {} {args:?}", self.spec.binary.display()))
+        command.output().await.with_context(|| format!("run {} {args:?}", self.spec.binary.display()))
     }
 
     /// Its process id; that of the last one after it has ended.
@@ -163,9 +151,7 @@ impl Daemon {
 
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
-        self.process
-            .as_mut()
-            .is_some_and(|process| process.exited().is_none())
+        self.process.as_mut().is_some_and(|process| process.exited().is_none())
     }
 
     /// Kills it with SIGKILL, and waits until it is gone.
@@ -179,11 +165,9 @@ impl Daemon {
         self.running()?.signal(Signal::Terminate)?;
         match self.wait_exit(timeout).await {
             Some(status) => Ok((status, started.elapsed())),
-            None => bail!(
-                "{} did not end within {timeout:?} of SIGTERM:\n{}",
-                self.spec.name,
-                self.log_tail()
-            ),
+            None => {
+                bail!("{} did not end within {timeout:?} of SIGTERM:\n{}", self.spec.name, self.log_tail())
+            }
         }
     }
 
@@ -203,9 +187,7 @@ impl Daemon {
     }
 
     fn running(&mut self) -> Result<&mut Process> {
-        self.process
-            .as_mut()
-            .with_context(|| format!("{} was not started", self.spec.name))
+        self.process.as_mut().with_context(|| format!("{} was not started", self.spec.name))
     }
 
     /// The file its output goes to.
@@ -261,11 +243,7 @@ impl Daemon {
         while started.elapsed() < timeout {
             // First, so that nobody else's answer is taken for its own.
             if let Some(status) = self.process.as_mut().and_then(Process::exited) {
-                bail!(
-                    "{} ended ({status}) before it was ready:\n{}",
-                    self.spec.name,
-                    self.log_tail()
-                );
+                bail!("{} ended ({status}) before it was ready:\n{}", self.spec.name, self.log_tail());
             }
             match self.http_get("/health/ready").await {
                 Ok((200, _)) => return Ok(()),
@@ -274,11 +252,7 @@ impl Daemon {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!(
-            "{} is not ready after {timeout:?}: {last}\n{}",
-            self.spec.name,
-            self.log_tail()
-        )
+        bail!("{} is not ready after {timeout:?}: {last}\n{}", self.spec.name, self.log_tail())
     }
 
     /// The value of a metric, named as in `name` or `name{label="value"}`.
@@ -294,11 +268,9 @@ impl Daemon {
 /// One GET over a connection of its own.
 pub async fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let exchange = async {
-        let mut stream = TcpStream::connect(address)
-            .await
-            .with_context(|| format!("connect to {address}"))?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let mut stream =
+            TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(HTTP_LIMIT).read_to_end(&mut answer).await?;
@@ -332,27 +304,17 @@ fn parse_http(answer: &[u8]) -> Result<(u16, String)> {
     } else {
         if let Some(length) = header("content-length") {
             let length: usize = length.parse().context("a length that is no number")?;
-            ensure!(
-                body.len() == length,
-                "{} of {length} bytes arrived",
-                body.len()
-            );
+            ensure!(body.len() == length, "{} of {length} bytes arrived", body.len());
         }
         body.to_vec()
     };
-    Ok((
-        status,
-        String::from_utf8(body).context("a body that is not text")?,
-    ))
+    Ok((status, String::from_utf8(body).context("a body that is not text")?))
 }
 
 fn dechunk(mut body: &[u8]) -> Result<Vec<u8>> {
     let mut whole = Vec::new();
     loop {
-        let end = body
-            .windows(2)
-            .position(|window| window == b"\r\n")
-            .context("a chunk without a length")?;
+        let end = body.windows(2).position(|window| window == b"\r\n").context("a chunk without a length")?;
         let length = usize::from_str_radix(std::str::from_utf8(&body[..end])?.trim(), 16)
             .context("a chunk's length that is no number")?;
         if length == 0 {
@@ -360,9 +322,7 @@ fn dechunk(mut body: &[u8]) -> Result<Vec<u8>> {
         }
         let chunk = body.get(end + 2..).and_then(|rest| rest.get(..length));
         whole.extend(chunk.context("a chunk cut short")?);
-        body = body
-            .get(end + 2 + length + 2..)
-            .context("a chunk cut short")?;
+        body = body.get(end + 2 + length + 2..).context("a chunk cut short")?;
     }
 }
 
@@ -393,9 +353,7 @@ pub fn metric_in(page: &str, wanted: &str) -> Result<Option<f64>> {
 }
 
 fn series(line: &str) -> Result<(Series, &str)> {
-    let end = line
-        .find(|sign: char| sign == '{' || sign.is_whitespace())
-        .unwrap_or(line.len());
+    let end = line.find(|sign: char| sign == '{' || sign.is_whitespace()).unwrap_or(line.len());
     let name = line[..end].to_owned();
     let mut labels = Vec::new();
     let Some(mut rest) = line[end..].strip_prefix('{') else {
@@ -406,9 +364,8 @@ fn series(line: &str) -> Result<(Series, &str)> {
         if let Some(after) = rest.strip_prefix('}') {
             return Ok(((name, labels), after));
         }
-        let (label, after) = rest
-            .split_once("=\"")
-            .with_context(|| format!("a label without a value: {line}"))?;
+        let (label, after) =
+            rest.split_once("=\"").with_context(|| format!("a label without a value: {line}"))?;
         let mut value = String::new();
         let mut signs = after.char_indices();
         loop {
@@ -446,16 +403,10 @@ mod tests {
         let look = |wanted| metric_in(PAGE, wanted).unwrap();
         assert_eq!(look("replication_up"), Some(1.0));
         assert_eq!(look("replication_lag_seconds"), Some(0.25));
-        assert_eq!(
-            look("replication_lag_seconds{stream=\"main\", link=\"us to eu\"}"),
-            Some(0.25)
-        );
+        assert_eq!(look("replication_lag_seconds{stream=\"main\", link=\"us to eu\"}"), Some(0.25));
         assert_eq!(look("replication_lag_seconds{stream=\"other\"}"), None);
         assert_eq!(look("replication_conflicts_total"), Some(5.0));
-        assert_eq!(
-            look("replication_conflicts_total{kind=\"a\\\"b\"}"),
-            Some(2.0)
-        );
+        assert_eq!(look("replication_conflicts_total{kind=\"a\\\"b\"}"), Some(2.0));
         assert_eq!(look("replication"), None);
     }
 
@@ -464,8 +415,7 @@ mod tests {
         let plain = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}";
         assert_eq!(parse_http(plain).unwrap(), (503, "{}".to_owned()));
         assert!(parse_http(&plain[..plain.len() - 1]).is_err());
-        let chunked =
-            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
         assert_eq!(parse_http(chunked).unwrap(), (200, "abc".to_owned()));
     }
 }

@@ -73,12 +73,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan {
-            writers: 4,
-            accounts: 100,
-            rate: None,
-            seed: rand::random(),
-        }
+        Plan { writers: 4, accounts: 100, rate: None, seed: rand::random() }
     }
 }
 
@@ -207,11 +202,7 @@ impl Ledger {
         for writer in std::mem::take(&mut self.writers) {
             writer.await.context("end a writer of the ledger")?;
         }
-        let mut record = self
-            .shared
-            .record
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner());
+        let mut record = self.shared.record.lock().unwrap_or_else(|poison| poison.into_inner());
         Ok(std::mem::take(&mut *record))
     }
 }
@@ -294,18 +285,12 @@ impl Writer {
                 session = Some(client);
             }
         }
-        let mut record = self
-            .shared
-            .record
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner());
+        let mut record = self.shared.record.lock().unwrap_or_else(|poison| poison.into_inner());
         record.acked += self.mine.acked;
         record.unknown += self.mine.unknown;
         record.refused += self.mine.refused;
         record.entries.append(&mut self.mine.entries);
-        record
-            .unknown_entries
-            .append(&mut self.mine.unknown_entries);
+        record.unknown_entries.append(&mut self.mine.unknown_entries);
         record.deleted.extend(self.mine.deleted.drain());
         record.maybe_deleted.extend(self.mine.maybe_deleted.drain());
     }
@@ -325,20 +310,14 @@ impl Writer {
             }
             Ok(client)
         };
-        tokio::time::timeout(ANSWER_PATIENCE, attempt)
-            .await
-            .context("connect in time")?
+        tokio::time::timeout(ANSWER_PATIENCE, attempt).await.context("connect in time")?
     }
 
     /// Thinks up the next transaction: one to four transfers, each with its
     /// entry; now and then an old entry is deleted, a note is long enough to
     /// be stored out of line, or all of it is rolled back.
     fn draw(&mut self) -> Transfer {
-        let transfers: u8 = if self.random.random_ratio(1, 8) {
-            self.random.random_range(2..=4)
-        } else {
-            1
-        };
+        let transfers: u8 = if self.random.random_ratio(1, 8) { self.random.random_range(2..=4) } else { 1 };
         let writer = i64::from(self.number);
         let first = (writer << SEQUENCE_BITS) | self.next;
         let accounts = i64::from(self.plan.accounts);
@@ -370,9 +349,7 @@ impl Writer {
             ));
         }
         sql.push_str(&inserts);
-        sql.push_str(&format!(
-            "update ledger_counter set n = n + {transfers} where id = {writer};"
-        ));
+        sql.push_str(&format!("update ledger_counter set n = n + {transfers} where id = {writer};"));
         let deletes = (self.alive.len() > 10 && self.random.random_ratio(1, 10)).then(|| {
             let victim = self.random.random_range(0..self.alive.len());
             self.alive.swap_remove(victim)
@@ -388,13 +365,7 @@ impl Writer {
         sql.push_str(if rolls_back { "rollback;" } else { "commit;" });
 
         self.next += i64::from(transfers);
-        Transfer {
-            sql,
-            first,
-            entries: transfers,
-            deletes,
-            rolls_back,
-        }
+        Transfer { sql, first, entries: transfers, deletes, rolls_back }
     }
 
     /// A note as SQL: none, empty, with signs that need care, or 6 KB that do
@@ -405,9 +376,8 @@ impl Writer {
             20..40 => "''".to_owned(),
             40..60 => r#"E'tab\t "quoted" \\ back, it''s ünïcode ✓ 漢'"#.to_owned(),
             60 => {
-                let long: String = (0..375)
-                    .map(|_| format!("{:016x}", self.random.random::<u64>()))
-                    .collect();
+                let long: String =
+                    (0..375).map(|_| format!("{:016x}", self.random.random::<u64>())).collect();
                 format!("'{long}'")
             }
             n => format!("'note {n}'"),
@@ -428,8 +398,7 @@ impl Writer {
                 self.mine.acked += 1;
                 self.mine.entries.push(entries);
                 self.mine.deleted.extend(transfer.deletes);
-                self.alive
-                    .extend((0..i64::from(transfer.entries)).map(|n| transfer.first + n));
+                self.alive.extend((0..i64::from(transfer.entries)).map(|n| transfer.first + n));
                 self.shared.acked.fetch_add(1, Ordering::Relaxed);
             }
             Fate::Refused => {
@@ -462,7 +431,5 @@ async fn commit(client: &Client, sql: &str) -> Fate {
 
 /// Class 57P (operator intervention), 08 (connection), XX (internal).
 fn ends_session(code: &str) -> bool {
-    ["57P", "08", "XX"]
-        .iter()
-        .any(|class| code.starts_with(class))
+    ["57P", "08", "XX"].iter().any(|class| code.starts_with(class))
 }

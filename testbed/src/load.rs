@@ -23,10 +23,7 @@ pub struct Pgbench {
 impl Pgbench {
     /// For a database by its URL; an error if there is no pgbench.
     pub fn new(url: &str) -> Result<Pgbench> {
-        Ok(Pgbench {
-            program: home::program("pgbench")?,
-            url: url.to_owned(),
-        })
+        Ok(Pgbench { program: home::program("pgbench")?, url: url.to_owned() })
     }
 
     /// Makes its tables, with their keys, empty. Needed on both sides.
@@ -84,10 +81,7 @@ impl Pgbench {
         if let Some(rate) = rate {
             recipe = recipe.arg(format!("--rate={rate}"));
         }
-        Ok(RunningLoad {
-            process: recipe.arg(&self.url).spawn()?,
-            _scratch: scratch,
-        })
+        Ok(RunningLoad { process: recipe.arg(&self.url).spawn()?, _scratch: scratch })
     }
 }
 
@@ -108,10 +102,7 @@ impl RunningLoad {
     /// Ends it between two transactions of the sessions, or inside them.
     pub async fn stop(mut self) -> Result<()> {
         self.process.signal(Signal::Terminate)?;
-        self.process
-            .wait_exit(Duration::from_secs(10))
-            .await
-            .context("pgbench does not end")?;
+        self.process.wait_exit(Duration::from_secs(10)).await.context("pgbench does not end")?;
         Ok(())
     }
 

@@ -59,11 +59,7 @@ impl Builder {
 
     /// Makes the cluster and starts it.
     pub async fn start(self) -> Result<Postgres> {
-        let Builder {
-            major,
-            name,
-            settings,
-        } = self;
+        let Builder { major, name, settings } = self;
         let installation = home::postgres(major)?;
         let user = User::unprivileged()?;
         let template = template::of(major, &installation, user).await?;
@@ -73,10 +69,8 @@ impl Builder {
         identity::renew(&data).with_context(|| format!("give {name} an identity of its own"))?;
 
         let mut conf = String::from("\n# the testbed's\n");
-        for (setting, value) in DEFAULTS
-            .iter()
-            .copied()
-            .chain(settings.iter().map(|(s, v)| (s.as_str(), v.as_str())))
+        for (setting, value) in
+            DEFAULTS.iter().copied().chain(settings.iter().map(|(s, v)| (s.as_str(), v.as_str())))
         {
             conf.push_str(&format!("{setting} = '{}'\n", value.replace('\'', "''")));
         }
@@ -147,11 +141,7 @@ impl Postgres {
 
     /// A new cluster with settings of its own.
     pub fn builder(major: u16, name: &str) -> Builder {
-        Builder {
-            major,
-            name: name.to_owned(),
-            settings: Vec::new(),
-        }
+        Builder { major, name: name.to_owned(), settings: Vec::new() }
     }
 
     /// The major version.
@@ -171,10 +161,7 @@ impl Postgres {
 
     /// The URL of one of its databases, for another user.
     pub fn url_as(&self, user: &str, database: &str) -> String {
-        format!(
-            "postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable",
-            self.port
-        )
+        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
     /// Where its files are.
@@ -203,12 +190,7 @@ impl Postgres {
     }
 
     /// The rows of one query, in a session of its own.
-    pub async fn query(
-        &self,
-        database: &str,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>> {
+    pub async fn query(&self, database: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.connect(database)
             .await?
             .query(sql, params)
@@ -217,12 +199,7 @@ impl Postgres {
     }
 
     /// The one row of one query, in a session of its own.
-    pub async fn query_one(
-        &self,
-        database: &str,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Row> {
+    pub async fn query_one(&self, database: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Row> {
         self.connect(database)
             .await?
             .query_one(sql, params)
@@ -247,8 +224,7 @@ impl Postgres {
 
     /// Makes a database.
     pub async fn create_database(&self, database: &str) -> Result<()> {
-        self.execute("postgres", &format!("create database \"{database}\""))
-            .await
+        self.execute("postgres", &format!("create database \"{database}\"")).await
     }
 
     /// Changes a setting and has the server read it. A setting that needs a
@@ -260,10 +236,7 @@ impl Postgres {
             .batch_execute(&format!("alter system set {setting} = '{value}'"))
             .await
             .with_context(|| format!("set {setting} on {}", self.name))?;
-        session
-            .batch_execute("select pg_reload_conf()")
-            .await
-            .context("reload the settings")
+        session.batch_execute("select pg_reload_conf()").await.context("reload the settings")
     }
 
     /// Shuts down, and says how long that took.
@@ -277,11 +250,7 @@ impl Postgres {
             Shutdown::Immediate => Signal::Quit,
         })?;
         if process.wait_exit(STOP_TIMEOUT).await.is_none() {
-            bail!(
-                "{} did not stop ({how:?}) within {STOP_TIMEOUT:?}:\n{}",
-                self.name,
-                self.log_tail()
-            );
+            bail!("{} did not stop ({how:?}) within {STOP_TIMEOUT:?}:\n{}", self.name, self.log_tail());
         }
         Ok(started.elapsed())
     }
@@ -292,26 +261,18 @@ impl Postgres {
         let Some(mut process) = self.process.take() else {
             bail!("{} is stopped already", self.name);
         };
-        process
-            .kill_tree()
-            .with_context(|| format!("kill {}", self.name))
+        process.kill_tree().with_context(|| format!("kill {}", self.name))
     }
 
     /// Freezes the server and all its sessions: connections are taken and
     /// never answered, as by a machine that hangs.
     pub fn freeze(&mut self) -> Result<()> {
-        self.process
-            .as_mut()
-            .with_context(|| format!("{} is stopped", self.name))?
-            .freeze_tree()
+        self.process.as_mut().with_context(|| format!("{} is stopped", self.name))?.freeze_tree()
     }
 
     /// Thaws a frozen server.
     pub fn thaw(&mut self) -> Result<()> {
-        self.process
-            .as_mut()
-            .with_context(|| format!("{} is stopped", self.name))?
-            .thaw_tree()
+        self.process.as_mut().with_context(|| format!("{} is stopped", self.name))?.thaw_tree()
     }
 
     /// Starts a stopped or killed cluster on the same port and waits until it
@@ -342,11 +303,7 @@ impl Postgres {
                 Err(error) => error,
             };
             if let Some(status) = process.exited() {
-                bail!(
-                    "{} ended at its start ({status}):\n{}",
-                    self.name,
-                    self.log_tail()
-                );
+                bail!("{} ended at its start ({status}):\n{}", self.name, self.log_tail());
             }
             if started.elapsed() > START_TIMEOUT {
                 bail!(
@@ -381,9 +338,8 @@ pub fn url(port: u16, database: &str) -> String {
 /// A new session for a URL. Its connection runs as a task until the client is
 /// dropped or the server goes.
 pub async fn connect(url: &str) -> Result<Client> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls)
-        .await
-        .with_context(|| format!("connect to {url}"))?;
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.with_context(|| format!("connect to {url}"))?;
     // Ends with the client. Its error is also the answer to whatever query
     // was running, and is told there.
     tokio::spawn(async move {

@@ -113,16 +113,10 @@ impl Probe {
 
     /// The figures so far; [`Latency::missing`] are then rows still under way.
     pub fn latency(&self) -> Latency {
-        let under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner());
+        let under_way = self.under_way.lock().unwrap_or_else(|poison| poison.into_inner());
         let mut sorted = under_way.taken.clone();
         sorted.sort_unstable();
-        Latency {
-            sorted,
-            missing: under_way.waiting.len(),
-        }
+        Latency { sorted, missing: under_way.waiting.len() }
     }
 
     /// Inserts no more, gives the rows under way this long to arrive, and
@@ -159,23 +153,16 @@ async fn insert(url: String, period: Duration, under_way: Arc<Mutex<UnderWay>>) 
             // After a lost answer too: the row may be there or not.
             let next = match id {
                 Some(id) => id + 1,
-                None => client
-                    .query_one("select coalesce(max(id), 0) + 1 from ledger_probe", &[])
-                    .await?
-                    .get(0),
+                None => {
+                    client.query_one("select coalesce(max(id), 0) + 1 from ledger_probe", &[]).await?.get(0)
+                }
             };
             id = None;
-            client
-                .execute("insert into ledger_probe(id) values ($1)", &[&next])
-                .await?;
+            client.execute("insert into ledger_probe(id) values ($1)", &[&next]).await?;
             let acked = Instant::now();
             id = Some(next);
             session = Some(client);
-            under_way
-                .lock()
-                .unwrap_or_else(|poison| poison.into_inner())
-                .waiting
-                .push_back((next, acked));
+            under_way.lock().unwrap_or_else(|poison| poison.into_inner()).waiting.push_back((next, acked));
             anyhow::Ok(())
         };
         if attempt.await.is_err() {
@@ -193,24 +180,17 @@ async fn poll(url: String, under_way: Arc<Mutex<UnderWay>>) {
                 None => postgres::connect(&url).await?,
             };
             let oldest = {
-                let under_way = under_way
-                    .lock()
-                    .unwrap_or_else(|poison| poison.into_inner());
+                let under_way = under_way.lock().unwrap_or_else(|poison| poison.into_inner());
                 under_way.waiting.front().map(|&(id, _)| id)
             };
             if let Some(oldest) = oldest {
                 // Ids are committed in order by one session, so what follows
                 // the oldest arrives after it, unless order is lost: then the
                 // wait is the oldest one's.
-                let rows = client
-                    .query("select id from ledger_probe where id >= $1", &[&oldest])
-                    .await?;
+                let rows = client.query("select id from ledger_probe where id >= $1", &[&oldest]).await?;
                 let seen = Instant::now();
-                let seen_ids: std::collections::HashSet<i64> =
-                    rows.iter().map(|row| row.get(0)).collect();
-                let mut under_way = under_way
-                    .lock()
-                    .unwrap_or_else(|poison| poison.into_inner());
+                let seen_ids: std::collections::HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+                let mut under_way = under_way.lock().unwrap_or_else(|poison| poison.into_inner());
                 let UnderWay { waiting, taken } = &mut *under_way;
                 waiting.retain(|(id, acked)| {
                     let arrived = seen_ids.contains(id);
@@ -237,10 +217,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_rows() {
-        let latency = Latency {
-            sorted: (1..=100).map(Duration::from_millis).collect(),
-            missing: 0,
-        };
+        let latency = Latency { sorted: (1..=100).map(Duration::from_millis).collect(), missing: 0 };
         assert_eq!(latency.p50_ms(), Some(50.0));
         assert_eq!(latency.p99_ms(), Some(99.0));
         assert_eq!(latency.quantile(1.0), Some(Duration::from_millis(100)));

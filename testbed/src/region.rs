@@ -48,12 +48,7 @@ impl Region {
     ) -> Result<Region> {
         let (postgres, kafka) = tokio::try_join!(postgres, kafka)?;
         postgres.create_database(DATABASE).await?;
-        Ok(Region {
-            name: name.to_owned(),
-            postgres,
-            kafka,
-            http: ports::loopback(ports::free()?),
-        })
+        Ok(Region { name: name.to_owned(), postgres, kafka, http: ports::loopback(ports::free()?) })
     }
 
     /// The URL of its database.
@@ -138,10 +133,7 @@ impl Config<'_> {
             let _ = writeln!(toml, "{text}");
         };
         line(format!("region = {}", quoted(&self.region.name)));
-        line(format!(
-            "\n[database]\nurl = {}",
-            quoted(&self.database_url)
-        ));
+        line(format!("\n[database]\nurl = {}", quoted(&self.database_url)));
         line(format!(
             "\n[kafka]\nbrokers = {}\nreplication_factor = {}\nmin_insync_replicas = {}",
             list(kafka.local().split(',')),
@@ -153,16 +145,9 @@ impl Config<'_> {
             line(format!("\n[source]\ntables = {tables}"));
         }
         for (from, brokers) in &self.links {
-            line(format!(
-                "\n[[link]]\nfrom = {}\nbrokers = {}",
-                quoted(from),
-                list(brokers.split(','))
-            ));
+            line(format!("\n[[link]]\nfrom = {}\nbrokers = {}", quoted(from), list(brokers.split(','))));
         }
-        line(format!(
-            "\n[http]\nlisten = {}",
-            quoted(&self.region.http.to_string())
-        ));
+        line(format!("\n[http]\nlisten = {}", quoted(&self.region.http.to_string())));
         if !self.extra.is_empty() {
             line(format!("\n{}", self.extra.trim_end()));
         }

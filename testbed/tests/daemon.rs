@@ -35,25 +35,17 @@ async fn a_daemon_is_started_asked_and_ended() {
         .env("SAYING", "hello")
         .start()
         .unwrap();
-    eventually(Duration::from_secs(10), "it turns", async || {
-        Ok(daemon.log().contains("turn"))
-    })
-    .await
-    .unwrap();
+    eventually(Duration::from_secs(10), "it turns", async || Ok(daemon.log().contains("turn")))
+        .await
+        .unwrap();
     assert!(daemon.log().contains("region = \"nowhere\""));
     assert!(daemon.vm_hwm_kib().unwrap() > 100);
 
     let output = daemon.command(&["status"]).await.unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "status says hello\n"
-    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "status says hello\n");
 
-    let error = daemon
-        .wait_ready(Duration::from_millis(200))
-        .await
-        .unwrap_err();
+    let error = daemon.wait_ready(Duration::from_millis(200)).await.unwrap_err();
     assert!(error.to_string().contains("turn"), "{error}");
     let listener = tokio::net::TcpListener::bind(http).await.unwrap();
     tokio::spawn(async move {
@@ -65,10 +57,7 @@ async fn a_daemon_is_started_asked_and_ended() {
             } else {
                 "{}"
             };
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });

@@ -16,8 +16,7 @@ async fn victim() {
     if std::env::var_os(VICTIM).is_none() {
         return;
     }
-    let (postgres, kafka) =
-        tokio::try_join!(Postgres::start(15, "victim"), Kafka::start(1)).unwrap();
+    let (postgres, kafka) = tokio::try_join!(Postgres::start(15, "victim"), Kafka::start(1)).unwrap();
     println!(
         "servers {} {} {}",
         postgres.pid().unwrap(),
@@ -46,11 +45,9 @@ async fn nothing_outlives_a_killed_test() {
 
     test.kill().unwrap();
     test.wait().unwrap();
-    eventually(
-        Duration::from_secs(10),
-        "its servers are gone",
-        async || Ok(servers.iter().all(|server| !runs(server))),
-    )
+    eventually(Duration::from_secs(10), "its servers are gone", async || {
+        Ok(servers.iter().all(|server| !runs(server)))
+    })
     .await
     .unwrap();
 
@@ -63,8 +60,6 @@ async fn nothing_outlives_a_killed_test() {
 
 /// An orphan may stay a zombie where init is slow to reap.
 fn runs(server: &Path) -> bool {
-    std::fs::read_to_string(server.join("stat")).is_ok_and(|stat| {
-        stat.rsplit_once(')')
-            .is_some_and(|(_, rest)| !rest.starts_with(" Z"))
-    })
+    std::fs::read_to_string(server.join("stat"))
+        .is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z")))
 }

@@ -96,33 +96,19 @@ async fn two_clusters_are_two_servers() {
 async fn copies_of_a_running_server_come_up() {
     let mut primary = Postgres::start(18, "primary").await.unwrap();
     primary
-        .execute(
-            "postgres",
-            "create table kept(id int primary key); insert into kept values (1)",
-        )
+        .execute("postgres", "create table kept(id int primary key); insert into kept values (1)")
         .await
         .unwrap();
     primary
-        .query_text(
-            "postgres",
-            "select pg_create_logical_replication_slot('theirs', 'pgoutput')",
-        )
+        .query_text("postgres", "select pg_create_logical_replication_slot('theirs', 'pgoutput')")
         .await
         .unwrap();
     let mut standby = primary.standby("standby").await.unwrap();
-    primary
-        .execute("postgres", "insert into kept values (2)")
+    primary.execute("postgres", "insert into kept values (2)").await.unwrap();
+    testbed::eventually(Duration::from_secs(20), "it has streamed", async || Ok(count(&standby).await == 2))
         .await
         .unwrap();
-    testbed::eventually(Duration::from_secs(20), "it has streamed", async || {
-        Ok(count(&standby).await == 2)
-    })
-    .await
-    .unwrap();
-    assert_eq!(
-        system_identifier(&primary).await,
-        system_identifier(&standby).await
-    );
+    assert_eq!(system_identifier(&primary).await, system_identifier(&standby).await);
 
     let dir = testbed::home::scratch("snapshot").unwrap();
     let snapshot = dir.path().join("data");
@@ -131,24 +117,15 @@ async fn copies_of_a_running_server_come_up() {
 
     // What the standby has not received when it is promoted is lost.
     standby.stop_following().await.unwrap();
-    primary
-        .execute("postgres", "insert into kept values (3)")
-        .await
-        .unwrap();
+    primary.execute("postgres", "insert into kept values (3)").await.unwrap();
     primary.kill().await.unwrap();
     standby.promote().await.unwrap();
     assert_eq!(count(&standby).await, 2);
     let port = primary.port();
     primary.take_over_port(&mut standby).await.unwrap();
     assert_eq!(standby.port(), port);
-    standby
-        .execute("postgres", "insert into kept values (4)")
-        .await
-        .unwrap();
-    let slots = standby
-        .query_text("postgres", "select count(*) from pg_replication_slots")
-        .await
-        .unwrap();
+    standby.execute("postgres", "insert into kept values (4)").await.unwrap();
+    let slots = standby.query_text("postgres", "select count(*) from pg_replication_slots").await.unwrap();
     assert_eq!(slots.as_deref(), Some("0"));
 
     primary.restore_from(&snapshot).await.unwrap();

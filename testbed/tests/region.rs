@@ -9,10 +9,7 @@ async fn two_regions_come_up() {
     let started = std::time::Instant::now();
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     println!("started in {:?}", started.elapsed());
-    regions
-        .execute_both("create table t(id int primary key)")
-        .await
-        .unwrap();
+    regions.execute_both("create table t(id int primary key)").await.unwrap();
 
     let remote = regions.us.kafka.remote();
     let expected = format!(
@@ -26,30 +23,18 @@ async fn two_regions_come_up() {
         regions.eu.kafka.local(),
         regions.eu.http,
     );
-    assert_eq!(
-        regions
-            .eu
-            .config()
-            .source(&["public.*", "app.orders"])
-            .link(&regions.us)
-            .to_toml(),
-        expected
-    );
+    assert_eq!(regions.eu.config().source(&["public.*", "app.orders"]).link(&regions.us).to_toml(), expected);
     assert_ne!(remote, regions.us.kafka.local());
 
     let pgbench = Pgbench::new(&regions.us.url()).unwrap();
     pgbench.create_tables().await.unwrap();
     pgbench.fill(1).await.unwrap();
     let mut load = pgbench.start(2, Some(100.0)).unwrap();
-    testbed::eventually(
-        std::time::Duration::from_secs(20),
-        "pgbench has written",
-        async || {
-            let client = regions.us.connect().await?;
-            let sums = checksum::tables(&client, "public").await?;
-            Ok(sums["public.pgbench_history"].rows > 20)
-        },
-    )
+    testbed::eventually(std::time::Duration::from_secs(20), "pgbench has written", async || {
+        let client = regions.us.connect().await?;
+        let sums = checksum::tables(&client, "public").await?;
+        Ok(sums["public.pgbench_history"].rows > 20)
+    })
     .await
     .unwrap();
     assert!(load.is_running(), "{}", load.log_tail());

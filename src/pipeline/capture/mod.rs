@@ -56,7 +56,7 @@ pub async fn run<S: Source, L: Log>(
     mut source: S,
     log: L,
     entry: Arc<SourceEntry>,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     mut stop: Stop,
 ) {
     let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));

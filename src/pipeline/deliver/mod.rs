@@ -53,7 +53,7 @@ pub async fn run<L: Log, S: Sink>(
     log: Arc<L>,
     mut sink: S,
     entry: Arc<LinkEntry>,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     mut stop: Stop,
 ) {
     let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));

@@ -138,10 +138,7 @@ impl Record {
                 report.found(format!("entry {id}: acknowledged, and not on the source"));
             }
             if !target.entries.contains_key(&id) {
-                report.lost(
-                    1,
-                    format!("entry {id}: acknowledged, and not on the target"),
-                );
+                report.lost(1, format!("entry {id}: acknowledged, and not on the target"));
             }
         }
         for id in &self.deleted {
@@ -149,11 +146,9 @@ impl Record {
                 report.found(format!("entry {id}: deleted, and still on the source"));
             }
         }
-        report.unknown_committed = self
-            .unknown_entries
-            .iter()
-            .filter(|(first, _)| source.entries.contains_key(first))
-            .count() as u64;
+        report.unknown_committed =
+            self.unknown_entries.iter().filter(|(first, _)| source.entries.contains_key(first)).count()
+                as u64;
 
         let acked: std::collections::HashSet<i64> = ids(&self.entries).collect();
         for (id, (hash, _)) in &source.entries {
@@ -169,10 +164,7 @@ impl Record {
         }
         for (id, (_, rows)) in &target.entries {
             if *rows > 1 {
-                report.doubled(
-                    u64::from(rows - 1),
-                    format!("entry {id}: {rows} rows on the target"),
-                );
+                report.doubled(u64::from(rows - 1), format!("entry {id}: {rows} rows on the target"));
             }
             if !source.entries.contains_key(id) {
                 report.doubled(1, format!("entry {id}: on the target only"));
@@ -212,9 +204,7 @@ impl Record {
 }
 
 fn ids(entries: &[(i64, u8)]) -> impl Iterator<Item = i64> {
-    entries
-        .iter()
-        .flat_map(|&(first, count)| (0..i64::from(count)).map(move |place| first + place))
+    entries.iter().flat_map(|&(first, count)| (0..i64::from(count)).map(move |place| first + place))
 }
 
 async fn read(client: &Client) -> Result<Books> {
@@ -225,17 +215,9 @@ async fn read(client: &Client) -> Result<Books> {
         .await
         .context("open a snapshot")?;
     let rows = in_snapshot(client).await;
-    client
-        .batch_execute("rollback")
-        .await
-        .context("close the snapshot")?;
+    client.batch_execute("rollback").await.context("close the snapshot")?;
     let (accounts, counters, entries) = rows?;
-    Ok(Books {
-        accounts,
-        counters,
-        entries,
-        sums,
-    })
+    Ok(Books { accounts, counters, entries, sums })
 }
 
 type Rows = (Accounts, HashMap<i64, i64>, HashMap<i64, (i64, u32)>);
@@ -261,9 +243,7 @@ async fn in_snapshot(client: &Client) -> Result<Rows> {
         .await?;
     let mut entries = HashMap::new();
     loop {
-        let rows = client
-            .query(&format!("fetch {FETCH} from entries"), &[])
-            .await?;
+        let rows = client.query(&format!("fetch {FETCH} from entries"), &[]).await?;
         if rows.is_empty() {
             break;
         }

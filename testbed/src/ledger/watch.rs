@@ -46,11 +46,7 @@ pub struct WatchReport {
 
 impl fmt::Display for WatchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "snapshots={} moves={} torn={}",
-            self.snapshots, self.moves, self.torn
-        )?;
+        write!(f, "snapshots={} moves={} torn={}", self.snapshots, self.moves, self.torn)?;
         for example in &self.examples {
             write!(f, "\n  {example}")?;
         }
@@ -68,10 +64,7 @@ pub struct Watch {
 impl Watch {
     /// What was seen so far.
     pub fn report(&self) -> WatchReport {
-        self.report
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .clone()
+        self.report.lock().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
     /// Ends the task, and says what it saw.
@@ -146,14 +139,8 @@ struct Totals {
 
 impl Totals {
     fn check(&self, before: Option<&Totals>) -> Result<()> {
-        anyhow::ensure!(
-            self.balance == self.accounts * OPENING_BALANCE,
-            "money came or went"
-        );
-        anyhow::ensure!(
-            self.entries == self.counted - self.deleted,
-            "entries are not those counted"
-        );
+        anyhow::ensure!(self.balance == self.accounts * OPENING_BALANCE, "money came or went");
+        anyhow::ensure!(self.entries == self.counted - self.deleted, "entries are not those counted");
         if let Some(before) = before {
             anyhow::ensure!(self.version >= before.version, "versions fell");
             anyhow::ensure!(self.counted >= before.counted, "counters fell");

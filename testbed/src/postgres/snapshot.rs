@@ -15,11 +15,7 @@ use crate::{eventually, home, ports};
 impl Postgres {
     /// Copies the files of a stopped cluster into a new directory.
     pub async fn backup_to(&self, dir: &Path) -> Result<()> {
-        ensure!(
-            self.process.is_none(),
-            "stop {} before its files are copied, or take a snapshot",
-            self.name
-        );
+        ensure!(self.process.is_none(), "stop {} before its files are copied, or take a snapshot", self.name);
         template::copy(&self.data, dir).await
     }
 
@@ -37,11 +33,7 @@ impl Postgres {
     /// Puts back what [`Postgres::backup_to`] or [`Postgres::snapshot_to`]
     /// copied: the same server as it was then.
     pub async fn restore_from(&mut self, dir: &Path) -> Result<()> {
-        ensure!(
-            self.process.is_none(),
-            "stop {} before its files are replaced",
-            self.name
-        );
+        ensure!(self.process.is_none(), "stop {} before its files are replaced", self.name);
         std::fs::remove_dir_all(&self.data).context("remove the files of the cluster")?;
         template::copy(dir, &self.data).await
     }
@@ -85,31 +77,18 @@ impl Postgres {
     /// from now on, a promotion loses.
     pub async fn stop_following(&self) -> Result<()> {
         self.set("primary_conninfo", "").await?;
-        eventually(
-            Duration::from_secs(10),
-            "the standby receives no more",
-            async || {
-                let row = self
-                    .query_one("postgres", "select count(*) from pg_stat_wal_receiver", &[])
-                    .await?;
-                Ok(row.get::<_, i64>(0) == 0)
-            },
-        )
+        eventually(Duration::from_secs(10), "the standby receives no more", async || {
+            let row = self.query_one("postgres", "select count(*) from pg_stat_wal_receiver", &[]).await?;
+            Ok(row.get::<_, i64>(0) == 0)
+        })
         .await
     }
 
     /// Makes a standby the primary, and waits until it takes writes.
     pub async fn promote(&self) -> Result<()> {
-        let promoted: bool = self
-            .query_one("postgres", "select pg_promote(true, 60)", &[])
-            .await?
-            .get(0);
+        let promoted: bool = self.query_one("postgres", "select pg_promote(true, 60)", &[]).await?.get(0);
         if !promoted {
-            bail!(
-                "{} was not promoted in a minute:\n{}",
-                self.name,
-                self.log_tail()
-            );
+            bail!("{} was not promoted in a minute:\n{}", self.name, self.log_tail());
         }
         Ok(())
     }

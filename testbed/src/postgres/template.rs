@@ -23,8 +23,7 @@ pub(super) async fn of(major: u16, installation: &Path, user: Option<User>) -> R
 
     // Where the home belongs to somebody else, the template goes to scratch.
     let shared = home::dir().join("templates");
-    let cache = match std::fs::create_dir_all(&shared).and_then(|()| tempfile::tempfile_in(&shared))
-    {
+    let cache = match std::fs::create_dir_all(&shared).and_then(|()| tempfile::tempfile_in(&shared)) {
         Ok(_) => shared,
         Err(_) => {
             let own = std::env::temp_dir().join(format!("landfall-testbed-templates-{owner}"));
@@ -70,20 +69,13 @@ pub(super) async fn of(major: u16, installation: &Path, user: Option<User>) -> R
 pub(super) async fn copy(from: &Path, to: &Path) -> Result<()> {
     ensure!(!to.exists(), "{} exists", to.display());
     let mut command = tokio::process::Command::new("cp");
-    command
-        .args(["-a", "--reflink=auto"])
-        .arg(from)
-        .arg(to)
-        .kill_on_drop(true);
+    command.args(["-a", "--reflink=auto"]).arg(from).arg(to).kill_on_drop(true);
     run(command, "copy the cluster").await
 }
 
 async fn run(mut command: tokio::process::Command, what: &str) -> Result<()> {
-    let output = command
-        .stdin(std::process::Stdio::null())
-        .output()
-        .await
-        .with_context(|| format!("run {what}"))?;
+    let output =
+        command.stdin(std::process::Stdio::null()).output().await.with_context(|| format!("run {what}"))?;
     ensure!(
         output.status.success(),
         "{what} failed ({}):\n{}{}",

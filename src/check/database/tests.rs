@@ -1,0 +1,206 @@
+use super::*;
+use crate::postgres::catalog::PublishedTable;
+
+fn settings(text: &str) -> Settings {
+    let text = format!("region = \"r\"\n[database]\nurl = \"postgres://lf@h/shop\"\n{text}");
+    Settings::from_parts(&text, [], &|_| unreachable!()).unwrap()
+}
+
+fn both() -> Settings {
+    settings(
+        "[kafka]\nbrokers = [\"k:1\"]\n[source]\ntables = [\"public.*\"]\n[[link]]\nfrom = \"b\"\nbrokers = [\"k:1\"]",
+    )
+}
+
+fn server() -> ServerFacts {
+    ServerFacts {
+        version_number: 150_004,
+        version: "15.4".into(),
+        wal_level: "logical".into(),
+        track_commit_timestamp: true,
+        in_recovery: false,
+        slots_max: 10,
+        slots_used: 1,
+        senders_max: 10,
+        senders_used: 1,
+        origins_max: 10,
+        origins_used: 0,
+        slot_keep_bytes: Some(1 << 30),
+        database: "shop".into(),
+    }
+}
+
+fn role() -> RolePrivileges {
+    RolePrivileges {
+        role: "lf".into(),
+        superuser: false,
+        replication: true,
+        set_replication_role: true,
+        origin_functions_missing: Vec::new(),
+        create_on_database: true,
+        schema_owner: None,
+        schema_usable: false,
+    }
+}
+
+fn table(name: &str) -> TableFacts {
+    TableFacts {
+        schema: "public".into(),
+        table: name.into(),
+        owner: "shop".into(),
+        logged: true,
+        identity: 'd',
+        identity_usable: true,
+    }
+}
+
+fn published(names: &[&str]) -> PublicationFacts {
+    let table = |name: &&str| PublishedTable {
+        schema: "public".into(),
+        table: (*name).into(),
+        row_filter: None,
+        columns_left_out: Vec::new(),
+    };
+    PublicationFacts {
+        owner: "shop".into(),
+        all_tables: false,
+        operations_missing: Vec::new(),
+        via_root: false,
+        tables: names.iter().map(table).collect(),
+    }
+}
+
+fn slot() -> SlotFacts {
+    SlotFacts {
+        plugin: Some("pgoutput".into()),
+        database: Some("shop".into()),
+        active_pid: None,
+        restart: None,
+        confirmed_flush: None,
+        wal_status: Some("reserved".into()),
+        safe_wal_bytes: None,
+        retained_bytes: Some(0),
+        invalidation: None,
+        synced: false,
+    }
+}
+
+#[test]
+fn a_server_is_judged_by_what_it_is_for() {
+    for (change, expected) in [
+        (&(|_: &mut ServerFacts| ()) as &dyn Fn(&mut ServerFacts), &[][..]),
+        (&|it| it.version_number = 140_009, &["server-version"]),
+        (&|it| it.wal_level = "replica".into(), &["wal-level"]),
+        (&|it| it.track_commit_timestamp = false, &["track-commit-timestamp"]),
+        (&|it| it.in_recovery = true, &["server-standby"]),
+        (&|it| it.slot_keep_bytes = None, &["slot-unlimited"]),
+        (&|it| it.origins_used = 10, &["origins-left"]),
+    ] {
+        let mut server = server();
+        change(&mut server);
+        let found: Vec<_> = of_server(&server, &both()).iter().map(|finding| finding.id).collect();
+        assert_eq!(found, expected, "{server:?}");
+    }
+}
+
+#[test]
+fn a_role_is_granted_exactly_what_it_lacks() {
+    for (change, expected) in [
+        (&(|_: &mut RolePrivileges| ()) as &dyn Fn(&mut RolePrivileges), None),
+        (
+            &|it| it.replication = false,
+            Some("ALTER ROLE \"lf\" REPLICATION;  -- on Amazon RDS: GRANT rds_replication TO \"lf\";"),
+        ),
+        (
+            &|it| it.set_replication_role = false,
+            Some("GRANT SET ON PARAMETER session_replication_role TO \"lf\";"),
+        ),
+        (
+            &|it| it.origin_functions_missing = vec!["pg_replication_origin_oid(text)".into()],
+            Some("GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_oid(text) TO \"lf\";"),
+        ),
+        (&|it| it.create_on_database = false, Some("CREATE SCHEMA landfall AUTHORIZATION \"lf\";")),
+        (&|it| it.schema_owner = Some("dba".into()), Some("ALTER SCHEMA landfall OWNER TO \"lf\";")),
+    ] {
+        let mut role = role();
+        change(&mut role);
+        let found = of_role(&role, &server(), &both());
+        let sql: Option<&str> = found.first().and_then(|finding| finding.mend.as_deref());
+        assert_eq!((sql, found.len()), (expected, usize::from(expected.is_some())), "{role:?}");
+    }
+}
+
+#[test]
+fn only_what_a_link_needs_is_asked_of_a_link() {
+    let link = settings("[[link]]\nfrom = \"b\"\nbrokers = [\"k:1\"]");
+    let poor = RolePrivileges { replication: false, ..role() };
+    assert!(of_role(&poor, &server(), &link).is_empty());
+    let replica = ServerFacts { wal_level: "replica".into(), ..server() };
+    assert!(of_server(&replica, &link).is_empty());
+}
+
+#[test]
+fn tables_that_cannot_be_carried_are_named() {
+    let source = both().source.unwrap();
+    assert_eq!(of_tables(&[], &source)[0].id, "scope-empty");
+    let keyless = TableFacts { identity_usable: false, ..table("b") };
+    let unlogged = TableFacts { logged: false, ..table("c") };
+    let found = of_tables(&[table("a"), keyless.clone(), unlogged], &source);
+    let ids: Vec<_> = found.iter().map(|finding| (finding.id, finding.evidence.split(' ').next())).collect();
+    assert_eq!(ids, [("replica-identity", Some("public.b")), ("table-unlogged", Some("public.c"))]);
+    let named = SourceSettings { scope: crate::scope::Scope(vec!["public.z".parse().unwrap()]), ..source };
+    assert_eq!(of_tables(&[table("a")], &named)[0].id, "table-missing");
+}
+
+#[test]
+fn a_publication_lets_everything_in_scope_through() {
+    let source = both().source.unwrap();
+    let tables = [table("a"), table("b"), TableFacts { identity_usable: false, ..table("keyless") }];
+    let ids = |published: Option<&PublicationFacts>, role: &RolePrivileges| {
+        let found = of_publication(published, &tables, role, &source);
+        found
+            .into_iter()
+            .map(|finding| (finding.id, finding.severity, finding.mend.unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let create = "CREATE PUBLICATION \"landfall\" FOR TABLE \"public\".\"a\", \"public\".\"b\";".to_owned();
+    assert_eq!(ids(None, &role()), [("publication-missing", Severity::Error, create.clone())]);
+    let owner = RolePrivileges { role: "shop".into(), ..role() };
+    assert_eq!(ids(None, &owner), [("publication-missing", Severity::Note, create)]);
+    assert_eq!(ids(Some(&published(&["a", "b", "other"])), &role()), []);
+    let add = "ALTER PUBLICATION \"landfall\" ADD TABLE \"public\".\"b\";".to_owned();
+    assert_eq!(ids(Some(&published(&["a"])), &role()), [("publication-tables", Severity::Error, add)]);
+    let breaks = ids(Some(&published(&["a", "b", "keyless"])), &role());
+    assert_eq!(breaks[0].0, "publication-breaks-updates");
+    let mut narrow = published(&["a", "b"]);
+    narrow.operations_missing = vec!["truncate"];
+    narrow.via_root = true;
+    narrow.tables[0].row_filter = Some("(id > 3)".into());
+    narrow.tables[1].columns_left_out = vec!["v".into()];
+    let narrow: Vec<_> = ids(Some(&narrow), &role()).into_iter().map(|(id, ..)| id).collect();
+    assert_eq!(
+        narrow,
+        ["publication-operations", "publication-via-root", "publication-row-filter", "publication-columns"]
+    );
+}
+
+#[test]
+fn a_slot_is_ours_alive_and_can_be_read() {
+    let source = both().source.unwrap();
+    let ids = |slot: Option<&SlotFacts>, server: &ServerFacts| {
+        of_slot(slot, server, &source).into_iter().map(|finding| finding.id).collect::<Vec<_>>()
+    };
+    let full = ServerFacts { slots_used: 10, senders_used: 10, ..server() };
+    assert_eq!(ids(None, &server()), Vec::<&str>::new());
+    assert_eq!(ids(None, &full), ["slots-left", "senders-left"]);
+    assert_eq!(ids(Some(&slot()), &full), ["senders-left"]);
+    assert_eq!(ids(Some(&SlotFacts { active_pid: Some(1), ..slot() }), &full), ["slot-active"]);
+    assert_eq!(
+        ids(Some(&SlotFacts { database: Some("other".into()), ..slot() }), &server()),
+        ["slot-foreign"]
+    );
+    assert_eq!(ids(Some(&SlotFacts { plugin: None, ..slot() }), &server()), ["slot-foreign"]);
+    assert_eq!(ids(Some(&SlotFacts { wal_status: Some("lost".into()), ..slot() }), &server()), ["slot-lost"]);
+    let unreserved = SlotFacts { wal_status: Some("unreserved".into()), ..slot() };
+    assert_eq!(ids(Some(&unreserved), &server()), ["slot-unreserved"]);
+}

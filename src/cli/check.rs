@@ -1,0 +1,69 @@
+//! `landfall check`: what stands in the way, worst first, with what mends it.
+
+use std::{fmt::Write, path::Path};
+
+use super::{
+    FOUND, GOOD, UNKNOWN, environment, give_up,
+    page::{painted, wrapped},
+};
+use crate::{
+    check::{Finding, Severity, of_mistakes, online},
+    config::Settings,
+    fault::{Code, Fault},
+};
+
+pub(super) async fn run(path: &Path, json: bool) -> u8 {
+    if let Err(error) = std::fs::metadata(path) {
+        let message = format!("read {}: {error}", path.display());
+        return give_up(json, &Fault::new(Code::ConfigInvalid, message));
+    }
+    let findings = match Settings::load(path, environment()) {
+        Err(mistakes) => of_mistakes(&mistakes),
+        Ok(settings) => match online(&settings).await {
+            Ok(findings) => findings,
+            Err(fault) => return give_up(json, &fault),
+        },
+    };
+    if json {
+        match serde_json::to_string_pretty(&findings) {
+            Ok(document) => println!("{document}"),
+            Err(error) => {
+                eprintln!("landfall: write the findings: {error}");
+                return UNKNOWN;
+            }
+        }
+    } else {
+        print!("{}", page(&findings, super::colour()));
+    }
+    let bad = findings.iter().any(|finding| finding.severity > Severity::Note);
+    if bad { FOUND } else { GOOD }
+}
+
+fn page(findings: &[Finding], colour: bool) -> String {
+    let mut page = String::new();
+    for finding in findings {
+        let severity = painted(finding.severity.as_str(), finding.severity as usize, colour);
+        let _ = writeln!(page, "{severity} {}", finding.id);
+        wrapped(&finding.evidence, 4).iter().for_each(|line| page.extend([line, "\n"]));
+        // Not wrapped: it is there to be copied.
+        let mend = finding.mend.iter().flat_map(|mend| mend.lines());
+        mend.for_each(|line| page.extend(["    > ", line, "\n"]));
+    }
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let _ = writeln!(page, "{errors} error(s), {warnings} warning(s), {} note(s)", count(Severity::Note));
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_says_what_where_and_what_mends_it() {
+        let finding =
+            Finding::new("wal-level", Severity::Error, "wal_level is replica").mended_by("ALTER SYSTEM;\nX");
+        let expected = "error wal-level\n    wal_level is replica\n    > ALTER SYSTEM;\n    > X\n1 error(s), 0 warning(s), 0 note(s)\n";
+        assert_eq!(page(&[finding], false), expected);
+    }
+}

@@ -1,0 +1,237 @@
+//! How the whole daemon stands, worst first: the document behind `GET /status` and `landfall status`.
+
+use std::{cmp::Ordering, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::health::{Health, health};
+use crate::{
+    roster::{DatabaseHealth, LinkEntry, Roster, SourceEntry, State, StateEntry},
+    stamp::Micros,
+};
+
+/// How a daemon stands. A figure that is unknown is null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its region.
+    pub region: String,
+    /// `active` or `draining`.
+    pub mode: String,
+    /// Whether users may be sent here.
+    pub ready: bool,
+    /// Why not, where they may not.
+    pub not_ready_because: Option<String>,
+    /// Whether the database answers: `healthy`, `unhealthy` or `unasked`.
+    pub database: String,
+    /// What it does, the worst first.
+    pub streams: Vec<StreamStatus>,
+}
+
+/// How one road stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// `source` or `link`.
+    pub role: String,
+    /// The region whose changes it carries.
+    pub from: String,
+    /// The stream.
+    pub stream: String,
+    /// starting, running, standby, retrying or halted.
+    pub state: String,
+    /// For how long.
+    pub state_seconds: f64,
+    /// The code of what went wrong.
+    pub code: Option<String>,
+    /// What went wrong, or what is waited for.
+    pub message: Option<String>,
+    /// What a person does about it.
+    pub remedy: Option<String>,
+    /// The attempt that failed, where it is tried again.
+    pub attempt: Option<u32>,
+    /// What should be known though nothing has stopped.
+    pub warnings: Vec<String>,
+    /// A source's figures.
+    pub source: Option<SourceFigures>,
+    /// A link's figures.
+    pub link: Option<LinkFigures>,
+}
+
+/// A source's figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceFigures {
+    /// Up to where the log has been read.
+    pub captured: Option<String>,
+    /// Up to where the server may release it.
+    pub confirmed: Option<String>,
+    /// What the slot retains.
+    pub slot_retained_bytes: Option<u64>,
+    /// What may still be written.
+    pub slot_safe_bytes: Option<u64>,
+    /// When that is used up.
+    pub slot_seconds_to_invalidation: Option<f64>,
+    /// The last record given to Kafka.
+    pub appended: Option<u64>,
+    /// The last record acknowledged.
+    pub acked: Option<u64>,
+    /// How full the queue to Kafka is.
+    pub queue_fill_ratio: Option<f64>,
+    /// How long ago a record was acknowledged.
+    pub last_append_seconds_ago: Option<f64>,
+}
+
+/// A link's figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkFigures {
+    /// The age of the last applied heartbeat.
+    pub lag_seconds: Option<f64>,
+    /// The last record applied and flushed.
+    pub applied: Option<u64>,
+    /// The source's position there.
+    pub position: Option<String>,
+    /// How long until retention deletes what is still needed.
+    pub headroom_seconds: Option<f64>,
+    /// Where the topic ends.
+    pub end_offset: Option<i64>,
+    /// How many records are not applied yet.
+    pub offset_lag: Option<u64>,
+    /// Whether a transaction larger than memory is open.
+    pub transaction_open: Option<bool>,
+}
+
+/// How the daemon stands, `now`.
+pub fn status(roster: &Roster, max_lag: Option<Duration>, now: Micros) -> Status {
+    let mut streams: Vec<StreamStatus> =
+        roster.find_source().iter().map(|source| of_source(source, now)).collect();
+    streams.extend(roster.links().iter().map(|link| of_link(link, now)));
+    streams.sort_by(worst_first);
+    let not_ready_because = match health(roster, max_lag, now) {
+        Health::Ready { .. } => None,
+        Health::Degraded { error, .. } => Some(error),
+    };
+    Status {
+        region: roster.region().to_string(),
+        mode: roster.mode().as_str().to_owned(),
+        ready: not_ready_because.is_none(),
+        not_ready_because,
+        database: match roster.database() {
+            DatabaseHealth::Healthy => "healthy",
+            DatabaseHealth::Unhealthy(_) => "unhealthy",
+            DatabaseHealth::Unasked => "unasked",
+        }
+        .to_owned(),
+        streams,
+    }
+}
+
+/// By state, then by lag; unknown lag is worse than any.
+fn worst_first(a: &StreamStatus, b: &StreamStatus) -> Ordering {
+    let lag = |stream: &StreamStatus| match &stream.link {
+        None => 0.0,
+        Some(link) => link.lag_seconds.unwrap_or(f64::INFINITY),
+    };
+    badness(&b.state).cmp(&badness(&a.state)).then(lag(b).total_cmp(&lag(a)))
+}
+
+fn badness(state: &str) -> usize {
+    let by_badness = ["running", "standby", "starting", "retrying", "halted"];
+    by_badness.iter().position(|name| *name == state).unwrap_or(by_badness.len())
+}
+
+fn stream(role: &str, from: &str, stream: &str, entry: &StateEntry, now: Micros) -> StreamStatus {
+    let state = entry.state();
+    let (message, remedy, attempt) = match &state {
+        State::Starting | State::Running => (None, None, None),
+        State::Standby { why, .. } => (Some(why.clone()), None, None),
+        State::Retrying { fault, code, attempt } => {
+            (Some(fault.clone()), Some(code.remedy().to_owned()), Some(*attempt))
+        }
+        State::Halted { message, remedy, .. } => (Some(message.clone()), Some(remedy.clone()), None),
+    };
+    StreamStatus {
+        role: role.to_owned(),
+        from: from.to_owned(),
+        stream: stream.to_owned(),
+        state: state.name().to_owned(),
+        state_seconds: now.seconds_since(entry.state_since()).max(0.0),
+        code: state.code().map(|code| code.as_str().to_owned()),
+        message,
+        remedy,
+        attempt,
+        warnings: Vec::new(),
+        source: None,
+        link: None,
+    }
+}
+
+fn of_source(source: &SourceEntry, now: Micros) -> StreamStatus {
+    let figures = SourceFigures {
+        captured: source.captured.get().map(|lsn| lsn.to_string()),
+        confirmed: source.confirmed.get().map(|lsn| lsn.to_string()),
+        slot_retained_bytes: source.slot_retained_bytes.get(),
+        slot_safe_bytes: source.slot_safe_bytes.get(),
+        slot_seconds_to_invalidation: source.slot_seconds_to_invalidation.get(),
+        appended: source.appended.get().map(|sequence| sequence.0),
+        acked: source.acked.get().map(|sequence| sequence.0),
+        queue_fill_ratio: source.queue_fill.get(),
+        last_append_seconds_ago: source.last_append.get().map(|then| now.seconds_since(then).max(0.0)),
+    };
+    StreamStatus {
+        warnings: source.warnings.get().unwrap_or_default(),
+        source: Some(figures),
+        ..stream("source", source.region().as_str(), source.stream(), source, now)
+    }
+}
+
+fn of_link(link: &LinkEntry, now: Micros) -> StreamStatus {
+    let figures = LinkFigures {
+        lag_seconds: link.lag_seconds(now),
+        applied: link.applied.get().map(|sequence| sequence.0),
+        position: link.position.get(),
+        headroom_seconds: link.headroom_seconds.get(),
+        end_offset: link.end_offset.get(),
+        offset_lag: link.offset_lag.get(),
+        transaction_open: link.transaction_open.get(),
+    };
+    let blocked = link.blocked_by.get().map(|by| format!("waits for {by}"));
+    StreamStatus {
+        warnings: blocked.into_iter().collect(),
+        link: Some(figures),
+        ..stream("link", link.from().as_str(), link.stream(), link, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fault::{Code, Fault},
+        progress::Heartbeat,
+    };
+
+    #[test]
+    fn the_worst_comes_first_and_unknown_is_null() {
+        let roster = Roster::new("eu-west-1".parse().unwrap());
+        roster.database_healthy(true, "");
+        roster.source().set(State::Running);
+        let now = crate::clock::now();
+        for (name, lag) in [("slow", Some(9)), ("fast", Some(1)), ("new", None)] {
+            let link = roster.link(&name.parse().unwrap(), "main");
+            link.set(State::Running);
+            if let Some(seconds) = lag {
+                let sent = Micros(now.0 - seconds * 1_000_000);
+                link.heartbeat.set(Heartbeat { sent, arrived: sent });
+            }
+        }
+        let fault = Fault::new(Code::SequenceBroken, "read #9");
+        roster.link(&"halted".parse().unwrap(), "main").set(State::halted(&fault));
+        roster.link(&"shaky".parse().unwrap(), "main").set(State::retrying(&fault, 3));
+        let status = status(&roster, None, now);
+        let order: Vec<&str> = status.streams.iter().map(|stream| stream.from.as_str()).collect();
+        assert_eq!(order, ["halted", "shaky", "new", "slow", "fast", "eu-west-1"]);
+        assert_eq!(status.streams[0].code.as_deref(), Some("LF-SEQUENCE"));
+        assert_eq!(status.streams[1].attempt, Some(3));
+        let json = serde_json::to_string(&status).unwrap();
+        assert!(json.contains(r#""lag_seconds":null"#), "{json}");
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap().streams.len(), 6);
+    }
+}
