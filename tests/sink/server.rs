@@ -81,6 +81,8 @@ impl Server {
             format!("unix_socket_directories={}", sockets.display()),
             "fsync=off".to_owned(),
             "wal_level=logical".to_owned(),
+            // Each origin ever used keeps one.
+            "max_replication_slots=100".to_owned(),
             "track_commit_timestamp=on".to_owned(),
         ] {
             postgres.arg("-c").arg(setting);

@@ -276,11 +276,8 @@ impl Session {
         Ok(2 + origin + shapes)
     }
 
-    fn simple<'a>(
-        &'a self,
-        sql: &'a str,
-    ) -> impl Future<Output = std::result::Result<u64, tokio_postgres::Error>> + Send + 'a {
-        async move { self.client().batch_execute(sql).await.map(|()| 0) }
+    async fn simple(&self, sql: &str) -> std::result::Result<u64, tokio_postgres::Error> {
+        self.client().batch_execute(sql).await.map(|()| 0)
     }
 
     /// Sends the replication origin's place and time: the commit timestamp of the target's
