@@ -489,3 +489,35 @@ async fn nothing_at_the_target_acts_a_second_time() {
     let left = "SELECT (SELECT string_agg(id || k, ',') FROM made) || ' ' || (SELECT m FROM held)";
     assert_eq!(target.ask(left).await.unwrap(), "41l 40");
 }
+
+#[tokio::test]
+async fn rows_are_found_through_the_index_whatever_the_keys_type() {
+    let target = PostgresTarget::new("rows_are_found_through_the_index").await;
+    target.run("CREATE TYPE mood AS ENUM ('x', 'y'); CREATE DOMAIN code AS varchar(4)").await;
+    let types = ["int8", "text", "varchar(9)", "char(5)", "numeric(9,2)", "mood", "code", "name", "text[]"];
+    let keys = ["1", "x", "x", "x    ", "1.00", "x", "x", "x", "{x}"];
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    for (at, (ty, key)) in types.into_iter().zip(keys).enumerate() {
+        let table = format!("by_{at}");
+        target.run(&format!("CREATE TABLE {table} (k {ty} PRIMARY KEY, v text)")).await;
+        let shape = shape_of(&target, &table).await;
+        sink.apply(&log.one(vec![insert(&shape, row([key, "a"]))])).await.unwrap();
+        for _ in 0..3 {
+            sink.apply(&log.one(vec![update(&shape, None, row([key, "b"]))])).await.unwrap();
+        }
+        let applied = sink.apply(&log.one(vec![delete(&shape, row([key, ""]))])).await.unwrap();
+        assert!(!applied.redone);
+    }
+    // A backend reports its figures at the latest when it ends.
+    drop(sink);
+    let gone = "SELECT count(*)::text FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name LIKE 'landfall apply%'";
+    while target.ask(gone).await.unwrap() != "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Making the primary key reads the empty table once.
+    let scanned = "SELECT string_agg(format('%s: %s %s', relname, seq_scan, idx_scan), ', ' ORDER BY relname)
+                     FROM pg_stat_user_tables WHERE relname LIKE 'by%' AND (seq_scan > 1 OR idx_scan < 4)";
+    assert_eq!(target.ask(scanned).await, None);
+}

@@ -88,7 +88,9 @@ async fn take_hold(
             // is not; and no statement of ours is worth compiling.
             "SET session_replication_role = replica; SET plan_cache_mode = force_generic_plan;
              SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-             SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+             SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+             -- Postgres 17 and up.
+             SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'",
         )
         .await
         .map_err(sql("set up the session"))?;
