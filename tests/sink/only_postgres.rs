@@ -521,3 +521,54 @@ async fn rows_are_found_through_the_index_whatever_the_keys_type() {
                      FROM pg_stat_user_tables WHERE relname LIKE 'by%' AND (seq_scan > 1 OR idx_scan < 4)";
     assert_eq!(target.ask(scanned).await, None);
 }
+
+/// The batch number `at`: one row, one record.
+fn numbered(log: &mut Log, at: i64) -> landfall::sink::Batch {
+    log.one(vec![insert(&shape(), row([&at.to_string(), "x"]))])
+}
+
+#[tokio::test]
+async fn killed_at_any_point_rows_and_progress_agree() {
+    use std::os::unix::process::ExitStatusExt;
+    for (point, committed) in [("mid_batch", 2), ("before_commit", 2), ("after_commit", 3)] {
+        let target = PostgresTarget::new(&format!("killed_at_{point}")).await;
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "only_postgres::child_that_is_killed", "--ignored"])
+            .env(landfall::crash::VARIABLE, format!("apply.{point}:3"))
+            .env("SINK_TEST_PORT", target.database.address.port.to_string())
+            .env("SINK_TEST_NAME", &target.stream)
+            .output();
+        assert_eq!(child.await.unwrap().status.signal(), Some(9), "{point}");
+        let mut sink = target.sink();
+        let claim = loop {
+            match sink.claim().await {
+                Err(fault) if fault.code() == Code::TargetHeld => {}
+                claim => break claim.unwrap(),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(target.rows().await.len(), committed, "{point}");
+        let reached = claim.progress.unwrap().through.sequence;
+        assert_eq!(reached, Sequence(1 + committed as u64), "{point}");
+        let mut log = Log { sequence: reached.0, after: reached, ..Log::new() };
+        sink.apply(&numbered(&mut log, committed as i64 + 1)).await.unwrap();
+    }
+}
+
+/// Not a test of its own: the process that the one above has killed.
+#[tokio::test]
+#[ignore = "run by killed_at_any_point_rows_and_progress_agree"]
+async fn child_that_is_killed() {
+    let (Ok(port), Ok(name)) = (std::env::var("SINK_TEST_PORT"), std::env::var("SINK_TEST_NAME")) else {
+        return;
+    };
+    let address = crate::server::address(port.parse().unwrap(), &name);
+    let (to, from) = ("eu-west-1".parse().unwrap(), "us-east-1".parse().unwrap());
+    let config = landfall::sink::postgres::PostgresSinkConfig::new(address, to, from, name);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    for at in 1..9 {
+        sink.apply(&numbered(&mut log, at)).await.unwrap();
+    }
+}

@@ -110,15 +110,20 @@ impl Server {
     }
 
     fn address(&self, database: &str) -> Address {
-        Address {
-            host: "127.0.0.1".to_owned(),
-            port: self.port,
-            user: "postgres".to_owned(),
-            password: Secret::new(""),
-            database: database.to_owned(),
-            tls: TlsMode::Disable,
-            tls_root: None,
-        }
+        address(self.port, database)
+    }
+}
+
+/// Where a database of a server on `port` is.
+pub fn address(port: u16, database: &str) -> Address {
+    Address {
+        host: "127.0.0.1".to_owned(),
+        port,
+        user: "postgres".to_owned(),
+        password: Secret::new(""),
+        database: database.to_owned(),
+        tls: TlsMode::Disable,
+        tls_root: None,
     }
 }
 
