@@ -1,1 +1,574 @@
 //! What only a real Postgres can show.
+
+use std::{sync::Arc, time::Duration};
+
+use landfall::{
+    change::{Cell, Change, Column, Identity, Row, Shape},
+    fault::{Code, Fault},
+    position::Sequence,
+    sink::{Sink, postgres::PostgresSink},
+};
+
+use crate::{
+    PostgresTarget, Target,
+    log::{Log, TIME, delete, insert, row, shape, update, value},
+};
+
+/// The shape of a table as a source would describe it.
+async fn shape_of(target: &PostgresTarget, table: &str) -> Arc<Shape> {
+    let sql = "SELECT a.attname::text, n.nspname::text, t.typname::text, a.atttypmod,
+                      c.relreplident = 'f' OR coalesce(a.attnum = ANY (i.indkey::int2[]), false),
+                      c.relreplident = 'f'
+                 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+                 JOIN pg_type d ON d.oid = a.atttypid
+                 JOIN pg_type t ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype ELSE d.oid END
+                 JOIN pg_namespace n ON n.oid = t.typnamespace
+                 LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
+                WHERE c.oid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+    let rows = target.database.client.query(sql, &[&table]).await.unwrap();
+    let full: bool = rows[0].get(5);
+    let column = |row: &tokio_postgres::Row| Column {
+        name: row.get::<_, &str>(0).into(),
+        type_schema: row.get::<_, &str>(1).into(),
+        type_name: row.get::<_, &str>(2).into(),
+        typmod: row.get(3),
+        key: row.get(4),
+    };
+    Arc::new(Shape {
+        schema: "public".into(),
+        table: table.into(),
+        identity: if full { Identity::Full } else { Identity::Default },
+        columns: rows.iter().map(column).collect(),
+    })
+}
+
+/// All rows of a table as pgoutput would send them: `format` uses the type's own output.
+async fn images(target: &PostgresTarget, shape: &Shape, table: &str) -> Vec<Row> {
+    let columns: Vec<String> = shape
+        .columns
+        .iter()
+        .map(|it| landfall::names::quoted(&it.name))
+        .map(|name| format!("CASE WHEN num_nulls({name}) = 0 THEN format('%s', {name}) END"))
+        .collect();
+    let sql = format!("SELECT {} FROM {table} ORDER BY 1", columns.join(", "));
+    let rows = target.database.client.query(&sql, &[]).await.unwrap();
+    let cell = |text: Option<String>| text.map_or(Cell::Null, |text| value(&text));
+    let width = shape.columns.len();
+    rows.iter().map(|row| Row((0..width).map(|at| cell(row.get(at))).collect())).collect()
+}
+
+async fn claimed(target: &PostgresTarget) -> PostgresSink {
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink
+}
+
+fn remedy(fault: &Fault, code: Code) -> String {
+    assert_eq!(fault.code(), code, "{fault}");
+    fault.remedy().to_owned()
+}
+
+const TYPES: &str = r#"
+    CREATE SCHEMA other;
+    CREATE TYPE mood AS ENUM ('so', 'la la');
+    CREATE TYPE other.mood AS ENUM ('la la', 'NULL', '');
+    CREATE TYPE pair AS (a int4, b text);
+    CREATE DOMAIN small AS varchar(7) CHECK (value <> 'no');
+    CREATE TABLE source (
+        id numeric PRIMARY KEY, b bool, i2 int2, i4 int4, i8 int8, f4 float4, f8 float8, n numeric(20,5),
+        t text, vc varchar(9), bc bpchar(5), "char" "char", "we""ird Name" name, by bytea, d date, ti time(3),
+        tz timetz, ts timestamp, tt timestamptz(2), iv interval, u uuid, j json, jb jsonb, x xml, i inet,
+        c cidr, mac macaddr, mac8 macaddr8, pt point, bx box, pg polygon, bt bit(5), vb varbit, m money,
+        ta text[], ia int4[], ba box[], pa pair[], p pair, e1 mood, e2 other.mood, ea other.mood[], dm small,
+        ir int4range, mr int4multirange, tr tstzrange, tv tsvector, lsn pg_lsn, o oid, ea2 mood[]);
+    INSERT INTO source (id) VALUES (0);
+    INSERT INTO source VALUES (
+        1, true, -32768, -2147483648, 9223372036854775807, 'NaN', '-infinity', 123456789012345.12345,
+        '', 'NULL', 'ab', 'x', 'name', '\x00ff5c22', '4713-01-01 BC', '24:00', '23:59:59.999999+15',
+        'infinity', '0044-03-15 12:00:00 BC', '-178000000 years 1 day -00:00:01',
+        'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a" : 1, "a":2}', '{"b": [1, null, "\"\\"]}', '<a>"</a>',
+        '::1/64', '10.0.0.0/8', '08:00:2b:01:02:03', '08:00:2b:01:02:03:04:05', '(1,-0)', '(1,2),(3,4)',
+        '((0,0),(1,1),(2,0))', '10101', '1', '-12.34', '{"a\"b",NULL,"NULL","",\\,"{x,y}"}',
+        '[0:1][1:2]={{1,2},{NULL,4}}', '{(1,2),(3,4);(5,6),(7,8)}', '{"(1,\"x \"\"y\"\"\")",NULL}',
+        '(,"a, (b)")', 'la la', 'NULL', '{"","NULL",NULL}', 'dom "x"', '(,5)', '{[1,3),[5,7)}',
+        '["2020-01-01 BC",infinity)', '''a b'':1A c', '16/B374D848', 4294967295, '{}');
+    INSERT INTO source (id, f8, t, n, ta) VALUES
+        (repeat('9', 60000)::numeric, 1e-300, E'line\nback\\slash "quote"\t', 'NaN', '{}'),
+        (-0.10, 'infinity', 'null', -0.00001, NULL), ('NaN', -0.0, '{}', 1, '{{a},{b}}');
+"#;
+
+#[tokio::test]
+async fn values_arrive_as_they_left() {
+    let target = PostgresTarget::new("values_arrive_as_they_left").await;
+    target.run(TYPES).await;
+    target
+        .run(
+            "CREATE TABLE keyed (LIKE source INCLUDING ALL); CREATE TABLE keyless (LIKE source);
+             ALTER TABLE keyless REPLICA IDENTITY FULL",
+        )
+        .await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let same =
+        "SELECT count(*)::text FROM (SELECT ours::text FROM source ours EXCEPT ALL SELECT theirs::text FROM";
+    for table in ["keyed", "keyless"] {
+        let shape = shape_of(&target, table).await;
+        let rows = images(&target, &shape, "source").await;
+        assert_eq!(rows.len(), 5);
+        let come = rows.iter().map(|row| insert(&shape, row.clone())).collect();
+        let applied = sink.apply(&log.one(come)).await.unwrap();
+        assert!(!applied.redone, "{table}");
+        assert_eq!(target.ask(&format!("{same} {table} theirs) x")).await.unwrap(), "0", "{table}");
+        // Every value into every other row's place and back again, found by all there is to find by.
+        let full = shape.identity == Identity::Full;
+        let width = shape.columns.len();
+        let emptied = |row: &Row| {
+            let empty = |at: usize| if at == 0 { row.0[0].clone() } else { Cell::Null };
+            Row((0..width).map(empty).collect())
+        };
+        let old = |row: &Row| full.then(|| row.clone());
+        let empty = rows.iter().map(|row| update(&shape, old(row), emptied(row))).collect();
+        sink.apply(&log.one(empty)).await.unwrap();
+        let fill = rows.iter().map(|row| update(&shape, old(&emptied(row)), row.clone())).collect();
+        let applied = sink.apply(&log.one(fill)).await.unwrap();
+        assert!(!applied.redone, "{table}");
+        assert_eq!(target.ask(&format!("{same} {table} theirs) x")).await.unwrap(), "0", "{table}");
+        let go = rows.iter().map(|row| delete(&shape, row.clone())).collect();
+        let applied = sink.apply(&log.one(go)).await.unwrap();
+        assert!(!applied.redone, "{table}");
+        assert_eq!(target.ask(&format!("SELECT count(*)::text FROM {table}")).await.unwrap(), "0");
+    }
+}
+
+#[tokio::test]
+async fn a_value_of_64_mb_passes() {
+    let target = PostgresTarget::new("a_value_of_64_mb_passes").await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    for (id, size) in [(1, 20 << 20), (2, 64 << 20)] {
+        let big = "\\\"é{ab".repeat(size / 7);
+        sink.apply(&log.one(vec![insert(&shape(), row([&id.to_string(), &big]))])).await.unwrap();
+        let same = format!("SELECT (v = repeat(E'\\\\\"é{{ab', {}))::text FROM t WHERE id = {id}", size / 7);
+        assert_eq!(target.ask(&same).await.unwrap(), "true");
+    }
+}
+
+#[tokio::test]
+async fn unchanged_toast_stays() {
+    let target = PostgresTarget::new("unchanged_toast_stays").await;
+    target.run("CREATE TABLE wide (id int8 PRIMARY KEY, big text, n int4)").await;
+    target
+        .run("INSERT INTO wide SELECT 1, string_agg(md5(i::text), ''), 0 FROM generate_series(1, 9999) i")
+        .await;
+    let before = target.ask("SELECT md5(big) FROM wide").await;
+    let shape = shape_of(&target, "wide").await;
+    let unchanged = |id: &str, n: &str| Row([value(id), Cell::Unchanged, value(n)].into());
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let changes = vec![
+        insert(&shape, row(["2", "short", "0"])),
+        update(&shape, None, unchanged("1", "1")),
+        update(&shape, None, unchanged("2", "1")),
+        update(&shape, Some(row(["1", "", ""])), unchanged("3", "2")),
+    ];
+    sink.apply(&log.one(changes)).await.unwrap();
+    assert_eq!(target.ask("SELECT md5(big) FROM wide WHERE id = 3 AND n = 2").await, before);
+    assert_eq!(target.ask("SELECT big FROM wide WHERE id = 2 AND n = 1").await.unwrap(), "short");
+}
+
+#[tokio::test]
+async fn keys_move_and_unique_values_swap() {
+    let target = PostgresTarget::new("keys_move_and_unique_values_swap").await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let s = shape();
+    let key = |id: &str| Some(Row([value(id), Cell::Unchanged].into()));
+    let changes = vec![
+        insert(&s, row(["1", "a"])),
+        insert(&s, row(["2", "b"])),
+        update(&s, key("2"), row(["3", "b"])),
+        update(&s, key("1"), row(["2", "a"])),
+        update(&s, None, row(["2", "a2"])),
+        delete(&s, row(["3", ""])),
+        insert(&s, row(["1", "c"])),
+    ];
+    assert!(!sink.apply(&log.one(changes)).await.unwrap().redone);
+    assert_eq!(target.rows().await, [(1, "c".to_owned()), (2, "a2".to_owned())]);
+    target.run("CREATE UNIQUE INDEX ON t (v)").await;
+    let swap = |first: &'static str, second: &'static str| {
+        [
+            update(&shape(), None, row(["1", "tmp"])),
+            update(&shape(), None, row(["2", first])),
+            update(&shape(), None, row(["1", second])),
+        ]
+    };
+    let before = log.transaction(vec![insert(&s, row(["9", "z"]))]);
+    let swapped = log.transaction(swap("c", "a2").to_vec());
+    let applied = sink.apply(&log.batch(vec![before, swapped])).await.unwrap();
+    assert!(applied.redone);
+    assert_eq!(applied.flushed, log.after);
+    let rows = [(1, "a2".to_owned()), (2, "c".to_owned()), (9, "z".to_owned())];
+    assert_eq!(target.rows().await, rows);
+    // The same in slices.
+    let first = log.slice(vec![delete(&s, row(["9", ""]))], true, false);
+    sink.apply(&log.batch(vec![first])).await.unwrap();
+    let last = log.slice(swap("a2", "c").to_vec(), false, true);
+    assert!(sink.apply(&log.batch(vec![last])).await.unwrap().redone);
+    assert_eq!(target.rows().await, [(1, "c".to_owned()), (2, "a2".to_owned())]);
+}
+
+#[tokio::test]
+async fn commits_carry_the_origins_time_and_place() {
+    let target = PostgresTarget::new("commits_carry_the_origins_time").await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let mut expected = Vec::new();
+    for at in 0..3_i64 {
+        let mut step = log.transaction(vec![insert(&shape(), row([&at.to_string(), "x"]))]);
+        step.frame.head.time.0 += at * 60_000_000;
+        expected.push(step.frame.head.time.0);
+        let mut batch = log.batch(vec![step]);
+        batch.more = at == 1;
+        sink.apply(&batch).await.unwrap();
+    }
+    let step = log.slice(vec![insert(&shape(), row(["3", "x"]))], true, false);
+    sink.apply(&log.batch(vec![step])).await.unwrap();
+    let mut step = log.slice(vec![insert(&shape(), row(["4", "x"]))], false, true);
+    step.frame.head.time.0 += 1_000_001;
+    expected.extend([step.frame.head.time.0; 2]);
+    sink.apply(&log.batch(vec![step])).await.unwrap();
+    let sql = "SELECT (extract(epoch FROM o.timestamp) * 1000000)::int8, n.roname
+                 FROM t, pg_xact_commit_timestamp_origin(t.xmin) o
+                 JOIN pg_replication_origin n ON n.roident = o.roident ORDER BY id";
+    let rows = target.database.client.query(sql, &[]).await.unwrap();
+    let times: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(times, expected);
+    let origin = format!("landfall/us-east-1/{}/0", target.stream);
+    assert!(rows.iter().all(|row| row.get::<_, &str>(1) == origin));
+    let sql = format!(
+        "SELECT (remote_lsn - '0/0') || '' FROM pg_replication_origin_status s
+           JOIN pg_replication_origin o ON o.roident = s.local_id WHERE roname = '{origin}'"
+    );
+    let landfall::position::Position::Postgres(position) = log.position();
+    assert_eq!(target.ask(&sql).await.unwrap(), position.end.0.to_string());
+    assert_eq!(TIME.0, expected[0]);
+}
+
+#[tokio::test]
+async fn equal_rows_without_a_key_are_taken_one_at_a_time() {
+    let target = PostgresTarget::new("equal_rows_without_a_key").await;
+    target.run("CREATE TABLE loose (a int4, b text, j json); ALTER TABLE loose REPLICA IDENTITY FULL").await;
+    let shape = shape_of(&target, "loose").await;
+    let image = |b: Cell| Row([value("1"), b, value("{}")].into());
+    let twin = image(Cell::Null);
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let changes = vec![
+        insert(&shape, twin.clone()),
+        insert(&shape, twin.clone()),
+        insert(&shape, twin.clone()),
+        update(&shape, Some(twin.clone()), image(value("x"))),
+        delete(&shape, twin.clone()),
+    ];
+    assert!(!sink.apply(&log.one(changes)).await.unwrap().redone);
+    let left = "SELECT string_agg(coalesce(b, 'null'), ',' ORDER BY b) FROM loose";
+    assert_eq!(target.ask(left).await.unwrap(), "x,null");
+    let twice = vec![delete(&shape, twin.clone()), delete(&shape, twin)];
+    assert_eq!(sink.apply(&log.one(twice)).await.unwrap_err().code(), Code::Conflict);
+    assert_eq!(target.ask(left).await.unwrap(), "x,null");
+}
+
+#[tokio::test]
+async fn tables_bound_by_foreign_keys_are_emptied_together() {
+    let target = PostgresTarget::new("tables_bound_by_foreign_keys").await;
+    target
+        .run(
+            "CREATE TABLE parent (id serial PRIMARY KEY); CREATE TABLE child (id int4 REFERENCES parent);
+             CREATE TABLE parts (id int8 PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE part PARTITION OF parts DEFAULT; INSERT INTO parts VALUES (1);
+             INSERT INTO parent DEFAULT VALUES; INSERT INTO child VALUES (1)",
+        )
+        .await;
+    let mut shapes = Vec::new();
+    for table in ["parent", "child", "parts"] {
+        shapes.push(shape_of(&target, table).await);
+    }
+    let change = Change::Truncate { shapes: shapes.clone(), cascade: true, restart_identity: true };
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let child = insert(&shapes[1], row(["8"]));
+    sink.apply(&log.one(vec![child.clone(), change, child, insert(&shapes[2], row(["5"]))])).await.unwrap();
+    let count = "SELECT (SELECT count(*) FROM parent) || ' ' || (SELECT count(*) FROM child) || ' ' ||
+                        nextval('parent_id_seq') || ' ' || (SELECT string_agg(id::text, ',') FROM parts)";
+    assert_eq!(target.ask(count).await.unwrap(), "0 1 1 5");
+    let lone = Change::Truncate { shapes: shapes[..1].to_vec(), cascade: false, restart_identity: false };
+    let refused = sink.apply(&log.one(vec![lone])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::RowRejected, "{refused}");
+}
+
+#[tokio::test]
+async fn a_table_that_differs_is_named_with_the_ddl() {
+    let target = PostgresTarget::new("a_table_that_differs").await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let batch = log.one(vec![insert(&shape(), row(["1", "a"]))]);
+    for (break_it, mend_it) in [
+        ("DROP TABLE t", "CREATE TABLE \"public\".\"t\" (\"id\" bigint, \"v\" text, PRIMARY KEY (\"id\"))"),
+        ("ALTER TABLE t DROP v", "ALTER TABLE \"public\".\"t\" ADD COLUMN \"v\" text"),
+        (
+            "ALTER TABLE t ALTER v TYPE varchar(3)",
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"v\" TYPE text",
+        ),
+        (
+            "ALTER TABLE t ADD extra int4 NOT NULL",
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"extra\" DROP NOT NULL",
+        ),
+        (
+            "ALTER TABLE t DROP v; ALTER TABLE t ADD v text GENERATED ALWAYS AS (id::text) STORED",
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"v\" DROP EXPRESSION",
+        ),
+    ] {
+        target.run(break_it).await;
+        let remedy = remedy(&sink.apply(&batch).await.unwrap_err(), Code::TableDiffers);
+        assert!(remedy.ends_with(mend_it), "{remedy}");
+        target.run(mend_it).await;
+        sink.claim().await.unwrap();
+    }
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(target.rows().await, [(1, "a".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_row_refused_by_a_constraint_is_named() {
+    let target = PostgresTarget::new("a_row_refused_by_a_constraint").await;
+    target.run("ALTER TABLE t ADD CONSTRAINT polite CHECK (v <> 'bad')").await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let steps =
+        ["ok", "bad"].map(|v| log.transaction(vec![insert(&shape(), row([&v.len().to_string(), v]))]));
+    let batch = log.batch(steps.to_vec());
+    let fault = sink.apply(&batch).await.unwrap_err();
+    assert_eq!(fault.code(), Code::RowRejected);
+    assert!(fault.message().contains("polite") && fault.message().contains("(id)=(3)"), "{fault}");
+    assert_eq!(target.rows().await, [(2, "ok".to_owned())]);
+    target.run("ALTER TABLE t DROP CONSTRAINT polite").await;
+    let reached = sink.claim().await.unwrap().progress.unwrap().through.sequence;
+    let rest = landfall::sink::Batch { after: reached, steps: batch.steps[1..].to_vec(), ..batch };
+    sink.apply(&rest).await.unwrap();
+    assert_eq!(target.rows().await.len(), 2);
+}
+
+#[tokio::test]
+async fn ddl_under_a_running_session_is_noticed() {
+    let target = PostgresTarget::new("ddl_under_a_running_session").await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    sink.apply(&log.one(vec![insert(&shape(), row(["1", "a"]))])).await.unwrap();
+    target
+        .run("ALTER TABLE t RENAME TO was; CREATE TABLE t (v text, more int4 DEFAULT 7, id int8 PRIMARY KEY)")
+        .await;
+    sink.apply(&log.one(vec![insert(&shape(), row(["2", "b"]))])).await.unwrap();
+    assert_eq!(target.rows().await, [(2, "b".to_owned())]);
+    target.run("ALTER TABLE t DROP v").await;
+    let fault = sink.apply(&log.one(vec![insert(&shape(), row(["3", "c"]))])).await.unwrap_err();
+    assert_eq!(fault.code(), Code::TableDiffers, "{fault}");
+}
+
+#[tokio::test]
+async fn a_plain_role_is_told_what_to_grant() {
+    let target = PostgresTarget::new("a_plain_role_is_told").await;
+    target.run("CREATE ROLE plain LOGIN").await;
+    let mut config = target.config();
+    config.address.user = "plain".to_owned();
+    let mut sink = PostgresSink::new(config);
+    let grants = remedy(&sink.claim().await.unwrap_err(), Code::PrivilegeMissing);
+    let sql = grants.strip_prefix("run there as a superuser: ").unwrap().rsplit_once("; it is").unwrap().0;
+    target.run(sql).await;
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let batch = log.one(vec![insert(&shape(), row(["1", "a"]))]);
+    let grants = remedy(&sink.apply(&batch).await.unwrap_err(), Code::PrivilegeMissing);
+    target.run(grants.split_once(": ").unwrap().1).await;
+    sink.claim().await.unwrap();
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(target.rows().await.len(), 1);
+}
+
+#[tokio::test]
+async fn only_what_is_flushed_is_told() {
+    let target = PostgresTarget::new("only_what_is_flushed").await;
+    let mut config = target.config();
+    config.flush_interval = Duration::from_millis(400);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let mut next = |more: bool| {
+        let id = log.sequence.to_string();
+        let mut batch = log.one(vec![insert(&shape(), row([&id, "x"]))]);
+        batch.more = more;
+        batch
+    };
+    let first = next(false);
+    assert_eq!(sink.apply(&first).await.unwrap().flushed, first.through.sequence);
+    let second = next(true);
+    assert_eq!(sink.apply(&second).await.unwrap().flushed, first.through.sequence);
+    assert_eq!(sink.flush().await.unwrap(), second.through.sequence);
+    let third = next(true);
+    assert_eq!(sink.apply(&third).await.unwrap().flushed, second.through.sequence);
+    tokio::time::sleep(Duration::from_millis(450)).await;
+    let fourth = next(true);
+    assert_eq!(sink.apply(&fourth).await.unwrap().flushed, fourth.through.sequence);
+}
+
+#[tokio::test]
+async fn whoever_holds_a_lock_is_named() {
+    let target = PostgresTarget::new("whoever_holds_a_lock").await;
+    target.put(1, "a").await;
+    let mut config = target.config();
+    config.lock_timeout = Duration::from_millis(600);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    target.run("BEGIN; UPDATE t SET v = 'theirs' WHERE id = 1").await;
+    let mut log = Log::new();
+    let batch = log.one(vec![update(&shape(), None, row(["1", "b"]))]);
+    let fault = sink.apply(&batch).await.unwrap_err();
+    assert_eq!(fault.code(), Code::TargetBusy);
+    assert!(fault.message().contains("SET v = 'theirs'"), "{fault}");
+    target.run("ROLLBACK").await;
+    sink.claim().await.unwrap();
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(target.rows().await, [(1, "b".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_living_holder_is_left_alone_and_a_silent_one_ended() {
+    let target = PostgresTarget::new("a_living_holder").await;
+    let mut log = Log::new();
+    let mut first = claimed(&target).await;
+    // Silent in the middle of a transaction, with the progress row locked.
+    let open = log.slice(vec![insert(&shape(), row(["1", "lost"]))], true, false);
+    first.apply(&log.batch(vec![open])).await.unwrap();
+    let mut second = target.sink();
+    let held = second.claim().await.unwrap_err();
+    assert_eq!(held.code(), Code::TargetHeld, "{held}");
+    tokio::time::sleep(Duration::from_millis(10_300)).await;
+    second.claim().await.unwrap();
+    second.apply(&log.one(vec![insert(&shape(), row(["2", "b"]))])).await.unwrap();
+    // The first wakes up.
+    let last = log.slice(vec![], false, true);
+    let mut batch = log.batch(vec![last]);
+    batch.after = Sequence(0);
+    let gone = first.apply(&batch).await.unwrap_err();
+    assert_eq!(gone.code(), Code::DatabaseUnreachable, "{gone}");
+    assert_eq!(first.claim().await.unwrap_err().code(), Code::TargetHeld);
+    assert_eq!(target.rows().await, [(2, "b".to_owned())]);
+}
+
+#[tokio::test]
+async fn nothing_at_the_target_acts_a_second_time() {
+    let target = PostgresTarget::new("nothing_acts_a_second_time").await;
+    target
+        .run(
+            "CREATE TABLE made (id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, k char(4) UNIQUE);
+             CREATE TABLE held (id int8 PRIMARY KEY, m int8 REFERENCES made ON DELETE CASCADE);
+             CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'acted'; END $$;
+             CREATE TRIGGER acts BEFORE INSERT OR UPDATE OR DELETE ON made EXECUTE FUNCTION act()",
+        )
+        .await;
+    let (made, held) = (shape_of(&target, "made").await, shape_of(&target, "held").await);
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let changes = vec![
+        insert(&held, row(["1", "40"])),
+        insert(&made, row(["40", "k   "])),
+        insert(&made, row(["41", "l   "])),
+    ];
+    sink.apply(&log.one(changes)).await.unwrap();
+    sink.apply(&log.one(vec![update(&made, None, row(["40", "m   "]))])).await.unwrap();
+    sink.apply(&log.one(vec![delete(&made, row(["40", ""]))])).await.unwrap();
+    let left = "SELECT (SELECT string_agg(id || k, ',') FROM made) || ' ' || (SELECT m FROM held)";
+    assert_eq!(target.ask(left).await.unwrap(), "41l 40");
+}
+
+#[tokio::test]
+async fn rows_are_found_through_the_index_whatever_the_keys_type() {
+    let target = PostgresTarget::new("rows_are_found_through_the_index").await;
+    target.run("CREATE TYPE mood AS ENUM ('x', 'y'); CREATE DOMAIN code AS varchar(4)").await;
+    let types = ["int8", "text", "varchar(9)", "char(5)", "numeric(9,2)", "mood", "code", "name", "text[]"];
+    let keys = ["1", "x", "x", "x    ", "1.00", "x", "x", "x", "{x}"];
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    for (at, (ty, key)) in types.into_iter().zip(keys).enumerate() {
+        let table = format!("by_{at}");
+        target.run(&format!("CREATE TABLE {table} (k {ty} PRIMARY KEY, v text)")).await;
+        let shape = shape_of(&target, &table).await;
+        sink.apply(&log.one(vec![insert(&shape, row([key, "a"]))])).await.unwrap();
+        for _ in 0..3 {
+            sink.apply(&log.one(vec![update(&shape, None, row([key, "b"]))])).await.unwrap();
+        }
+        let applied = sink.apply(&log.one(vec![delete(&shape, row([key, ""]))])).await.unwrap();
+        assert!(!applied.redone);
+    }
+    // A backend reports its figures at the latest when it ends.
+    drop(sink);
+    let gone = "SELECT count(*)::text FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name LIKE 'landfall apply%'";
+    while target.ask(gone).await.unwrap() != "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Making the primary key reads the empty table once.
+    let scanned = "SELECT string_agg(format('%s: %s %s', relname, seq_scan, idx_scan), ', ' ORDER BY relname)
+                     FROM pg_stat_user_tables WHERE relname LIKE 'by%' AND (seq_scan > 1 OR idx_scan < 4)";
+    assert_eq!(target.ask(scanned).await, None);
+}
+
+/// The batch number `at`: one row, one record.
+fn numbered(log: &mut Log, at: i64) -> landfall::sink::Batch {
+    log.one(vec![insert(&shape(), row([&at.to_string(), "x"]))])
+}
+
+#[tokio::test]
+async fn killed_at_any_point_rows_and_progress_agree() {
+    use std::os::unix::process::ExitStatusExt;
+    for (point, committed) in [("mid_batch", 2), ("before_commit", 2), ("after_commit", 3)] {
+        let target = PostgresTarget::new(&format!("killed_at_{point}")).await;
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "only_postgres::child_that_is_killed", "--ignored"])
+            .env(landfall::crash::VARIABLE, format!("apply.{point}:3"))
+            .env("SINK_TEST_PORT", target.database.address.port.to_string())
+            .env("SINK_TEST_NAME", &target.stream)
+            .output();
+        assert_eq!(child.await.unwrap().status.signal(), Some(9), "{point}");
+        let mut sink = target.sink();
+        let claim = loop {
+            match sink.claim().await {
+                Err(fault) if fault.code() == Code::TargetHeld => {}
+                claim => break claim.unwrap(),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(target.rows().await.len(), committed, "{point}");
+        let reached = claim.progress.unwrap().through.sequence;
+        assert_eq!(reached, Sequence(1 + committed as u64), "{point}");
+        let mut log = Log { sequence: reached.0, after: reached, ..Log::new() };
+        sink.apply(&numbered(&mut log, committed as i64 + 1)).await.unwrap();
+    }
+}
+
+/// Not a test of its own: the process that the one above has killed.
+#[tokio::test]
+#[ignore = "run by killed_at_any_point_rows_and_progress_agree"]
+async fn child_that_is_killed() {
+    let (Ok(port), Ok(name)) = (std::env::var("SINK_TEST_PORT"), std::env::var("SINK_TEST_NAME")) else {
+        return;
+    };
+    let address = crate::server::address(port.parse().unwrap(), &name);
+    let (to, from) = ("eu-west-1".parse().unwrap(), "us-east-1".parse().unwrap());
+    let config = landfall::sink::postgres::PostgresSinkConfig::new(address, to, from, name);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    for at in 1..9 {
+        sink.apply(&numbered(&mut log, at)).await.unwrap();
+    }
+}

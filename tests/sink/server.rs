@@ -81,6 +81,8 @@ impl Server {
             format!("unix_socket_directories={}", sockets.display()),
             "fsync=off".to_owned(),
             "wal_level=logical".to_owned(),
+            // Each origin ever used keeps one.
+            "max_replication_slots=100".to_owned(),
             "track_commit_timestamp=on".to_owned(),
         ] {
             postgres.arg("-c").arg(setting);
@@ -108,15 +110,20 @@ impl Server {
     }
 
     fn address(&self, database: &str) -> Address {
-        Address {
-            host: "127.0.0.1".to_owned(),
-            port: self.port,
-            user: "postgres".to_owned(),
-            password: Secret::new(""),
-            database: database.to_owned(),
-            tls: TlsMode::Disable,
-            tls_root: None,
-        }
+        address(self.port, database)
+    }
+}
+
+/// Where a database of a server on `port` is.
+pub fn address(port: u16, database: &str) -> Address {
+    Address {
+        host: "127.0.0.1".to_owned(),
+        port,
+        user: "postgres".to_owned(),
+        password: Secret::new(""),
+        database: database.to_owned(),
+        tls: TlsMode::Disable,
+        tls_root: None,
     }
 }
 

@@ -8,30 +8,25 @@
 //!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
 //! ```
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, Statement, types::PgLsn};
+use tokio_postgres::{Client, types::PgLsn};
 
 use super::{
     PostgresSinkConfig,
     guard::{Guard, Move},
+    known::{Known, Ready},
     pipeline::Pipeline,
     session::Held,
-    statement::{self, Array},
-    table::{self, Table},
+    statement::Array,
     trouble::{self, Attempt, Refusal, Trouble},
     wire::{AsText, Timestamp},
 };
 use crate::{
-    change::{Cell, Change, Fingerprint, Operation, Shape},
+    change::{Cell, Change, Operation, Shape},
     crash,
     fault::{Code, Fault, Result},
-    plan::{Action, Locators, each, plan},
     position::{Position, Sequence},
     postgres::{Connection, connect, fault_of},
     progress::Heartbeat,
@@ -43,20 +38,8 @@ use crate::{
 const ATTEMPTS_MAX: u32 = 5;
 /// Lock timeouts in a row before the caller is told: each has waited for `lock_timeout` already.
 const LOCK_ATTEMPTS_MAX: u32 = 2;
-/// Prepared statements kept, and shapes. When there are more they are all made anew: a limit on
-/// memory here and at the server, not a cache policy.
-const KEPT_MAX: usize = 1000;
 /// How long the question who holds a lock may take.
 const BLOCKER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What a prepared statement is for.
-type StatementName = (Fingerprint, Operation, Box<[usize]>, Box<[usize]>);
-
-/// An action and its statement.
-enum Ready<'a> {
-    Rows(Statement, crate::plan::Rows<'a>),
-    Truncate(String),
-}
 
 /// A held target, and everything known of it.
 pub(super) struct Session {
@@ -64,9 +47,7 @@ pub(super) struct Session {
     connection: Connection,
     pid: i32,
     guard: Guard,
-    tables: HashMap<Fingerprint, Arc<Table>>,
-    locators: Locators,
-    statements: HashMap<StatementName, Statement>,
+    known: Known,
     committed: Sequence,
     flushed: Sequence,
     flushed_at: Instant,
@@ -139,9 +120,7 @@ impl Session {
             connection: held.connection,
             pid: held.backend.pid,
             guard,
-            tables: HashMap::new(),
-            locators: Locators::new(),
-            statements: HashMap::new(),
+            known: Known::default(),
             committed,
             flushed: committed,
             flushed_at: Instant::now(),
@@ -232,7 +211,7 @@ impl Session {
                 Ok(()) => return Ok(false),
                 Err(Trouble::Stale(_)) if !looked_again => {
                     looked_again = true;
-                    self.forget_tables();
+                    self.known.forget();
                 }
                 Err(Trouble::Stale(_) | Trouble::Differs(_)) => return self.redo(group).await,
                 Err(trouble) => wait_or_fail(trouble, &mut attempt).await?,
@@ -241,7 +220,7 @@ impl Session {
     }
 
     async fn try_group(&mut self, group: &Group<'_>) -> Attempt<()> {
-        let ready = self.make_ready(group.steps).await?;
+        let ready = self.known.make_ready(&self.connection, group.steps).await?;
         let (answered, blocker) = self.watched(self.in_transaction(group, &ready)).await;
         if let Err(trouble) = answered {
             // Nothing is lost where this fails: so does whatever comes next.
@@ -276,11 +255,8 @@ impl Session {
         Ok(2 + origin + shapes)
     }
 
-    fn simple<'a>(
-        &'a self,
-        sql: &'a str,
-    ) -> impl Future<Output = std::result::Result<u64, tokio_postgres::Error>> + Send + 'a {
-        async move { self.client().batch_execute(sql).await.map(|()| 0) }
+    async fn simple(&self, sql: &str) -> std::result::Result<u64, tokio_postgres::Error> {
+        self.client().batch_execute(sql).await.map(|()| 0)
     }
 
     /// Sends the replication origin's place and time: the commit timestamp of the target's
@@ -347,7 +323,7 @@ impl Session {
     }
 
     async fn try_alone(&mut self, group: &Group<'_>) -> Attempt<()> {
-        self.look_at_tables(group.steps).await?;
+        self.known.look_at_tables(&self.connection, group.steps).await?;
         let config = self.config.clone();
         let ask = ask_blocker(&config, self.pid);
         let (answered, blocker) = watch(self.alone(group), config.lock_timeout / 2, ask).await;
@@ -397,11 +373,7 @@ impl Session {
     }
 
     async fn one(&mut self, change: &Change) -> Attempt<u64> {
-        let locator = match change {
-            Change::Truncate { .. } => crate::plan::Locator::Nowhere,
-            _ => self.locators[&change.shape().fingerprint()].clone(),
-        };
-        let ready = self.make_action_ready(each(change, &locator)?).await?;
+        let ready = self.known.make_ready_alone(&self.connection, change).await?;
         let mut pipeline = Pipeline::default();
         self.send(&mut pipeline, &ready).await;
         pipeline.answer().await.map_err(|error| trouble::of_rows(&error))
@@ -431,7 +403,7 @@ impl Session {
         }
         open.heartbeat = batch.heartbeat.or(open.heartbeat);
         let heartbeat = open.heartbeat;
-        let ready = self.make_ready(std::slice::from_ref(step)).await?;
+        let ready = self.known.make_ready(&self.connection, std::slice::from_ref(step)).await?;
         let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
         drop(ready);
         let redone = match answered {
@@ -502,79 +474,10 @@ impl Session {
         Ok(())
     }
 
-    /// The changes' actions with their statements.
-    async fn make_ready<'a>(&mut self, steps: &'a [Step]) -> Attempt<Vec<Ready<'a>>> {
-        self.look_at_tables(steps).await?;
-        let actions = plan(steps.iter().flat_map(Step::changes), &self.locators)?;
-        let mut ready = Vec::with_capacity(actions.len());
-        for action in actions {
-            ready.push(self.make_action_ready(action).await?);
-        }
-        Ok(ready)
-    }
-
-    async fn make_action_ready<'a>(&mut self, action: Action<'a>) -> Attempt<Ready<'a>> {
-        let rows = match action {
-            Action::Rows(rows) => rows,
-            Action::Truncate { shapes, restart_identity } => {
-                let tables = shapes.iter().map(|shape| &*self.tables[&shape.fingerprint()]);
-                return Ok(Ready::Truncate(statement::truncate_text(tables, restart_identity)));
-            }
-        };
-        let fingerprint = rows.shape.fingerprint();
-        let name = (fingerprint, rows.operation, rows.set.clone(), rows.locate.clone());
-        if let Some(statement) = self.statements.get(&name) {
-            return Ok(Ready::Rows(statement.clone(), rows));
-        }
-        let text = statement::text(&self.tables[&fingerprint], &rows);
-        let statement = self.client().prepare(&text).await.map_err(|error| trouble::of_rows(&error))?;
-        if self.statements.len() >= KEPT_MAX {
-            self.statements.clear();
-        }
-        self.statements.insert(name, statement.clone());
-        Ok(Ready::Rows(statement, rows))
-    }
-
-    /// Looks at the tables that were not looked at yet.
-    async fn look_at_tables(&mut self, steps: &[Step]) -> Result<()> {
-        let wanted = distinct_shapes(steps);
-        if self.tables.len() + wanted.len() > KEPT_MAX {
-            self.forget_tables();
-        }
-        for shape in wanted {
-            let fingerprint = shape.fingerprint();
-            if !self.tables.contains_key(&fingerprint) {
-                let table = table::inspect(self.client(), shape).await?;
-                self.locators.insert(fingerprint, table.locator.clone());
-                self.tables.insert(fingerprint, Arc::new(table));
-            }
-        }
-        Ok(())
-    }
-
-    fn forget_tables(&mut self) {
-        self.tables.clear();
-        self.locators.clear();
-        self.statements.clear();
-    }
-
     /// Runs `work`; where it takes long, asks the server meanwhile who is in its way.
     async fn watched<T>(&self, work: impl Future<Output = T>) -> (T, Option<String>) {
         watch(work, self.config.lock_timeout / 2, ask_blocker(&self.config, self.pid)).await
     }
-}
-
-fn distinct_shapes(steps: &[Step]) -> Vec<&Arc<Shape>> {
-    let mut seen = HashSet::new();
-    let mut distinct = Vec::new();
-    for change in steps.iter().flat_map(Step::changes) {
-        let shapes = match change {
-            Change::Truncate { shapes, .. } => &shapes[..],
-            change => std::slice::from_ref(change.shape()),
-        };
-        distinct.extend(shapes.iter().filter(|shape| seen.insert(Arc::as_ptr(shape) as usize)));
-    }
-    distinct
 }
 
 async fn answers(pipeline: &mut Pipeline<'_>, ready: &[Ready<'_>]) -> Attempt<()> {

@@ -6,6 +6,7 @@
 //!  pipeline   one transaction's statements, sent without waiting in between
 //!  guard      the progress row: compare-and-set that fails inside the server
 //!  trouble    what an error of the server means to a batch
+//!  known      tables looked at and statements prepared so far
 //!  table      whether the target's table takes a shape's rows, and how a row is found
 //!  statement  SQL text, and rows as arrays
 //! ```
@@ -16,6 +17,7 @@
 
 mod apply;
 mod guard;
+mod known;
 mod pipeline;
 mod session;
 mod statement;

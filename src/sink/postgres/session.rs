@@ -88,7 +88,9 @@ async fn take_hold(
             // is not; and no statement of ours is worth compiling.
             "SET session_replication_role = replica; SET plan_cache_mode = force_generic_plan;
              SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-             SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+             SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+             -- Postgres 17 and up.
+             SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'",
         )
         .await
         .map_err(sql("set up the session"))?;
@@ -218,23 +220,17 @@ async fn raise_epoch(
     let link = config.from.as_str();
     let lane = i32::from(LANE);
     let name: [&(dyn ToSql + Sync); 3] = [&link, &config.stream, &lane];
-    client
-        .execute(
-            "INSERT INTO landfall.progress (link, stream, lane) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-            &name,
-        )
-        .await
-        .map_err(sql("begin the progress row"))?;
-    // Read without a lock: a holder in the middle of a transaction has the row locked.
-    let holder = client
-        .query_one(
-            "SELECT session_pid, session_start FROM landfall.progress
-              WHERE link = $1 AND stream = $2 AND lane = $3",
-            &name,
-        )
-        .await
-        .map_err(sql("read who holds the target"))?;
-    let holder = backend_of(&holder);
+    // Read without a lock, and before anything is inserted: a holder in the middle of a transaction
+    // has the row locked, and even `ON CONFLICT DO NOTHING` waits for it.
+    let read = "SELECT session_pid, session_start FROM landfall.progress
+                 WHERE link = $1 AND stream = $2 AND lane = $3";
+    let holder = client.query_opt(read, &name).await.map_err(sql("read who holds the target"))?;
+    if holder.is_none() {
+        let begin = "INSERT INTO landfall.progress (link, stream, lane) VALUES ($1, $2, $3)
+                     ON CONFLICT DO NOTHING";
+        client.execute(begin, &name).await.map_err(sql("begin the progress row"))?;
+    }
+    let holder = holder.as_ref().and_then(backend_of);
     if let Some(holder) = holder
         && Some(holder) != former
     {
