@@ -114,7 +114,7 @@ async fn a_narrow_cable_passes_what_it_should() {
     let took = started.elapsed();
     assert!(one == bytes && other == bytes, "the bytes were changed");
     assert!(took >= Duration::from_millis(1480), "{took:?}");
-    assert!(took < Duration::from_millis(2200), "{took:?}");
+    assert!(took < Duration::from_millis(3000), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
