@@ -237,6 +237,17 @@ async fn a_source_that_forgets_is_found_out() {
         started.elapsed() > Duration::from_millis(400),
         "200 in a second were asked for"
     );
+    ledger.pause();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let paused = ledger.acked();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(ledger.acked(), paused);
+    ledger.resume();
+    eventually(Duration::from_secs(30), "it goes on", async || {
+        Ok(ledger.acked() > paused)
+    })
+    .await
+    .unwrap();
     let record = ledger.stop().await.unwrap();
     source.stop(Shutdown::Immediate).await.unwrap();
     source.restore_from(&backup).await.unwrap();

@@ -135,7 +135,12 @@ async fn a_stall_holds_and_lets_go() {
     let held = tokio::time::timeout(Duration::from_millis(300), ping(&mut stream)).await;
     assert!(held.is_err(), "the stall let bytes through");
     wan.resume();
+    wan.stall_one_way(Direction::Down);
     let mut answer = [0; 4];
+    let held = tokio::time::timeout(Duration::from_millis(300), stream.read_exact(&mut answer));
+    assert!(held.await.is_err(), "the answer's way was stalled");
+    assert_eq!(wan.delivered_bytes(Direction::Up), 8, "the other was not");
+    wan.resume();
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"ping");
 }
