@@ -62,8 +62,8 @@ pub(super) fn walk(mut section: Section<'_>, here: Option<&Region>) -> Option<Li
         brokers: brokers?,
         stream: stream.unwrap_or_else(|| names::STREAM.to_owned()),
         properties,
-        batch_changes: size(batch_changes, 10_000),
-        batch_bytes: size(batch_bytes, 8 << 20),
+        batch_changes: size(batch_changes, 2_000),
+        batch_bytes: size(batch_bytes, 4 << 20),
         open_transaction_timeout: open_timeout.unwrap_or(60 * SECOND),
         flush_interval: flush.unwrap_or(Duration::from_millis(100)),
     })

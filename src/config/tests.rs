@@ -49,7 +49,7 @@ fn everything_else_has_a_default() {
     assert_eq!(source.checkpoint_interval, 10 * SECOND);
     let link = &found.links[0];
     assert_eq!((link.from.as_str(), &*link.stream), ("us-east-1", "main"));
-    assert_eq!((link.batch_bytes, link.open_transaction_timeout), (8 << 20, 60 * SECOND));
+    assert_eq!((link.batch_bytes, link.open_transaction_timeout), (4 << 20, 60 * SECOND));
     assert_eq!(found.http.listen.to_string(), "127.0.0.1:9187");
     assert_eq!(found.ready.max_lag, None);
     assert_eq!((found.log.format, &*found.log.level), (LogFormat::Auto, "info"));

@@ -33,7 +33,7 @@ use crate::{
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Events between the transport's task and ours. Enough for a read of the socket; a slow log shows
 /// through TCP soon.
-const EVENTS: usize = 4096;
+const EVENTS: usize = 16;
 
 /// What a source reads.
 #[derive(Clone, Debug)]

@@ -30,6 +30,8 @@ async fn one_broker_keeps_topics() {
     assert!(kafka.topic_exists("landfall.a.main").await.is_err());
     kafka.start_again(0).await.unwrap();
     assert!(kafka.topic_exists("landfall.a.main").await.unwrap());
+    println!("stopped in {:?}", kafka.stop(0).await.unwrap());
+    kafka.start_again(0).await.unwrap();
     kafka.delete_topic("landfall.a.main").await.unwrap();
     assert!(!kafka.topic_exists("landfall.a.main").await.unwrap());
 }

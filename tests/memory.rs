@@ -1,0 +1,78 @@
+//! Proves that a daemon's memory does not grow with a transaction or a backlog: one daemon that is
+//! source and sink at once stays under its cap through a giant transaction in both directions and
+//! through a backlog of one-row transactions.
+//!
+//! `LANDFALL_MEMORY_SCALE=10` runs the sizes the cap is stated for: 2 million rows in a transaction, 5
+//! million transactions. CI runs a tenth: what grew with the size would show there too.
+
+use std::time::Duration;
+
+use testbed::{Daemon, TwoRegions, checksum, eventually};
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const CAP_KIB: u64 = 128 << 10;
+const TABLES: &str = "create table ours (id int8 primary key, n int4, note text);
+    create table theirs (id int8 primary key, n int4, note text)";
+
+fn scale() -> u64 {
+    std::env::var("LANDFALL_MEMORY_SCALE").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
+}
+
+async fn equal(regions: &TwoRegions) {
+    let (us, eu) = (regions.us.connect().await.unwrap(), regions.eu.connect().await.unwrap());
+    eventually(Duration::from_secs(600), "both regions hold the same rows", async || {
+        let (us, eu) = (checksum::database(&us).await?, checksum::database(&eu).await?);
+        Ok(checksum::differences(&us, &eu).is_empty())
+    })
+    .await
+    .unwrap();
+}
+
+fn assert_under_cap(daemon: &Daemon, after: &str) {
+    let kib = daemon.vm_hwm_kib().unwrap();
+    println!("after {after}: VmHWM {} MiB", kib >> 10);
+    assert!(kib <= CAP_KIB, "{} MiB after {after}", kib >> 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both(TABLES).await.unwrap();
+    let us = regions.us.config().source(&["public.ours"]).link(&regions.eu).to_toml();
+    let eu = regions.eu.config().source(&["public.theirs"]).link(&regions.us).to_toml();
+    let mut us = regions.us.daemon(LANDFALL, &us).start().unwrap();
+    let mut eu = regions.eu.daemon(LANDFALL, &eu).start().unwrap();
+    us.wait_ready(Duration::from_secs(30)).await.unwrap();
+    eu.wait_ready(Duration::from_secs(30)).await.unwrap();
+
+    let rows = 200_000 * scale();
+    let giant = |table: &str| {
+        format!(
+            "insert into {table} select g, g, 'row number ' || g || ' of many' from generate_series(1, {rows}) g;"
+        )
+    };
+    regions.us.execute(&giant("ours")).await.unwrap();
+    regions.eu.execute(&giant("theirs")).await.unwrap();
+    equal(&regions).await;
+    for daemon in [&us, &eu] {
+        assert_under_cap(daemon, "a giant transaction each way");
+    }
+
+    // A backlog: written while nobody reads.
+    us.sigterm(Duration::from_secs(15)).await.unwrap();
+    eu.sigterm(Duration::from_secs(15)).await.unwrap();
+    let transactions = 100_000 * scale();
+    let many = format!(
+        "set synchronous_commit = off;
+         do $$ begin for i in 1..{transactions} loop
+            update ours set n = n + 1 where id = i % {rows} + 1; commit;
+         end loop; end $$"
+    );
+    regions.us.execute(&many).await.unwrap();
+    us.start_again().unwrap();
+    eu.start_again().unwrap();
+    equal(&regions).await;
+    for daemon in [&us, &eu] {
+        assert_under_cap(daemon, "a backlog of one-row transactions");
+    }
+}
