@@ -63,10 +63,12 @@ async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
     eu.sigterm(Duration::from_secs(15)).await.unwrap();
     let transactions = 100_000 * scale();
     let many = format!(
-        "set synchronous_commit = off;
-         do $$ begin for i in 1..{transactions} loop
-            update ours set n = n + 1 where id = i % {rows} + 1; commit;
-         end loop; end $$"
+        "do $$ begin
+            perform set_config('synchronous_commit', 'off', false);
+            for i in 1..{transactions} loop
+                update ours set n = n + 1 where id = i % {rows} + 1; commit;
+            end loop;
+         end $$"
     );
     regions.us.execute(&many).await.unwrap();
     us.start_again().unwrap();

@@ -22,21 +22,14 @@ impl Pair {
     async fn start() -> Pair {
         let (source, target) =
             tokio::try_join!(Postgres::start(15, "source"), Postgres::start(18, "target")).unwrap();
-        let plan = Plan {
-            writers: 3,
-            accounts: 20,
-            ..Plan::default()
-        };
+        let plan = Plan { writers: 3, accounts: 20, ..Plan::default() };
         println!("seed {}", plan.seed);
         for side in [&source, &target] {
             let client = side.connect(DB).await.unwrap();
             ledger::create_tables(&client).await.unwrap();
             probe::create_table(&client).await.unwrap();
         }
-        source
-            .execute(DB, "create publication everything for all tables")
-            .await
-            .unwrap();
+        source.execute(DB, "create publication everything for all tables").await.unwrap();
         target
             .execute(
                 DB,
@@ -65,11 +58,7 @@ impl Pair {
         .unwrap();
         let client = source.connect(DB).await.unwrap();
         ledger::open_accounts(&client, &plan).await.unwrap();
-        Pair {
-            source,
-            target,
-            plan,
-        }
+        Pair { source, target, plan }
     }
 
     async fn compare(&self, record: &Record) -> Report {
@@ -83,17 +72,13 @@ impl Pair {
     }
 
     async fn equal(&self) {
-        eventually(
-            Duration::from_secs(60),
-            "both sides are equal",
-            async || {
-                let source = checksum::database(&self.source.connect(DB).await?).await?;
-                let target = checksum::database(&self.target.connect(DB).await?).await?;
-                let differences = checksum::differences(&source, &target);
-                anyhow::ensure!(differences.is_empty(), "{differences:?}");
-                Ok(true)
-            },
-        )
+        eventually(Duration::from_secs(60), "both sides are equal", async || {
+            let source = checksum::database(&self.source.connect(DB).await?).await?;
+            let target = checksum::database(&self.target.connect(DB).await?).await?;
+            let differences = checksum::differences(&source, &target);
+            anyhow::ensure!(differences.is_empty(), "{differences:?}");
+            Ok(true)
+        })
         .await
         .unwrap();
     }
@@ -103,25 +88,15 @@ impl Pair {
 async fn the_ledger_sees_what_is_wrong() {
     let mut pair = Pair::start().await;
     let watch = ledger::watch_totals(&pair.target.url(DB));
-    let probe = Probe::start(
-        &pair.source.url(DB),
-        &pair.target.url(DB),
-        Duration::from_millis(20),
-    );
+    let probe = Probe::start(&pair.source.url(DB), &pair.target.url(DB), Duration::from_millis(20));
     let ledger = Ledger::start(&pair.source.url(DB), &pair.plan);
-    eventually(Duration::from_secs(60), "300 commits", async || {
-        Ok(ledger.acked() >= 300)
-    })
-    .await
-    .unwrap();
+    eventually(Duration::from_secs(60), "300 commits", async || Ok(ledger.acked() >= 300)).await.unwrap();
     pair.source.kill().await.unwrap();
     pair.source.start_again().await.unwrap();
     let before = ledger.acked();
-    eventually(Duration::from_secs(60), "300 more commits", async || {
-        Ok(ledger.acked() >= before + 300)
-    })
-    .await
-    .unwrap();
+    eventually(Duration::from_secs(60), "300 more commits", async || Ok(ledger.acked() >= before + 300))
+        .await
+        .unwrap();
     let record = ledger.stop().await.unwrap();
     let latency = probe.stop(Duration::from_secs(30)).await;
     println!("probe: {latency}");
@@ -135,50 +110,35 @@ async fn the_ledger_sees_what_is_wrong() {
     assert!(report.is_clean(), "{report}");
     assert!(report.acked >= 600);
     assert_eq!(report.tables, 4);
-    eventually(Duration::from_secs(10), "it looked", async || {
-        Ok(watch.report().moves > 3)
-    })
-    .await
-    .unwrap();
+    eventually(Duration::from_secs(10), "it looked", async || Ok(watch.report().moves > 3)).await.unwrap();
     let report = watch.stop();
     assert_eq!(report.torn, 0, "{report}");
 
     // Half of a transfer is seen by itself.
     let watch = ledger::watch_totals(&pair.target.url(DB));
-    eventually(Duration::from_secs(10), "it looks", async || {
-        Ok(watch.report().snapshots > 0)
-    })
-    .await
-    .unwrap();
+    eventually(Duration::from_secs(10), "it looks", async || Ok(watch.report().snapshots > 0)).await.unwrap();
     assert_eq!(watch.report().torn, 0, "{}", watch.report());
-    pair.on_target("update ledger_account set balance = balance - 5 where id = 1")
-        .await;
-    eventually(Duration::from_secs(10), "it is seen", async || {
-        Ok(watch.report().torn > 0)
-    })
-    .await
-    .unwrap();
+    pair.on_target("update ledger_account set balance = balance - 5 where id = 1").await;
+    eventually(Duration::from_secs(10), "it is seen", async || Ok(watch.report().torn > 0)).await.unwrap();
     let report = watch.stop();
     assert!(report.examples[0].contains("money"), "{report}");
-    pair.on_target("update ledger_account set balance = balance + 5 where id = 1")
-        .await;
+    pair.on_target("update ledger_account set balance = balance + 5 where id = 1").await;
     assert!(pair.compare(&record).await.is_clean());
 
     // A row is lost.
-    pair.on_target("create table aside as select * from ledger_entry order by id limit 1")
-        .await;
-    pair.on_target("delete from ledger_entry where id in (select id from aside)")
-        .await;
+    pair.on_target("create table aside as select * from ledger_entry order by id limit 1").await;
+    pair.on_target("delete from ledger_entry where id in (select id from aside)").await;
     let report = pair.compare(&record).await;
     assert_eq!((report.lost, report.doubled), (1, 0), "{report}");
     assert!(!report.is_clean());
-    pair.on_target("insert into ledger_entry select * from aside")
-        .await;
+    pair.on_target("insert into ledger_entry select * from aside").await;
     assert!(pair.compare(&record).await.is_clean());
 
     // A value is changed.
-    pair.on_target("update ledger_entry set note = coalesce(note, '') || ' ' where id in (select id from aside)")
-        .await;
+    pair.on_target(
+        "update ledger_entry set note = coalesce(note, '') || ' ' where id in (select id from aside)",
+    )
+    .await;
     let report = pair.compare(&record).await;
     assert_eq!((report.lost, report.doubled), (0, 0), "{report}");
     assert!(!report.is_clean());
@@ -188,12 +148,10 @@ async fn the_ledger_sees_what_is_wrong() {
     .await;
 
     // A counter is counted twice.
-    pair.on_target("update ledger_counter set n = n + 1 where id = 0")
-        .await;
+    pair.on_target("update ledger_counter set n = n + 1 where id = 0").await;
     let report = pair.compare(&record).await;
     assert_eq!((report.lost, report.doubled), (0, 1), "{report}");
-    pair.on_target("update ledger_counter set n = n - 1 where id = 0")
-        .await;
+    pair.on_target("update ledger_counter set n = n - 1 where id = 0").await;
     assert!(pair.compare(&record).await.is_clean());
 
     // An entry is there twice.
@@ -211,11 +169,7 @@ async fn the_ledger_sees_what_is_wrong() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_forgets_is_found_out() {
     let mut source = Postgres::start(15, "forgetful").await.unwrap();
-    let plan = Plan {
-        writers: 2,
-        rate: Some(200.0),
-        ..Plan::default()
-    };
+    let plan = Plan { writers: 2, rate: Some(200.0), ..Plan::default() };
     let client = source.connect(DB).await.unwrap();
     ledger::create_tables(&client).await.unwrap();
     ledger::open_accounts(&client, &plan).await.unwrap();
@@ -228,26 +182,15 @@ async fn a_source_that_forgets_is_found_out() {
 
     let started = std::time::Instant::now();
     let ledger = Ledger::start(&source.url(DB), &plan);
-    eventually(Duration::from_secs(30), "100 commits", async || {
-        Ok(ledger.acked() >= 100)
-    })
-    .await
-    .unwrap();
-    assert!(
-        started.elapsed() > Duration::from_millis(400),
-        "200 in a second were asked for"
-    );
+    eventually(Duration::from_secs(30), "100 commits", async || Ok(ledger.acked() >= 100)).await.unwrap();
+    assert!(started.elapsed() > Duration::from_millis(400), "200 in a second were asked for");
     ledger.pause();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let paused = ledger.acked();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(ledger.acked(), paused);
     ledger.resume();
-    eventually(Duration::from_secs(30), "it goes on", async || {
-        Ok(ledger.acked() > paused)
-    })
-    .await
-    .unwrap();
+    eventually(Duration::from_secs(30), "it goes on", async || Ok(ledger.acked() > paused)).await.unwrap();
     let record = ledger.stop().await.unwrap();
     source.stop(Shutdown::Immediate).await.unwrap();
     source.restore_from(&backup).await.unwrap();

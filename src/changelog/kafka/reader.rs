@@ -105,11 +105,11 @@ fn consumer(config: &mut ClientConfig, group: &str) -> KafkaResult<BaseConsumer>
         .set("check.crcs", "true")
         // One request is outstanding per broker, so it must carry what the line holds in a round trip;
         // unpacked (ten times and more) a few of them must still fit into the process.
-        .set("fetch.message.max.bytes", "1048576")
+        .set("fetch.message.max.bytes", "524288")
         .set("fetch.max.bytes", "4194304")
         .set("receive.message.max.bytes", "16777216")
-        .set("queued.max.messages.kbytes", "8192")
-        .set("queued.min.messages", "20000")
+        .set("queued.max.messages.kbytes", "4096")
+        .set("queued.min.messages", "10000")
         // When the queue is full, look again in a moment and not in a second.
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "100")

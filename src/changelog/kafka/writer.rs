@@ -35,15 +35,15 @@ pub struct WriterLimits {
 }
 
 impl Default for WriterLimits {
-    /// 16 MiB: a few requests in flight and as much again behind them. 1 ms: a request a
+    /// 8 MiB: a few requests in flight and as much again behind them. 1 ms: a request a
     /// millisecond is what one broker answers easily.
     fn default() -> Self {
-        Self { queue_bytes: 16 << 20, linger: Duration::from_millis(1) }
+        Self { queue_bytes: 8 << 20, linger: Duration::from_millis(1) }
     }
 }
 
 /// Records queued before [`Writer::append`] waits, however small they are.
-const QUEUE_RECORDS: usize = 50_000;
+const QUEUE_RECORDS: usize = 20_000;
 
 /// Appends to a topic.
 pub struct KafkaWriter {
