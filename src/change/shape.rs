@@ -149,8 +149,8 @@ mod tests {
         };
         let base = shape(&[column("ab", -1), column("c", -1)]);
         assert_eq!(base.fingerprint(), base.clone().fingerprint());
-        // Known value: a fingerprint is on the wire and must not change with a version.
-        assert_eq!(shape(&[]).fingerprint().to_string(), format!("{}", shape(&[]).fingerprint()));
+        // A fingerprint is on the wire and must not change with a version.
+        assert_eq!(base.fingerprint().to_string(), "0a18bb9aba3ea9a6");
         let mut keyed = base.clone();
         keyed.columns[0].key = true;
         let mut full = base.clone();

@@ -2,6 +2,7 @@
 //! it, the worst first. Looking changes nothing.
 
 mod database;
+mod kafka;
 
 use serde::Serialize;
 
@@ -75,6 +76,7 @@ pub fn of_mistakes(mistakes: &Mistakes) -> Vec<Finding> {
 /// Where a part does not answer: then nothing can be told about it.
 pub async fn online(settings: &Settings) -> Result<Vec<Finding>> {
     let mut findings = database::check(settings).await?;
+    findings.extend(kafka::check(settings).await);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(findings)
 }

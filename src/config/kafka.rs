@@ -6,7 +6,10 @@ use super::{
     DAY,
     walk::{Section, nearest},
 };
-use crate::secret::Secret;
+use crate::{
+    kafka::{Cluster, TopicRules},
+    secret::Secret,
+};
 
 /// This region's Kafka.
 #[derive(Clone, Debug)]
@@ -21,6 +24,23 @@ pub struct KafkaSettings {
     pub retention: Duration,
     /// How to be let in.
     pub properties: Properties,
+}
+
+impl KafkaSettings {
+    /// The cluster they name.
+    pub fn cluster(&self) -> Cluster {
+        Cluster { brokers: self.brokers.clone(), properties: self.properties.0.clone() }
+    }
+
+    /// What a stream's topic in it must be.
+    pub fn topic_rules(&self) -> TopicRules {
+        TopicRules {
+            retention: self.retention,
+            replication_factor: self.replication_factor.into(),
+            min_insync_replicas: self.min_insync_replicas.into(),
+            compacted: false,
+        }
+    }
 }
 
 /// Settings of the Kafka library that say how to be let in. None of them is ever printed.

@@ -58,25 +58,15 @@ pub(super) fn roads(parts: &Parts) -> Result<Vec<Road>> {
     Ok(roads)
 }
 
-/// What a stream's topic must be, by the settings of the region it is in.
-pub fn topic_rules(kafka: &KafkaSettings) -> TopicRules {
-    TopicRules {
-        retention: kafka.retention,
-        replication_factor: kafka.replication_factor.into(),
-        min_insync_replicas: kafka.min_insync_replicas.into(),
-        compacted: false,
-    }
-}
-
 fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) -> Result<Road> {
     let settings = &parts.settings;
     let region = &settings.region;
     let log = KafkaLog::new(
-        Cluster { brokers: kafka.brokers.clone(), properties: kafka.properties.0.clone() },
+        kafka.cluster(),
         names::topic(region, &source.stream),
         names::state_topic(region),
         format!("landfall.{region}.source"),
-        topic_rules(kafka),
+        kafka.topic_rules(),
         WriterLimits { linger: source.linger, ..WriterLimits::default() },
     )?;
     let params = CaptureParams {

@@ -11,7 +11,7 @@ use crate::{
     secret::Secret,
 };
 
-pub use topic::{TopicFacts, TopicRules, ensure_topic, topic_facts};
+pub use topic::{TopicFacts, TopicRules, ensure_topic, refuse_differences, topic_facts};
 
 /// How long a request to a broker may take before it counts as unanswered. Several round trips over
 /// the widest area.

@@ -124,7 +124,10 @@ pub async fn ensure_topic(
 }
 
 /// Compares what a topic is with what it must be.
-fn refuse_differences(topic: &str, facts: &TopicFacts, rules: &TopicRules) -> Result<()> {
+///
+/// # Errors
+/// [`Code::TopicSettings`] or [`Code::PartitionsChanged`] with each difference and how to mend it.
+pub fn refuse_differences(topic: &str, facts: &TopicFacts, rules: &TopicRules) -> Result<()> {
     if facts.partitions != 1 {
         return Err(Fault::new(
             Code::PartitionsChanged,

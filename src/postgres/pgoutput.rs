@@ -287,7 +287,7 @@ mod tests {
         Cell::Value(Bytes::from_static(text.as_bytes()))
     }
 
-    /// Taken from `pg_logical_slot_peek_binary_changes` of a PostgreSQL 15 server.
+    /// As the manual lays it out: the old key, then the new row with a large value it did not touch.
     const UPDATE_WITH_KEY: &[u8] = b"U\0\0\x40\x01K\0\x02t\0\0\0\x011nN\0\x02t\0\0\0\x012u";
 
     #[test]
