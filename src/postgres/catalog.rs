@@ -11,6 +11,7 @@ use super::fault_of;
 use crate::{
     fault::{Code, Fault, Result},
     lsn::Lsn,
+    names::qualified,
     scope::Scope,
 };
 
@@ -167,7 +168,8 @@ pub struct TableFacts {
     pub identity_usable: bool,
 }
 
-/// The tables in scope, by name. Of a partitioned table its partitions, which hold the rows.
+/// The tables in scope, by name. A partitioned table stands for its partitions, as it is published: how
+/// rows are spread is each region's own affair.
 ///
 /// # Errors
 /// Where the server does not answer.
@@ -196,7 +198,7 @@ const TABLES: &str = "
                ELSE false
            END
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE c.relkind = 'r' AND c.relpersistence IN ('p', 'u')
+     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence IN ('p', 'u')
        AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'landfall')
      ORDER BY 1, 2";
 
@@ -213,6 +215,23 @@ pub struct PublicationFacts {
     pub via_root: bool,
     /// What it publishes now.
     pub tables: Vec<PublishedTable>,
+}
+
+impl TableFacts {
+    /// `schema.table`, as a stream's scope names it.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+
+    /// `schema.table`, quoted.
+    pub fn quoted(&self) -> String {
+        qualified(&self.schema, &self.table)
+    }
+
+    /// Whether publishing it carries its changes, and does not break the application's own UPDATEs.
+    pub fn is_usable(&self) -> bool {
+        self.logged && self.identity_usable
+    }
 }
 
 impl PublicationFacts {

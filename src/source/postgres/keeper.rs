@@ -5,7 +5,7 @@ use crate::{
     fault::{Code, Fault, Result},
     names,
     position::WriterEpoch,
-    postgres::{Connection, fault_of},
+    postgres::{Connection, catalog, fault_of},
     source::{Keeper, Vitals},
 };
 
@@ -48,17 +48,18 @@ impl Keeper for PostgresKeeper {
 
     async fn inspect(&mut self) -> Result<Vitals> {
         let name = &self.config.slot;
-        let Some(slot) = slot::facts(&self.connection, name).await? else {
+        let Some(slot) = catalog::slot(&self.connection, name).await? else {
             return Err(Fault::new(
                 Code::SlotMissing,
                 format!("slot `{name}` was dropped while it was read"),
             ));
         };
-        slot.refuse_lost(name)?;
+        slot::refuse_lost(&slot, name)?;
+        let bytes = |bytes: Option<i64>| bytes.map(|bytes| bytes.max(0).unsigned_abs());
         let published = publication::check(&self.connection, &self.config, true, &self.scope).await?;
         Ok(Vitals {
-            retained_bytes: slot.retained_bytes,
-            safe_bytes: slot.safe_bytes,
+            retained_bytes: bytes(slot.retained_bytes),
+            safe_bytes: bytes(slot.safe_wal_bytes),
             left_out: published.left_out,
         })
     }

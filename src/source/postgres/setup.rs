@@ -10,13 +10,10 @@ use crate::{
     lsn::Lsn,
     names::{SCHEMA, quoted},
     position::{Incarnation, Position, PostgresPosition},
-    postgres::{Connection, connect, fault_of},
+    postgres::{Connection, catalog, connect, fault_of},
     source::Opened,
     stamp::Micros,
 };
-
-/// The oldest server whose pgoutput leaves empty transactions out and knows schemas in publications.
-const LEAST_VERSION: i32 = 150_000;
 
 /// The stream's row in schema `landfall`: what tells a fresh stream from a lost one.
 const STREAM_TABLE: &str = "create table if not exists landfall.stream (
@@ -52,24 +49,23 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
         }
         _ => begin(&connection, config, &server).await?,
     };
-    let slot = slot::facts(&connection, &config.slot).await?.ok_or_else(|| {
+    let slot = catalog::slot(&connection, &config.slot).await?.ok_or_else(|| {
         let message = format!(
             "slot `{}` does not exist, but stream `{}` (incarnation {}) was begun at {}; what was committed after the end of its log is gone",
             config.slot, config.stream, stream.incarnation, stream.consistent
         );
         Fault::new(Code::SlotMissing, message)
     })?;
-    slot.refuse_lost(&config.slot)?;
-    slot.refuse_foreign(config)?;
-    let sql = "select pg_current_wal_flush_lsn()::text";
-    let written = lsn(query(&connection, sql, "ask for the end of the log").await?.get(0))?;
+    slot::refuse_lost(&slot, &config.slot)?;
+    slot::refuse_foreign(&slot, config)?;
+    let written = catalog::current_lsn(&connection).await?;
     let at = |lsn| Position::Postgres(PostgresPosition { commit: lsn, end: lsn, xid: 0, time: Micros(0) });
     let opened = Opened {
         server,
         incarnation: stream.incarnation,
         live: stream.live,
         consistent: at(stream.consistent),
-        confirmed: at(slot.confirmed),
+        confirmed: at(slot.confirmed_flush.unwrap_or(Lsn::INVALID)),
         written: at(written),
         scope: stream.scope.clone(),
     };
@@ -77,32 +73,24 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
 }
 
 async fn server(connection: &Connection) -> Result<Server> {
-    let sql = "select current_setting('server_version_num')::int, current_setting('wal_level'),
-            (select system_identifier::text from pg_control_system()),
-            (select timeline_id from pg_control_checkpoint()),
-            pg_is_in_recovery(), current_setting('server_version')";
-    let row = query(connection, sql, "ask who the server is").await?;
-    let (version, wal_level, standby): (i32, String, bool) = (row.get(0), row.get(1), row.get(4));
+    let facts = catalog::server_facts(connection).await?;
     let refuse =
         |message: String, remedy: &str| Err(Fault::new(Code::ServerSetting, message).remedied_by(remedy));
-    if version < LEAST_VERSION {
-        let found: String = row.get(5);
-        return refuse(
-            format!("the server is PostgreSQL {found}, at least 15 is needed"),
-            "upgrade the server",
-        );
+    if facts.version_number < catalog::VERSION_MIN {
+        let message = format!("the server is PostgreSQL {}, at least 15 is needed", facts.version);
+        return refuse(message, "upgrade the server");
     }
-    if wal_level != "logical" {
+    if facts.wal_level != "logical" {
         return refuse(
-            format!("wal_level is `{wal_level}`, it must be `logical`"),
+            format!("wal_level is `{}`, it must be `logical`", facts.wal_level),
             "ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
         );
     }
-    if standby {
+    if facts.in_recovery {
         return refuse("the server is a standby".into(), "point the url at the primary");
     }
-    let timeline: i32 = row.get(3);
-    Ok(Server { system: row.get(2), timeline: timeline.unsigned_abs() })
+    let identity = catalog::system_identity(connection).await?;
+    Ok(Server { system: identity.system_identifier.to_string(), timeline: identity.timeline })
 }
 
 fn refuse_other_server(stream: &StreamRow, server: &Server, config: &PostgresSourceConfig) -> Result<()> {
@@ -162,10 +150,11 @@ fn parse_stream(row: &Row) -> Result<StreamRow> {
 /// slot an earlier try left behind, or the owner made beforehand, serves: it has kept everything since.
 async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &Server) -> Result<StreamRow> {
     let published = publication::check(connection, config, false, &[]).await?;
-    let consistent = match slot::facts(connection, &config.slot).await? {
+    let consistent = match catalog::slot(connection, &config.slot).await? {
         Some(slot) => {
-            slot.refuse_lost(&config.slot)?;
-            slot.confirmed
+            slot::refuse_lost(&slot, &config.slot)?;
+            slot::refuse_foreign(&slot, config)?;
+            slot.confirmed_flush.unwrap_or(Lsn::INVALID)
         }
         None => slot::create(connection, config).await?,
     };
@@ -193,6 +182,6 @@ async fn query(connection: &Connection, sql: &str, doing: &str) -> Result<Row> {
     connection.query_one(sql, &[]).await.map_err(|error| fault_of(&error).at(doing))
 }
 
-pub(super) fn lsn(text: &str) -> Result<Lsn> {
+fn lsn(text: &str) -> Result<Lsn> {
     text.parse().map_err(|error| Fault::new(Code::ProtocolUnknown, "read a position").because(error))
 }
