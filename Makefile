@@ -1,6 +1,9 @@
 # What can be done here. Each target brings along what it needs (scripts/setup says what it installs).
 
-.PHONY: setup build test
+.PHONY: setup build test demo
+
+# Where cargo puts what it builds.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 setup:
 	scripts/setup
@@ -12,3 +15,9 @@ test: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --workspace --locked
+
+# Two regions 80 ms apart under load; each daemon is killed, the line between them is cut; then every row
+# is compared. The last line is the verdict.
+demo: setup
+	cargo build --release --locked -p landfall -p testbed --bin landfall --bin demo
+	$(TARGET)/release/demo $(TARGET)/release/landfall

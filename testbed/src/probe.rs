@@ -113,8 +113,14 @@ impl Probe {
 
     /// The figures so far; [`Latency::missing`] are then rows still under way.
     pub fn latency(&self) -> Latency {
+        self.latency_after(0)
+    }
+
+    /// The figures without the first rows to arrive, this many: those of a stretch of time begin
+    /// where [`Latency::count`] stood.
+    pub fn latency_after(&self, rows: usize) -> Latency {
         let under_way = self.under_way.lock().unwrap_or_else(|poison| poison.into_inner());
-        let mut sorted = under_way.taken.clone();
+        let mut sorted = under_way.taken.get(rows..).unwrap_or_default().to_vec();
         sorted.sort_unstable();
         Latency { sorted, missing: under_way.waiting.len() }
     }
