@@ -123,7 +123,8 @@ impl Log for KafkaLog {
     async fn checkpoint(&self) -> Result<Option<Vec<u8>>> {
         let (cluster, topic, group) = (self.cluster.clone(), self.state_topic.clone(), self.group.clone());
         let place = format!("read checkpoints of topic {topic} at {cluster}");
-        let last = task::blocking(move || reader::last_value(&cluster, &topic, &group)).await;
+        let key = self.topic.clone();
+        let last = task::blocking(move || reader::last_value(&cluster, &topic, key.as_bytes(), &group)).await;
         last.map_err(|error| fault_of(place, error))
     }
 

@@ -90,17 +90,17 @@ impl CaptureMeter {
         }
     }
 
-    /// Whole transactions were acknowledged.
+    /// Whole transactions were given to Kafka.
     pub fn transactions(&self, transactions: u64) {
         self.transactions.inc_by(transactions);
     }
 
-    /// Changes were acknowledged.
+    /// Changes were given to Kafka.
     pub fn changes(&mut self, schema: &str, table: &str, operation: Operation, changes: u64) {
         self.changes.add(schema, table, operation, changes);
     }
 
-    /// Records of so many bytes were acknowledged.
+    /// Values of so many bytes were given to Kafka.
     pub fn bytes(&self, bytes: u64) {
         self.bytes.inc_by(bytes);
     }

@@ -59,12 +59,12 @@ impl Metrics {
         let link = ["from", "stream"];
         let captured_transactions = count(
             "replication_captured_transactions_total",
-            "Transactions of this region acknowledged by its Kafka.",
+            "Transactions of this region given to its Kafka.",
             &[],
         );
         let captured_changes = count(
             "replication_captured_changes_total",
-            "Changes of this region acknowledged by its Kafka, by table and operation.",
+            "Changes of this region given to its Kafka, by table and operation.",
             &["table", "operation"],
         );
         let applied_transactions = count(
@@ -89,7 +89,7 @@ impl Metrics {
         );
         let bytes_produced = count(
             "replication_bytes_produced_total",
-            "Bytes of records acknowledged by this region's Kafka, before compression.",
+            "Bytes of values given to this region's Kafka, before compression.",
             &[],
         );
         let bytes_consumed = count(

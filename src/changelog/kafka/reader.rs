@@ -178,8 +178,13 @@ fn entry(message: &BorrowedMessage<'_>) -> Entry {
     }
 }
 
-/// The value of a small topic's last record; none where it has none, or is not there.
-pub(super) fn last_value(cluster: &Cluster, topic: &str, group: &str) -> KafkaResult<Option<Vec<u8>>> {
+/// The value of the last record with this key in a small topic; none where there is none, or no topic.
+pub(super) fn last_value(
+    cluster: &Cluster,
+    topic: &str,
+    key: &[u8],
+    group: &str,
+) -> KafkaResult<Option<Vec<u8>>> {
     let consumer = consumer(&mut cluster.client("checkpoints"), group)?;
     let (low, high) = match consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT) {
         Ok(bounds) => bounds,
@@ -191,17 +196,27 @@ pub(super) fn last_value(cluster: &Cluster, topic: &str, group: &str) -> KafkaRe
         }
         Err(error) => return Err(error),
     };
-    // The last record is at `high - 1`: no transactions are used, so nothing else can stand there.
+    let mut last = None;
     if high == low {
-        return Ok(None);
+        return Ok(last);
     }
-    assign(&consumer, topic, KafkaOffset::Offset(high - 1))?;
-    let asked = Instant::now();
+    // All of it: some thousands of records between two compactions. No transactions are used, so the
+    // last record stands at `high - 1`.
+    assign(&consumer, topic, KafkaOffset::Offset(low))?;
+    let mut heard = Instant::now();
     loop {
         match consumer.poll(TURN) {
-            Some(Ok(message)) => return Ok(message.payload().map(<[u8]>::to_vec)),
+            Some(Ok(message)) => {
+                heard = Instant::now();
+                if message.key() == Some(key) {
+                    last = message.payload().map(<[u8]>::to_vec);
+                }
+                if message.offset() >= high - 1 {
+                    return Ok(last);
+                }
+            }
             Some(Err(error)) if !is_passing(&error) => return Err(error),
-            _ if asked.elapsed() > REQUEST_TIMEOUT => {
+            _ if heard.elapsed() > REQUEST_TIMEOUT => {
                 return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
             }
             _ => (),

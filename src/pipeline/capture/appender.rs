@@ -1,6 +1,9 @@
 //! The end of a stream: numbers records, cuts what is too large, and knows what is durable.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use crate::{
     changelog::Writer,
@@ -23,6 +26,8 @@ pub struct Appender<W> {
     pending: VecDeque<Mark>,
     /// An offset at or before the record after which this many were given: see [`Appender::durable`].
     sample: Option<(Offset, u64)>,
+    /// How long the writer made us wait, since it was last asked for.
+    waited: Duration,
 }
 
 struct Mark {
@@ -56,7 +61,17 @@ impl<W: Writer> Appender<W> {
         max_record_bytes: usize,
     ) -> Self {
         let pending = VecDeque::new();
-        Self { writer, incarnation, epoch, sequence, max_record_bytes, given: 0, pending, sample: None }
+        Self {
+            writer,
+            incarnation,
+            epoch,
+            sequence,
+            max_record_bytes,
+            given: 0,
+            pending,
+            sample: None,
+            waited: Duration::ZERO,
+        }
     }
 
     /// The last number given.
@@ -140,6 +155,11 @@ impl<W: Writer> Appender<W> {
         found
     }
 
+    /// How long appending took since this was last asked for: next to nothing while there is room.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+
     /// Waits until every record given so far is durable.
     pub async fn settle(&mut self) -> Result<()> {
         while self.writer.acknowledged() < self.given {
@@ -162,7 +182,9 @@ impl<W: Writer> Appender<W> {
         value: &[u8],
     ) -> Result<()> {
         let header = Header { kind, flags, epoch: self.epoch, incarnation: self.incarnation, sequence };
+        let begun = Instant::now();
         self.writer.append(&header, key, value).await?;
+        self.waited += begun.elapsed();
         self.given += 1;
         Ok(())
     }

@@ -47,7 +47,8 @@ pub struct CaptureParams {
     pub max_record_bytes: usize,
 }
 
-/// How long a halted stream waits before it looks whether a person has acted. Looking changes nothing.
+/// How long a halted stream waits before it looks whether a person has acted. Looking appends a barrier
+/// where it gets as far as the log, and nothing else.
 const HALT_RECHECK: Duration = Duration::from_secs(5);
 
 /// Captures until asked to stop. Faults end up on the roster; nothing ends the road but the stop.

@@ -24,7 +24,7 @@ use crate::{
         body::{self, Abort, Anchor, Barrier, Beat, Commit, Genesis, HeartbeatBody, Idle, Schema},
     },
     fault::{Code, Fault, Result},
-    metrics::{CaptureMeter, Metrics},
+    metrics::{CaptureMeter, Metrics, QueueMeter},
     names,
     position::{Incarnation, Position, Sequence, WriterEpoch},
     roster::{SourceEntry, State},
@@ -71,9 +71,9 @@ pub(super) async fn run<S: Source, L: Log>(
         checkpoint_at: Instant::now(),
         entry,
         meter: metrics.capture(),
+        queue: metrics.queue("kafka"),
     };
     *running = true;
-    entry.set(State::Running);
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
         fault = keep(&mut keeper, params.heartbeat_interval, entry) => Err(fault),
@@ -260,6 +260,7 @@ struct Capture<'a, S, W> {
     checkpoint_at: Instant,
     entry: &'a SourceEntry,
     meter: CaptureMeter,
+    queue: QueueMeter,
 }
 
 /// The transaction being read.
@@ -396,6 +397,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             (None, _) if transaction.begun => {
                 let value = body::to_value(&Commit { position: end });
                 self.appender.append(Kind::Commit, Flags::LAST, b"", &value).await?;
+                self.meter.transactions(1);
             }
             (None, Some(beat)) => {
                 let value = body::to_value(&HeartbeatBody { position: end, beat });
@@ -475,10 +477,15 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
 
     /// Confirms what has become durable, and keeps a checkpoint of it now and then.
     fn tell(&mut self) -> Result<()> {
-        self.entry.queue_fill.set(self.appender.writer().fill());
+        let fill = self.appender.writer().fill();
+        self.entry.queue_fill.set(fill);
+        self.queue.fill(fill);
+        self.queue.blocked(self.appender.take_waited());
         self.entry.appended.set(self.appender.sequence());
         let Some(durable) = self.appender.durable() else { return Ok(()) };
         crate::crash::point("capture.after_ack");
+        // Not before something went through: what stopped the session before is met on the way.
+        self.entry.set(State::Running);
         self.source.confirm(&durable.position);
         crate::crash::point("capture.after_confirm");
         let Position::Postgres(at) = durable.position;

@@ -1,6 +1,13 @@
 //! One session of delivering: from taking hold of the target to the first fault, or the stop.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -14,7 +21,7 @@ use super::{
     locate::locate,
 };
 use crate::{
-    changelog::{Entry, Log, Reader},
+    changelog::{Bounds, Entry, Log, Reader},
     clock,
     envelope::{
         Broken, Tracker, Verdict,
@@ -30,9 +37,9 @@ use crate::{
     task::{self, Stop},
 };
 
-/// How often the log is looked at, and the target shown that this sink lives.
+/// How often the log is looked at: partitions, and what retention is about to take.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// How often, at least, what is flushed is asked for.
+/// How often, at least, what is flushed is asked for, and the target shown that this sink lives.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run<L: Log, S: Sink>(
@@ -51,10 +58,12 @@ pub(super) async fn run<L: Log, S: Sink>(
     let reader = log.reader(from)?;
     let (give, take) = mpsc::channel(1);
     let meter = metrics.deliver(&params.from, &params.stream);
-    let reading = Reading::new(params, reader, claim.clone(), meter.clone(), give);
+    let oldest = Arc::new(AtomicI64::new(0));
+    let reading = Reading::new(params, reader, claim.clone(), meter.clone(), give, Arc::clone(&oldest));
     let reading = Guarded(task::spawn("link reader", reading.run()));
+    let (seen, watched) = mpsc::channel(1);
+    let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), seen)));
     *running = true;
-    entry.set(State::Running);
     let mut applying = Applying {
         params,
         sink,
@@ -64,7 +73,10 @@ pub(super) async fn run<L: Log, S: Sink>(
         take,
         open_since: None,
         untold: VecDeque::new(),
+        watched,
         appended: None,
+        oldest,
+        moving: false,
         offset: claim.progress.as_ref().map(|progress| progress.through.offset),
     };
     applying.show(claim.progress.as_ref());
@@ -102,6 +114,20 @@ impl Drop for Guarded {
     }
 }
 
+/// Asks for the log's bounds again and again. On a task of its own: over a cut line an answer takes
+/// seconds, and applying does not wait for it.
+async fn watch<L: Log>(log: Arc<L>, seen: mpsc::Sender<Result<Option<Bounds>>>) -> Result<()> {
+    let mut tick = tokio::time::interval(WATCH_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let bounds = log.bounds().await;
+        if seen.send(bounds).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
 /// Reads records, decides which count, makes batches of them.
 struct Reading<R> {
     reader: R,
@@ -113,6 +139,8 @@ struct Reading<R> {
     params: DeliverParams,
     meter: DeliverMeter,
     give: mpsc::Sender<Read>,
+    /// When the first record read had been appended, in microseconds; 0 before one is read.
+    oldest: Arc<AtomicI64>,
 }
 
 /// An output, and when the last record before it was appended.
@@ -128,6 +156,7 @@ impl<R: Reader> Reading<R> {
         claim: Claim,
         meter: DeliverMeter,
         give: mpsc::Sender<Read>,
+        oldest: Arc<AtomicI64>,
     ) -> Self {
         let tracker = claim
             .progress
@@ -137,7 +166,17 @@ impl<R: Reader> Reading<R> {
             .progress
             .as_ref()
             .map(|at| Assembler::new(at.incarnation, at.through, claim.shapes.clone(), params.limits));
-        Self { reader, tracker, catching_up: true, assembler, claim, params: params.clone(), meter, give }
+        Self {
+            reader,
+            tracker,
+            catching_up: true,
+            assembler,
+            claim,
+            params: params.clone(),
+            meter,
+            give,
+            oldest,
+        }
     }
 
     async fn run(mut self) -> Result<()> {
@@ -159,6 +198,9 @@ impl<R: Reader> Reading<R> {
                         Code::RetentionPassed | Code::TopicLost => Fault::new(Code::KafkaRejected, fault.message()),
                         _ => fault,
                     })?;
+                    if let Some(first) = entries.first() {
+                        let _ = self.oldest.compare_exchange(0, first.appended.0, Relaxed, Relaxed);
+                    }
                     appended = entries.last().map_or(appended, |entry| entry.appended);
                     let now = clock::now();
                     for entry in entries {
@@ -240,8 +282,14 @@ struct Applying<'a, S, L> {
     open_since: Option<Instant>,
     /// Committed, and not known to be flushed, oldest first. As many as commits between two flushes.
     untold: VecDeque<Untold>,
+    /// What the log's bounds were when last asked for.
+    watched: mpsc::Receiver<Result<Option<Bounds>>>,
     /// When the last record that was applied had been appended.
     appended: Option<Micros>,
+    /// The same for the first record of this session, which stands at or behind the place it began at.
+    oldest: Arc<AtomicI64>,
+    /// Something was applied in this session.
+    moving: bool,
     /// Where it stood.
     offset: Option<Offset>,
 }
@@ -256,9 +304,7 @@ struct Untold {
 impl<S: Sink, L: Log> Applying<'_, S, L> {
     async fn run(&mut self, mut stop: Stop, retention: Option<Duration>) -> Result<()> {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
-        let mut watch = tokio::time::interval(WATCH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let stalled = self.open_since.map(|since| since + self.params.open_transaction_timeout);
             tokio::select! {
@@ -272,7 +318,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                     let flushed = self.sink.flush().await?;
                     self.tell(flushed);
                 }
-                _ = watch.tick() => self.look(retention).await?,
+                Some(bounds) = self.watched.recv() => self.look(bounds, retention)?,
                 () = until(stalled), if stalled.is_some() => {
                     self.sink.abandon().await?;
                     let seconds = self.params.open_transaction_timeout.as_secs();
@@ -296,6 +342,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         let open = batch.leaves_open();
         let applied = self.sink.apply(&batch).await?;
         self.open_since = open.then(Instant::now);
+        self.moving = true;
         self.entry.transaction_open.set(open);
         if applied.redone {
             self.meter.redone_batch();
@@ -357,8 +404,8 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 
     /// Looks whether the log is still one, and how long what is not applied yet will be kept.
-    async fn look(&mut self, retention: Option<Duration>) -> Result<()> {
-        let bounds = match self.log.bounds().await {
+    fn look(&mut self, bounds: Result<Option<Bounds>>, retention: Option<Duration>) -> Result<()> {
+        let bounds = match bounds {
             Ok(bounds) => bounds,
             // The reader goes on by itself when the line is back.
             Err(fault) if fault.code() == Code::KafkaUnreachable => {
@@ -367,7 +414,6 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             }
             Err(fault) => return Err(fault),
         };
-        self.entry.set(State::Running);
         let Some(bounds) = bounds else {
             return Err(Fault::new(Code::TopicLost, "the topic does not exist any more"));
         };
@@ -380,8 +426,15 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                 format!("the topic ends at {} behind {next}", bounds.high),
             ));
         }
-        let age = match self.appended {
-            Some(appended) if next < bounds.high => clock::now().seconds_since(appended),
+        // A session that finds what stopped the one before is not running: it has yet to get past it.
+        if self.moving || next == bounds.high {
+            self.entry.set(State::Running);
+        }
+        let oldest = self.oldest.load(Relaxed);
+        let waiting_since = self.appended.or((oldest > 0).then_some(Micros(oldest)));
+        let age = match waiting_since {
+            Some(since) if next < bounds.high => clock::now().seconds_since(since),
+            None if next < bounds.high => return Ok(()),
             _ => 0.0,
         };
         self.entry.headroom_seconds.replace(retention.map(|kept| kept.as_secs_f64() - age));
