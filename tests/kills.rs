@@ -1,0 +1,165 @@
+//! Proves that anything may die anywhere: under a load whose witness stands outside, each daemon is
+//! ended with SIGKILL at every crash point there is, again and again; servers, brokers and the line go
+//! too. Afterwards every acknowledged commit is at the target, once.
+//!
+//! `LANDFALL_SEED` repeats a choice of points; `LANDFALL_KILLS` sets how many (30 in CI).
+
+use std::time::Duration;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use testbed::{
+    Daemon, Ledger, TwoRegions, checksum, eventually,
+    ledger::{self, Plan},
+    postgres::Shutdown,
+};
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const AT_SOURCE: &[&str] = &[
+    "capture.after_barrier",
+    "capture.after_read",
+    "capture.before_produce",
+    "capture.after_produce",
+    "capture.after_ack",
+    "capture.after_confirm",
+];
+const AT_SINK: &[&str] = &["apply.mid_batch", "apply.before_commit", "apply.after_commit"];
+
+fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or_else(otherwise)
+}
+
+/// Two regions, a daemon each, the ledger at work on the source.
+struct Stage {
+    regions: TwoRegions,
+    us: Daemon,
+    eu: Daemon,
+    ledger: Ledger,
+}
+
+impl Stage {
+    async fn set(us_major: u16, eu_major: u16, brokers: usize, seed: u64) -> Self {
+        println!("seed {seed}");
+        let regions = TwoRegions::start(us_major, eu_major, brokers).await.unwrap();
+        for region in [&regions.us, &regions.eu] {
+            ledger::create_tables(&region.connect().await.unwrap()).await.unwrap();
+        }
+        let mut us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+        let mut eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+        us.wait_ready(Duration::from_secs(30)).await.unwrap();
+        eu.wait_ready(Duration::from_secs(30)).await.unwrap();
+        let source = regions.us.connect().await.unwrap();
+        eventually(Duration::from_secs(30), "the stream has begun", async || {
+            let row =
+                source.query_one("select coalesce(bool_or(live), false) from landfall.stream", &[]).await;
+            Ok(row.is_ok_and(|row| row.get(0)))
+        })
+        .await
+        .unwrap();
+        let plan = Plan { writers: 4, accounts: 50, rate: Some(300.0), seed };
+        ledger::open_accounts(&source, &plan).await.unwrap();
+        let ledger = Ledger::start(&regions.us.url(), &plan);
+        Self { regions, us, eu, ledger }
+    }
+
+    /// Lets everything arrive, and holds the ledger against the target.
+    async fn judge(self) {
+        let acked = self.ledger.acked();
+        let record = self.ledger.stop().await.unwrap();
+        let source = self.regions.us.connect().await.unwrap();
+        let target = self.regions.eu.connect().await.unwrap();
+        let arrived = eventually(Duration::from_secs(90), "both regions hold the same rows", async || {
+            let (source, target) = (checksum::database(&source).await?, checksum::database(&target).await?);
+            Ok(checksum::differences(&source, &target).is_empty())
+        });
+        if let Err(error) = arrived.await {
+            panic!("{error}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
+        }
+        let report = record.compare(&source, &target).await.unwrap();
+        assert!(report.is_clean() && acked > 0, "{report}");
+        println!("{report}");
+    }
+}
+
+/// Starts a daemon that dies at `point`, and waits until it has.
+async fn die_at(daemon: &mut Daemon, point: &str, reach: u64) {
+    daemon.kill9().unwrap();
+    daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
+    daemon.start_again().unwrap();
+    let died = daemon.wait_exit(Duration::from_secs(30)).await;
+    daemon.remove_env("LANDFALL_CRASH_AT");
+    assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
+    println!("killed at {point}, reached {reach} times");
+    daemon.start_again().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_every_point_nothing_is_lost_or_doubled() {
+    let seed = number("LANDFALL_SEED", rand::random);
+    let kills = number("LANDFALL_KILLS", || 30);
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut stage = Stage::set(15, 18, 1, seed).await;
+    for kill in 0..kills as usize {
+        // Every point in turn, so that none is left out; where in its work is chance.
+        let (daemon, point) = if kill % 3 == 2 {
+            (&mut stage.eu, AT_SINK[kill / 3 % AT_SINK.len()])
+        } else {
+            (&mut stage.us, AT_SOURCE[(kill - kill / 3) % AT_SOURCE.len()])
+        };
+        let reach = if point == "capture.after_barrier" { 1 } else { random.random_range(1..60) };
+        die_at(daemon, point, reach).await;
+    }
+    stage.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_brokers_and_the_line_may_go_and_come_back() {
+    let seed = number("LANDFALL_SEED", rand::random);
+    let mut stage = Stage::set(18, 15, 1, seed).await;
+    let pause = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
+    stage.regions.cut();
+    pause(5).await;
+    stage.regions.heal();
+    println!("the line was cut");
+    for _ in 0..3 {
+        stage.regions.us.kafka.wan().reset_all();
+        pause(1).await;
+    }
+    println!("connections were reset");
+    stage.regions.eu.postgres.kill().await.unwrap();
+    pause(1).await;
+    stage.regions.eu.postgres.start_again().await.unwrap();
+    println!("the target was killed");
+    stage.regions.us.postgres.kill().await.unwrap();
+    pause(1).await;
+    stage.regions.us.postgres.start_again().await.unwrap();
+    println!("the source was killed");
+    stage.regions.us.kafka.restart_all().await.unwrap();
+    println!("the broker was restarted");
+    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    println!("the source was restarted");
+    pause(5).await;
+    stage.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_of_three_brokers_may_be_killed() {
+    let seed = number("LANDFALL_SEED", rand::random);
+    let mut stage = Stage::set(15, 15, 3, seed).await;
+    for _ in 0..3 {
+        let kafka = &mut stage.regions.us.kafka;
+        let leader = kafka.leader("landfall.us-east-1.main", 0).await.unwrap();
+        kafka.kill(leader).await.unwrap();
+        println!("killed broker {leader}, the leader");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        kafka.start_again(leader).await.unwrap();
+        let acked = stage.us.metric("replication_captured_transactions_total").await.unwrap();
+        let us = &stage.us;
+        eventually(Duration::from_secs(60), "changes are captured again", async || {
+            Ok(us.metric("replication_captured_transactions_total").await? > acked)
+        })
+        .await
+        .unwrap();
+    }
+    stage.judge().await;
+}
