@@ -182,6 +182,9 @@ impl<R: Reader> Reading<R> {
     async fn run(mut self) -> Result<()> {
         let mut appended = Micros::default();
         let give = self.give.clone();
+        // A place that has waited long enough becomes due without another record.
+        let mut due = tokio::time::interval(FLUSH_INTERVAL);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let ready = self.assembler.as_ref().is_some_and(Assembler::is_ready);
             let full = self.assembler.as_ref().is_some_and(Assembler::is_full);
@@ -192,6 +195,7 @@ impl<R: Reader> Reading<R> {
                         permit.send(Read { output, appended });
                     }
                 }
+                _ = due.tick() => {}
                 entries = self.reader.read(), if !full || !ready => {
                     let entries = entries.map_err(|fault| match fault.code() {
                         // Looked at again from the start of a session, where the reason gets its name.

@@ -1,0 +1,549 @@
+//! Proves that what must stop a stream does, by name: each state is caused on real parts, shows its code,
+//! what is in question and what to do, and nothing is skipped: what was not mended does not arrive, and
+//! what was goes on by itself.
+
+use std::time::Duration;
+
+use landfall::{
+    changelog::{
+        Log, Writer,
+        kafka::{KafkaLog, WriterLimits},
+    },
+    envelope::{Flags, HEADER_NAME, Header, Kind, body},
+    kafka::{Cluster, TopicRules},
+    lsn::Lsn,
+    names,
+    position::{Incarnation, Position, PostgresPosition, Sequence, WriterEpoch},
+    stamp::Micros,
+};
+use rdkafka::{
+    ClientConfig,
+    message::{Header as KafkaHeader, OwnedHeaders},
+    producer::{BaseRecord, Producer, ThreadedProducer},
+};
+use testbed::{Daemon, Postgres, TwoRegions, eventually, postgres::Shutdown};
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const TOPIC: &str = "landfall.us-east-1.main";
+const SLOT: &str = "landfall_us_east_1_shop";
+const PATIENCE: Duration = Duration::from_secs(40);
+const DOWN: Duration = Duration::from_secs(15);
+
+/// Two regions with one table, a daemon each, one row across.
+struct Stage {
+    regions: TwoRegions,
+    us: Daemon,
+    eu: Daemon,
+}
+
+impl Stage {
+    async fn set(more: &str) -> Self {
+        let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+        regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
+        let us = regions
+            .us
+            .config()
+            .source(&["public.*"])
+            .to_toml()
+            .replace("[source]", &format!("[source]\n{more}"));
+        let us = regions.us.daemon(LANDFALL, &us).start().unwrap();
+        let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+        let stage = Self { regions, us, eu };
+        eventually(PATIENCE, "the stream has begun", async || {
+            let sql = "select count(*)::text from landfall.stream where live";
+            Ok(stage.regions.us.postgres.query_text("shop", sql).await.ok().flatten().as_deref() == Some("1"))
+        })
+        .await
+        .unwrap();
+        stage.write(1).await;
+        stage.arrives(1).await;
+        stage
+    }
+
+    async fn write(&self, id: i64) {
+        self.regions.us.execute(&format!("insert into t values ({id}, 'row')")).await.unwrap();
+    }
+
+    async fn holds(&self, id: i64) -> bool {
+        let sql = format!("select count(*)::text from t where id = {id}");
+        self.regions.eu.postgres.query_text("shop", &sql).await.unwrap().as_deref() == Some("1")
+    }
+
+    async fn arrives(&self, id: i64) {
+        let arrived =
+            eventually(PATIENCE, &format!("row {id} arrives"), async || Ok(self.holds(id).await)).await;
+        if let Err(error) = arrived {
+            panic!("{error}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
+        }
+    }
+
+    async fn sql(&self, sql: &str) -> String {
+        self.regions.us.postgres.query_text("shop", sql).await.unwrap().unwrap_or_default()
+    }
+
+    async fn stop_source(&mut self) {
+        self.us.sigterm(DOWN).await.unwrap();
+    }
+
+    async fn stop_sink(&mut self) {
+        self.eu.sigterm(DOWN).await.unwrap();
+    }
+}
+
+/// Waits until a road of the daemon shows the code, and returns what it says: message and remedy.
+async fn shows(daemon: &Daemon, from: &str, state: &str, code: Option<&str>) -> String {
+    let found = std::cell::RefCell::new(String::new());
+    let awaited = format!("{from} is {state} with {code:?}");
+    let outcome = eventually(PATIENCE, &awaited, async || {
+        let (_, page) = daemon.http_get("/status").await?;
+        let status: serde_json::Value = serde_json::from_str(&page)?;
+        let streams = status["streams"].as_array().cloned().unwrap_or_default();
+        *found.borrow_mut() = page;
+        let stream = streams.iter().find(|stream| {
+            stream["from"] == from
+                && stream["state"] == state
+                && code.is_none_or(|code| stream["code"] == code)
+        });
+        let Some(stream) = stream else { return Ok(false) };
+        *found.borrow_mut() = format!(
+            "{} | {} | {}",
+            stream["message"].as_str().unwrap_or(""),
+            stream["remedy"].as_str().unwrap_or(""),
+            stream["warnings"]
+        );
+        Ok(true)
+    });
+    if let Err(error) = outcome.await {
+        panic!("{error}; {}\n{}", found.borrow(), daemon.log_tail());
+    }
+    let said = found.into_inner();
+    println!("{} {said}", code.unwrap_or(state));
+    said
+}
+
+async fn halts(daemon: &Daemon, from: &str, code: &str) -> String {
+    shows(daemon, from, "halted", Some(code)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_gone_and_one_made_anew_in_its_place() {
+    let mut stage = Stage::set("").await;
+    stage.stop_source().await;
+    stage.sql(&format!("select pg_drop_replication_slot('{SLOT}')")).await;
+    stage.us.start_again().unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-SLOT-MISSING").await;
+    assert!(said.contains(SLOT) && said.contains("incarnation"), "{said}");
+    stage.write(2).await;
+    stage.sql(&format!("select pg_create_logical_replication_slot('{SLOT}', 'pgoutput')::text")).await;
+    let said = halts(&stage.us, "us-east-1", "LF-SLOT-AHEAD").await;
+    assert!(said.contains("confirmed up to"), "{said}");
+    assert!(!stage.holds(2).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_advanced_by_hand() {
+    let mut stage = Stage::set("").await;
+    stage.stop_source().await;
+    stage.write(2).await;
+    stage.sql(&format!("select pg_replication_slot_advance('{SLOT}', pg_current_wal_lsn())::text")).await;
+    stage.us.start_again().unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-SLOT-AHEAD").await;
+    assert!(said.contains("what lies between is lost"), "{said}");
+    assert!(!stage.holds(2).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_the_server_gave_up() {
+    let mut stage = Stage::set("").await;
+    stage.stop_source().await;
+    stage.regions.us.postgres.set("max_slot_wal_keep_size", "16MB").await.unwrap();
+    for _ in 0..4 {
+        stage.sql("select pg_logical_emit_message(false, 'fill', repeat('x', 16000000))::text").await;
+        stage.sql("select pg_switch_wal()::text").await;
+    }
+    stage.regions.us.execute("checkpoint").await.unwrap();
+    stage.us.start_again().unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-SLOT-LOST").await;
+    assert!(said.contains("committed after"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_under_the_same_name() {
+    let mut stage = Stage::set("").await;
+    stage.stop_source().await;
+    let other = Postgres::start(15, "other").await.unwrap();
+    other.create_database("shop").await.unwrap();
+    let system = stage.sql("select system from landfall.stream").await;
+    let incarnation = stage.sql("select incarnation from landfall.stream").await;
+    let copied = format!(
+        "create table t (id int8 primary key, note text);
+         create schema landfall;
+         create table landfall.stream (stream text primary key, incarnation text not null, live boolean not null,
+             writer_epoch bigint not null, system text not null, consistent pg_lsn not null, slot text not null,
+             scope text[] not null, begun timestamptz not null default now());
+         insert into landfall.stream
+             values ('main', '{incarnation}', true, 3, '{system}', '0/1', '{SLOT}', '{{public.t}}');"
+    );
+    other.execute("shop", &copied).await.unwrap();
+    let config = stage.regions.us.config().source(&["public.*"]).database_url(&other.url("shop")).to_toml();
+    stage.us.set_config(&config).unwrap();
+    stage.us.start_again().unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-SERVER-CHANGED").await;
+    assert!(said.contains("system"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_restored_from_a_copy_even_one_that_has_outgrown_the_log() {
+    let mut stage = Stage::set("").await;
+    let copy = tempfile::tempdir().unwrap();
+    stage.stop_source().await;
+    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+    stage.regions.us.postgres.backup_to(&copy.path().join("copy")).await.unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.us.start_again().unwrap();
+    stage.write(2).await;
+    stage.arrives(2).await;
+    stage.stop_source().await;
+    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+    stage.regions.us.postgres.restore_from(&copy.path().join("copy")).await.unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.us.start_again().unwrap();
+    halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await;
+    // It outgrows what the log has seen of the other life.
+    for id in 3..60 {
+        stage.write(id).await;
+    }
+    stage.sql("select pg_logical_emit_message(false, 'fill', repeat('x', 8000000))::text").await;
+    stage.us.kill9().unwrap();
+    stage.us.start_again().unwrap();
+    halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await;
+    assert!(!stage.holds(3).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_deleted_and_one_made_anew_in_its_place() {
+    let stage = Stage::set("").await;
+    let kafka = &stage.regions.us.kafka;
+    kafka.delete_topic(TOPIC).await.unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-TOPIC-LOST").await;
+    assert!(said.contains(TOPIC) || said.contains("topic"), "{said}");
+    halts(&stage.eu, "us-east-1", "LF-TOPIC-LOST").await;
+    let settings = [
+        ("message.timestamp.type", "LogAppendTime"),
+        ("retention.ms", "86400000"),
+        ("retention.bytes", "-1"),
+    ];
+    kafka.create_topic(TOPIC, 1, &settings).await.unwrap();
+    stage.write(2).await;
+    let said = halts(&stage.eu, "us-east-1", "LF-TOPIC-LOST").await;
+    assert!(said.contains("applied through"), "{said}");
+    halts(&stage.us, "us-east-1", "LF-TOPIC-LOST").await;
+    assert!(!stage.holds(2).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_deleted_before_they_were_read() {
+    let mut stage = Stage::set("").await;
+    stage.stop_sink().await;
+    stage.write(2).await;
+    stage.write(3).await;
+    let kafka = &stage.regions.us.kafka;
+    let before = kafka.end_offset(TOPIC).await.unwrap();
+    eventually(PATIENCE, "the rows are captured", async || Ok(kafka.end_offset(TOPIC).await? > before + 2))
+        .await
+        .unwrap();
+    let gone = kafka.end_offset(TOPIC).await.unwrap();
+    kafka.delete_records(TOPIC, gone).await.unwrap();
+    stage.eu.start_again().unwrap();
+    let said = halts(&stage.eu, "us-east-1", "LF-RETENTION-PASSED").await;
+    assert!(said.contains(&gone.to_string()) && said.contains("applied through"), "{said}");
+    assert!(!stage.holds(3).await);
+    // A target that holds nothing of the stream needs its beginning, which is gone as well.
+    stage.stop_sink().await;
+    stage.regions.eu.execute("drop schema landfall cascade").await.unwrap();
+    stage.eu.start_again().unwrap();
+    halts(&stage.eu, "us-east-1", "LF-GENESIS-GONE").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_retention_took_while_the_source_was_down() {
+    let mut stage = Stage::set("checkpoint_interval = \"1s\"").await;
+    stage.write(2).await;
+    stage.arrives(2).await;
+    // Whatever a checkpoint a second may lie behind the end, the sink has it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    stage.stop_source().await;
+    stage.write(3).await;
+    let kafka = &stage.regions.us.kafka;
+    let end = kafka.end_offset(TOPIC).await.unwrap();
+    let applied = async || Ok(stage.eu.metric("replication_lag_seconds").await?.is_some());
+    eventually(PATIENCE, "the sink tells where it stands", applied).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    kafka.delete_records(TOPIC, end).await.unwrap();
+    stage.us.start_again().unwrap();
+    stage.arrives(3).await;
+    stage.write(4).await;
+    stage.arrives(4).await;
+    shows(&stage.eu, "us-east-1", "running", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_added() {
+    let stage = Stage::set("").await;
+    stage.regions.us.kafka.add_partitions(TOPIC, 2).await.unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-PARTITIONS").await;
+    assert!(said.contains("2 partitions"), "{said}");
+    halts(&stage.eu, "us-east-1", "LF-PARTITIONS").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_settings_lose_data() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.us.execute("create table t (id int8 primary key)").await.unwrap();
+    regions.us.kafka.create_topic(TOPIC, 1, &[("retention.ms", "3600000")]).await.unwrap();
+    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let said = halts(&us, "us-east-1", "LF-TOPIC-SETTINGS").await;
+    assert!(
+        said.contains("retention.ms=3600000")
+            && said.contains("--add-config")
+            && said.contains("LogAppendTime"),
+        "{said}"
+    );
+}
+
+/// A stream of an invented region, written by hand.
+struct Forged {
+    log: KafkaLog,
+    topic: String,
+    brokers: String,
+}
+
+impl Forged {
+    const INCARNATION: Incarnation = Incarnation(7);
+
+    async fn begin(region: &str, brokers: &str) -> Self {
+        let region = region.parse().unwrap();
+        let topic = names::topic(&region, "main");
+        let cluster = Cluster { brokers: vec![brokers.to_owned()], properties: Vec::new() };
+        let rules = TopicRules {
+            retention: Duration::from_secs(86_400),
+            replication_factor: 1,
+            min_insync_replicas: 1,
+            compacted: false,
+        };
+        let state = names::state_topic(&region);
+        let log =
+            KafkaLog::new(cluster, topic.clone(), state, "forge".into(), rules, WriterLimits::default())
+                .unwrap();
+        log.ensure(true).await.unwrap();
+        let forged = Self { log, topic, brokers: brokers.to_owned() };
+        let consistent = at(1);
+        let server = body::Server { system: "1".into(), timeline: 1 };
+        let genesis = body::Genesis {
+            region: region.to_string(),
+            stream: "main".into(),
+            server: server.clone(),
+            database: "shop".into(),
+            consistent,
+            scope: Vec::new(),
+            time: Micros(0),
+        };
+        let barrier = body::Barrier { server, time: Micros(0), anchor: None };
+        forged
+            .append(&[
+                (Kind::Barrier, 0, body::to_value(&barrier)),
+                (Kind::Genesis, 1, body::to_value(&genesis)),
+            ])
+            .await;
+        forged
+    }
+
+    async fn append(&self, records: &[(Kind, u64, Vec<u8>)]) {
+        let mut writer = self.log.writer().unwrap();
+        for (kind, sequence, value) in records {
+            writer.append(&header(*kind, *sequence), b"", value).await.unwrap();
+        }
+        while writer.acknowledged() < records.len() as u64 {
+            writer.acknowledged_beyond(writer.acknowledged()).await.unwrap();
+        }
+    }
+
+    fn append_raw(&self, sealed: Option<&[u8]>, value: &[u8]) {
+        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
+            ClientConfig::new().set("bootstrap.servers", &self.brokers).create().unwrap();
+        let mut record = BaseRecord::<[u8], [u8]>::to(&self.topic).partition(0).key(&b""[..]).payload(value);
+        if let Some(sealed) = sealed {
+            record = record
+                .headers(OwnedHeaders::new().insert(KafkaHeader { key: HEADER_NAME, value: Some(sealed) }));
+        }
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+        producer.flush(PATIENCE).unwrap();
+    }
+}
+
+fn header(kind: Kind, sequence: u64) -> Header {
+    Header {
+        kind,
+        flags: Flags::NONE,
+        epoch: WriterEpoch(1),
+        incarnation: Forged::INCARNATION,
+        sequence: Sequence(sequence),
+    }
+}
+
+fn at(lsn: u64) -> Position {
+    Position::Postgres(PostgresPosition { commit: Lsn(lsn), end: Lsn(lsn), xid: 0, time: Micros(0) })
+}
+
+fn idle(lsn: u64) -> Vec<u8> {
+    body::to_value(&body::Idle { position: at(lsn) })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_stream_stops_alone() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
+    let brokers = regions.us.kafka.local();
+    let names = ["hole", "repeat", "foreign", "corrupt", "unknown", "newer", "late"];
+    let mut config = regions.eu.config().link(&regions.us);
+    for name in names {
+        config = config.link_to(name, &brokers);
+    }
+    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let mut streams = Vec::new();
+    for name in names {
+        let stream = Forged::begin(name, &brokers).await;
+        stream.append(&[(Kind::Idle, 2, idle(2))]).await;
+        streams.push(stream);
+    }
+    let [hole, repeat, foreign, corrupt, unknown, newer, late] = &streams[..] else { unreachable!() };
+    hole.append(&[(Kind::Idle, 4, idle(4))]).await;
+    repeat.append(&[(Kind::Idle, 2, idle(2))]).await;
+    foreign.append_raw(None, b"{\"hello\":1}");
+    let value = idle(3);
+    let good = header(Kind::Idle, 3).seal(b"", &value);
+    let mut spoiled = value.clone();
+    spoiled[20] ^= 1;
+    corrupt.append_raw(Some(&good), &spoiled);
+    unknown.append(&[(Kind::Watermark, 3, b"{}".to_vec())]).await;
+    let mut version = good;
+    version[0] = 2;
+    newer.append_raw(Some(&version), &value);
+    // A dead writer's late write behind a barrier is no damage: dropped, and counted.
+    let server = body::Server { system: "1".into(), timeline: 1 };
+    let barrier = body::to_value(&body::Barrier { server, time: Micros(0), anchor: None });
+    let second = |kind, sequence| Header { epoch: WriterEpoch(2), ..header(kind, sequence) };
+    late.append_raw(Some(&second(Kind::Barrier, 0).seal(b"", &barrier)), &barrier);
+    late.append(&[(Kind::Idle, 3, idle(3))]).await;
+    late.append_raw(Some(&second(Kind::Idle, 3).seal(b"", &value)), &value);
+
+    let eu = regions.eu.daemon(LANDFALL, &config.to_toml()).start().unwrap();
+    for (name, code, says) in [
+        ("hole", "LF-SEQUENCE", "#2 comes #4"),
+        ("repeat", "LF-SEQUENCE", "#2 comes #2 again"),
+        ("foreign", "LF-RECORD", "something else than Landfall"),
+        ("corrupt", "LF-RECORD", "checksum"),
+        ("unknown", "LF-RECORD", "does not know"),
+        ("newer", "LF-RECORD", "version is 2"),
+    ] {
+        let said = halts(&eu, name, code).await;
+        assert!(said.contains(says) && said.contains("offset"), "{said}");
+    }
+    shows(&eu, "late", "running", None).await;
+    let stale = eu.metric("replication_stale_records_dropped_total{from=\"late\"}").await.unwrap();
+    assert_eq!(stale, Some(1.0));
+    // Another stream of the same daemon goes on.
+    regions.us.execute("insert into t values (1, 'row')").await.unwrap();
+    let target = regions.eu.connect().await.unwrap();
+    eventually(PATIENCE, "the healthy stream goes on", async || {
+        Ok(target.query_one("select count(*) from t", &[]).await?.get::<_, i64>(0) == 1)
+    })
+    .await
+    .unwrap();
+    drop(us);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_daemon_wakes_after_its_successor_took_over() {
+    let mut stage = Stage::set("").await;
+    stage.eu.sigstop().unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], testbed::ports::free().unwrap()));
+    let config =
+        stage.regions.eu_receives().replace(&stage.regions.eu.http.to_string(), &address.to_string());
+    let successor = testbed::Daemon::builder(LANDFALL, "successor", &config).http(address).start().unwrap();
+    let said = shows(&successor, "us-east-1", "standby", None).await;
+    assert!(!said.is_empty());
+    stage.write(2).await;
+    stage.arrives(2).await;
+    shows(&successor, "us-east-1", "running", None).await;
+    stage.eu.sigcont().unwrap();
+    shows(&stage.eu, "us-east-1", "standby", None).await;
+    stage.write(3).await;
+    stage.arrives(3).await;
+    shows(&successor, "us-east-1", "running", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_beyond_the_end_of_the_topic() {
+    let mut stage = Stage::set("").await;
+    stage.stop_sink().await;
+    stage
+        .regions
+        .eu
+        .execute("update landfall.progress set kafka_offset = kafka_offset + 1000000")
+        .await
+        .unwrap();
+    stage.eu.start_again().unwrap();
+    let said = halts(&stage.eu, "us-east-1", "LF-POSITION-BEYOND-END").await;
+    assert!(said.contains("ends at offset"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_somebody_else_wrote() {
+    let stage = Stage::set("").await;
+    let target = |sql: &'static str| stage.regions.eu.execute(sql);
+    target("insert into t values (2, 'not ours')").await.unwrap();
+    stage.write(2).await;
+    let said = halts(&stage.eu, "us-east-1", "LF-CONFLICT").await;
+    assert!(said.contains("public") && said.contains("t") && said.contains('2'), "{said}");
+    let conflicts =
+        stage.eu.metric("replication_conflicts_total{conflict_type=\"insert_exists\"}").await.unwrap();
+    assert!(conflicts.is_some_and(|conflicts| conflicts >= 1.0));
+    stage.write(3).await;
+    assert!(!stage.holds(3).await);
+    target("delete from t where id = 2").await.unwrap();
+    stage.arrives(3).await;
+    target("delete from t where id = 2").await.unwrap();
+    stage.regions.us.execute("update t set note = 'changed' where id = 2").await.unwrap();
+    halts(&stage.eu, "us-east-1", "LF-CONFLICT").await;
+    target("insert into t values (2, 'row')").await.unwrap();
+    shows(&stage.eu, "us-east-1", "running", None).await;
+    target("delete from t where id = 3").await.unwrap();
+    stage.regions.us.execute("delete from t where id = 3").await.unwrap();
+    halts(&stage.eu, "us-east-1", "LF-CONFLICT").await;
+    target("insert into t values (3, 'row')").await.unwrap();
+    stage.write(4).await;
+    stage.arrives(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
+    let stage = Stage::set("").await;
+    stage.regions.us.execute("create table fresh (id int8 primary key)").await.unwrap();
+    let warned = eventually(PATIENCE, "the new table is named", async || {
+        Ok(stage.us.http_get("/status").await?.1.contains("\\\"fresh\\\" is not published"))
+    });
+    warned.await.unwrap();
+    shows(&stage.us, "us-east-1", "running", None).await;
+    stage.regions.us.execute("alter publication landfall drop table t").await.unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
+    let mend = "ALTER PUBLICATION \"landfall\" ADD TABLE \"public\".\"t\"";
+    assert!(said.contains(mend), "{said}");
+    stage.regions.us.execute(mend).await.unwrap();
+    shows(&stage.us, "us-east-1", "running", None).await;
+    stage.write(2).await;
+    stage.arrives(2).await;
+    stage.regions.us.execute("drop publication landfall").await.unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
+    assert!(said.contains("CREATE PUBLICATION"), "{said}");
+}
