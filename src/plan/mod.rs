@@ -166,9 +166,14 @@ pub fn each<'a>(change: &'a Change, locator: &Locator) -> Result<Action<'a>, Unl
         if locate.is_empty() {
             return Err(lost());
         }
-        if new.is_some() && set.is_empty() {
-            set.push(locate[0]);
-            cells.push(&row.0[locate[0]]);
+        if let Some(new) = new {
+            // What finds the row and stays is not written: an identity column would refuse even itself.
+            set.retain(|at| !locate.contains(at) || new.0[*at] != row.0[*at]);
+            if set.is_empty() {
+                set.push(locate[0]);
+            }
+            let cell = |at: usize| if is_given(&new.0[at]) { &new.0[at] } else { &row.0[at] };
+            cells = set.iter().map(|&at| cell(at)).collect();
         }
         cells.extend(locate.iter().map(|&at| &row.0[at]));
     }

@@ -68,6 +68,8 @@ pub struct Assembler {
     after: Sequence,
     open: Option<Open>,
     parts: Vec<u8>,
+    /// The change in parts begins its transaction: said by its first part, and met with its last.
+    parts_begin: bool,
     /// What this target already has: an anchor made the source send it again.
     has: Option<Position>,
     items: VecDeque<Item>,
@@ -106,6 +108,7 @@ impl Assembler {
             after: cursor.sequence,
             open: None,
             parts: Vec::new(),
+            parts_begin: false,
             has: None,
             items: VecDeque::new(),
             changes: 0,
@@ -169,12 +172,15 @@ impl Assembler {
             Kind::Part => {
                 if header.flags.has(Flags::PART_FIRST) {
                     self.parts.clear();
+                    self.parts_begin = header.flags.has(Flags::FIRST);
                 }
                 self.parts.extend_from_slice(value);
                 if header.flags.has(Flags::PART_LAST) {
                     let whole = Bytes::from(std::mem::take(&mut self.parts));
-                    ended =
-                        self.change(decode::change(&whole, &self.shapes).map_err(corrupt)?, header, offset)?;
+                    let begins = Flags::when(self.parts_begin, Flags::FIRST);
+                    let header = Header { flags: header.flags.with(begins), ..*header };
+                    let change = decode::change(&whole, &self.shapes).map_err(corrupt)?;
+                    ended = self.change(change, &header, offset)?;
                 }
             }
             Kind::Commit => {

@@ -1,0 +1,219 @@
+//! Proves that what was committed in one region is what the other shows: every kind of statement, every
+//! kind of value, whole transactions in order, in both directions at once without an echo.
+
+use std::time::Duration;
+
+use testbed::{
+    Daemon, Ledger, TwoRegions, checksum, eventually,
+    ledger::{self, Plan},
+};
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Both regions hold the tables of `schema`, and a daemon carries them from the first to the second.
+async fn one_way(us_major: u16, eu_major: u16, schema: &str) -> (TwoRegions, Daemon, Daemon) {
+    let regions = TwoRegions::start(us_major, eu_major, 1).await.unwrap();
+    regions.execute_both(schema).await.unwrap();
+    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+    begun(&regions).await;
+    (regions, us, eu)
+}
+
+async fn begun(regions: &TwoRegions) {
+    eventually(PATIENCE, "the stream has begun", async || {
+        let sql = "select count(*)::text from landfall.stream where live";
+        Ok(regions.us.postgres.query_text("shop", sql).await.ok().flatten().as_deref() == Some("1"))
+    })
+    .await
+    .unwrap();
+}
+
+async fn equal(regions: &TwoRegions, eu: &Daemon) {
+    let (us, target) = (regions.us.connect().await.unwrap(), regions.eu.connect().await.unwrap());
+    let found = std::cell::RefCell::new(Vec::new());
+    let outcome = eventually(PATIENCE, "both regions hold the same rows", async || {
+        let (us, eu) = (checksum::database(&us).await?, checksum::database(&target).await?);
+        *found.borrow_mut() = checksum::differences(&us, &eu);
+        Ok(found.borrow().is_empty())
+    });
+    if let Err(error) = outcome.await {
+        panic!("{error}: {:?}\n{}", found.borrow(), eu.log_tail());
+    }
+}
+
+const STATEMENTS: &str = "
+    create table parent (id int8 primary key, name text unique, doc text);
+    create table child (id int8 primary key generated always as identity,
+        parent int8 not null references parent on delete cascade on update cascade, n int4);
+    create table plain (a text, b text);
+    alter table plain replica identity full;
+    create table by_index (code text not null, region text not null, doc text, n int4);
+    create unique index by_index_key on by_index (region, code);
+    alter table by_index replica identity using index by_index_key;
+    create table parts (id int8, at date, note text, primary key (id, at)) partition by range (at);
+    create table parts_old partition of parts for values from ('2000-01-01') to ('2026-01-01');
+    create table parts_new partition of parts for values from ('2026-01-01') to ('2100-01-01');
+    create table keyless (n int4)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_statement_arrives() {
+    for (us_major, eu_major) in [(15, 18), (18, 15)] {
+        println!("PostgreSQL {us_major} to {eu_major}");
+        let (regions, us, eu) = one_way(us_major, eu_major, STATEMENTS).await;
+        let run = async |sql: &str| regions.us.execute(sql).await.unwrap();
+        run("insert into parent select g, 'name ' || g, repeat(md5(g::text), 40000) from generate_series(1, 5) g").await;
+        run("insert into child (parent, n) select 1 + g % 5, g from generate_series(1, 1000) g").await;
+        // A large value the update does not touch; a key that moves, its children with it.
+        run("update parent set name = 'renamed' where id = 1; update parent set id = 100 where id = 2").await;
+        // A unique value swapped through a third, in one transaction.
+        run("begin; update parent set name = 'x' where id = 3; update parent set name = 'name 3' where id = 4;
+             update parent set name = 'name 4' where id = 3; commit").await;
+        run("insert into plain select 'same', 'row' from generate_series(1, 3); delete from plain where ctid = '(0,1)';
+             update plain set b = 'other' where ctid = '(0,2)'; insert into plain values (null, 'x'), ('', null)").await;
+        run("insert into by_index select g::text, 'eu', repeat(md5(g::text), 4000), 0 from generate_series(1, 10) g;
+             update by_index set n = n + 1; update by_index set code = 'moved' where code = '7';
+             delete from by_index where code = '3'").await;
+        run("insert into parts select g, date '2025-12-28' + g, 'p' from generate_series(1, 8) g;
+             update parts set at = '2026-06-01' where id = 1; delete from parts where id = 8")
+        .await;
+        run("begin; insert into parent values (200, 'kept', ''); savepoint s; insert into parent values (201, 'undone', '');
+             rollback to s; insert into parent values (202, 'kept too', null); commit").await;
+        run("begin; insert into parent values (300, 'never', ''); rollback").await;
+        run("insert into child (parent, n) values (100, 1); delete from parent where id = 100").await;
+        run("copy parent (id, name) from program 'seq 1000 1100 | sed ''s/.*/&\tcopied &/'''").await;
+        equal(&regions, &eu).await;
+        run("truncate parent, child restart identity; insert into parent values (1, 'anew', null)").await;
+        run("truncate plain; truncate parts").await;
+        equal(&regions, &eu).await;
+        // A table that could not be carried is left alone, and its application works on.
+        run("insert into keyless values (1); update keyless set n = 2; delete from keyless").await;
+        let (_, page) = us.http_get("/status").await.unwrap();
+        assert!(page.contains("keyless") && page.contains("replica identity"), "{page}");
+    }
+}
+
+const VALUES: &str = "
+    create type mood as enum ('sad', 'it''s \"ok\"');
+    create schema other; create type other.mood as enum ('other');
+    create type pair as (a int4, b text);
+    create domain short as varchar(5) check (value <> 'never');
+    create table v (
+        id int8 primary key, small int2, whole int4, yes bool, real4 float4, real8 float8, exact numeric, money2 numeric(12,2),
+        word text, chars char(6), limited varchar(9), bytes bytea, day date, clock time, zoned timetz, stamp timestamp,
+        stampz timestamptz, span interval, uid uuid, doc json, docb jsonb, ints int4[], nested int4[][], words text[],
+        mood1 mood, mood2 other.mood, couple pair, pairs pair[], named short, range4 int4range, ranges tstzmultirange,
+        net inet, mac macaddr, bits bit varying(9), place point, area box, areas box[], search tsvector, big int8,
+        doubled int8 generated always as (whole::int8 * 2) stored)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_value_arrives_as_it_left() {
+    let (regions, _us, eu) = one_way(15, 18, VALUES).await;
+    let columns = "id, small, whole, yes, real4, real8, exact, money2, word, chars, limited, bytes, day, clock, zoned,
+        stamp, stampz, span, uid, doc, docb, ints, nested, words, mood1, mood2, couple, pairs, named, range4, ranges, net,
+        mac, bits, place, area, areas, search, big";
+    let rows = [
+        "1, -32768, -2147483648, true, 'NaN', '-Infinity', 'NaN', -0.01, '', '', '', '', '0044-03-15 BC', '24:00', '24:00+14',
+         'infinity', '-infinity', '-178000000 years', '00000000-0000-0000-0000-000000000000', '{\"a\": 1, \"a\": 2 }', '\"\\u00e9\"',
+         '{}', '{{1,2},{3,NULL}}', '{NULL,\"NULL\",\"\",\"a\\\"b\\\\c\",\"{x}\"}', 'it''s \"ok\"', 'other', '(1,\"a,\\\"b\\\"\")',
+         array[row(1,null)::pair, row(null,'x y')::pair], 'short', '[1,5)', '{[2020-01-01,2021-01-01)}', '::1/128',
+         '08:00:2b:01:02:03', '101', '(1.5,-2)', '(1,1),(0,0)', '{(1,1),(0,0);(3,3),(2,2)}', '''a b'':1A c', 9223372036854775807",
+        "2, 32767, 2147483647, false, '1e-40', '4.9e-324', 10::numeric ^ 1000 / 7, 9999999999.99, E'line\\nbreak\\ttab\\\\ \\u0001 \"q\"',
+         'ab', 'ä€😀', decode(repeat('00ff', 5000), 'hex'), '5874897-12-31', '00:00:00.000001', '12:00-15:59',
+         '4713-01-01 00:00:00 BC', '294276-12-31 23:59:59.999999+00', '-1 mons +1 day -00:00:00.000001', gen_random_uuid(), '[]', 'null',
+         '[2:3]={7,8}', '{}', '{a,b}', 'sad', null, null, '{}', '', 'empty', '{}', '10.0.0.0/8', 'ff:ff:ff:ff:ff:ff', '',
+         '(NaN,Infinity)', null, null, '', -9223372036854775808",
+    ];
+    for row in rows {
+        regions.us.execute(&format!("insert into v ({columns}) values ({row})")).await.unwrap();
+    }
+    regions.us.execute("insert into v (id) values (3)").await.unwrap();
+    equal(&regions, &eu).await;
+    regions.us.execute("update v set whole = coalesce(whole, 0) / 2, word = coalesce(word, '') || 'x'; delete from v where id = 2").await.unwrap();
+    equal(&regions, &eu).await;
+    // Twenty megabytes in one value, through a topic that takes one megabyte a record.
+    regions.us.execute("insert into v (id, word) select 4, string_agg(md5(g::text), '\"') from generate_series(1, 640000) g").await.unwrap();
+    regions.us.execute("update v set small = 7 where id = 4").await.unwrap();
+    equal(&regions, &eu).await;
+    let size = regions
+        .eu
+        .postgres
+        .query_text("shop", "select (length(word) / 1000000)::text from v where id = 4")
+        .await
+        .unwrap();
+    assert_eq!(size.as_deref(), Some("21"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_is_seen_whole_or_not_at_all() {
+    let regions = TwoRegions::start(15, 15, 1).await.unwrap();
+    for region in [&regions.us, &regions.eu] {
+        ledger::create_tables(&region.connect().await.unwrap()).await.unwrap();
+    }
+    let _us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+    begun(&regions).await;
+    let seed = rand::random();
+    println!("seed {seed}");
+    let plan = Plan { writers: 4, accounts: 20, rate: None, seed };
+    ledger::open_accounts(&regions.us.connect().await.unwrap(), &plan).await.unwrap();
+    equal(&regions, &eu).await;
+    let watch = ledger::watch_totals(&regions.eu.url());
+    let load = Ledger::start(&regions.us.url(), &plan);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let record = load.stop().await.unwrap();
+    equal(&regions, &eu).await;
+    let watched = watch.stop();
+    assert!(watched.torn == 0 && watched.snapshots > 20 && watched.moves > 5, "{watched:?}");
+    let (us, target) = (regions.us.connect().await.unwrap(), regions.eu.connect().await.unwrap());
+    let report = record.compare(&us, &target).await.unwrap();
+    assert!(report.is_clean() && report.acked > 100, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_regions_linked_both_ways_do_not_echo() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions
+        .execute_both("create table ours (id int8 primary key); create table theirs (id int8 primary key)")
+        .await
+        .unwrap();
+    // Both publish both tables: only the origin tells what was written here.
+    let config = |us: bool| {
+        let (here, there) = if us { (&regions.us, &regions.eu) } else { (&regions.eu, &regions.us) };
+        here.config().source(&["public.*"]).link(there).to_toml()
+    };
+    let us = regions.us.daemon(LANDFALL, &config(true)).start().unwrap();
+    let eu = regions.eu.daemon(LANDFALL, &config(false)).start().unwrap();
+    for region in [&regions.us, &regions.eu] {
+        eventually(PATIENCE, "the stream has begun", async || {
+            let sql = "select count(*)::text from landfall.stream where live";
+            Ok(region.postgres.query_text("shop", sql).await.ok().flatten().as_deref() == Some("1"))
+        })
+        .await
+        .unwrap();
+    }
+    for batch in 0..50 {
+        let insert =
+            |table: &str| format!("insert into {table} select {batch} * 10 + g from generate_series(0, 9) g");
+        regions.us.execute(&insert("ours")).await.unwrap();
+        regions.eu.execute(&insert("theirs")).await.unwrap();
+    }
+    equal(&regions, &eu).await;
+    let ends = async || {
+        let us = regions.us.kafka.end_offset("landfall.us-east-1.main").await.unwrap();
+        us + regions.eu.kafka.end_offset("landfall.eu-west-1.main").await.unwrap()
+    };
+    let before = ends().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let idle = ends().await - before;
+    println!("{idle} records in 5 s of rest, both topics");
+    // A heartbeat a second and up to five idle records, on each side.
+    assert!(idle <= 2 * 5 * 6 + 4, "{idle} records in 5 s of rest");
+    for (daemon, table) in [(&us, "ours"), (&eu, "theirs")] {
+        let metric = format!("replication_captured_changes_total{{table=\"public.{table}\"}}");
+        assert_eq!(daemon.metric(&metric).await.unwrap(), Some(500.0));
+        let all = daemon.metric("replication_captured_changes_total").await.unwrap();
+        assert_eq!(all, Some(500.0), "nothing that came from the other side went back");
+    }
+}
