@@ -61,8 +61,10 @@ pub(super) async fn run<L: Log, S: Sink>(
     let oldest = Arc::new(AtomicI64::new(0));
     let reading = Reading::new(params, reader, claim.clone(), meter.clone(), give, Arc::clone(&oldest));
     let reading = Guarded(task::spawn("link reader", reading.run()));
+    let offset = claim.progress.as_ref().map(|progress| progress.through.offset);
+    let next = Arc::new(AtomicI64::new(offset.map_or(0, |offset| offset.0 + 1)));
     let (seen, watched) = mpsc::channel(1);
-    let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), seen)));
+    let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), Arc::clone(&next), seen)));
     *running = true;
     let mut applying = Applying {
         params,
@@ -77,7 +79,7 @@ pub(super) async fn run<L: Log, S: Sink>(
         appended: None,
         oldest,
         moving: false,
-        offset: claim.progress.as_ref().map(|progress| progress.through.offset),
+        next,
     };
     applying.show(claim.progress.as_ref());
     let retention = log.retention().await?;
@@ -114,15 +116,24 @@ impl Drop for Guarded {
     }
 }
 
+/// A look at the log.
+struct Look {
+    /// The first record that was not applied when the log was asked. The answer may wait before it is
+    /// taken: to hold it against a later place would be to find the log too short.
+    next: Offset,
+    bounds: Result<Option<Bounds>>,
+}
+
 /// Asks for the log's bounds again and again. On a task of its own: over a cut line an answer takes
 /// seconds, and applying does not wait for it.
-async fn watch<L: Log>(log: Arc<L>, seen: mpsc::Sender<Result<Option<Bounds>>>) -> Result<()> {
+async fn watch<L: Log>(log: Arc<L>, next: Arc<AtomicI64>, seen: mpsc::Sender<Look>) -> Result<()> {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        let next = Offset(next.load(Relaxed));
         let bounds = log.bounds().await;
-        if seen.send(bounds).await.is_err() {
+        if seen.send(Look { next, bounds }).await.is_err() {
             return Ok(());
         }
     }
@@ -286,16 +297,16 @@ struct Applying<'a, S, L> {
     open_since: Option<Instant>,
     /// Committed, and not known to be flushed, oldest first. As many as commits between two flushes.
     untold: VecDeque<Untold>,
-    /// What the log's bounds were when last asked for.
-    watched: mpsc::Receiver<Result<Option<Bounds>>>,
+    /// What the log was when last looked at.
+    watched: mpsc::Receiver<Look>,
     /// When the last record that was applied had been appended.
     appended: Option<Micros>,
     /// The same for the first record of this session, which stands at or behind the place it began at.
     oldest: Arc<AtomicI64>,
     /// Something was applied in this session.
     moving: bool,
-    /// Where it stood.
-    offset: Option<Offset>,
+    /// The offset behind it, for the look at the log.
+    next: Arc<AtomicI64>,
 }
 
 struct Untold {
@@ -322,7 +333,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                     let flushed = self.sink.flush().await?;
                     self.tell(flushed);
                 }
-                Some(bounds) = self.watched.recv() => self.look(bounds, retention)?,
+                Some(look) = self.watched.recv() => self.look(look, retention)?,
                 () = until(stalled), if stalled.is_some() => {
                     self.sink.abandon().await?;
                     let seconds = self.params.open_transaction_timeout.as_secs();
@@ -354,7 +365,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         self.count(&batch);
         if !open {
             self.appended = Some(read.appended);
-            self.offset = Some(batch.through.offset);
+            self.next.store(batch.through.offset.0 + 1, Relaxed);
             let ended = batch.steps.iter().filter(|step| step.frame.last);
             let commits = ended.map(|step| step.frame.head.time).collect();
             self.untold.push_back(Untold { through: batch.through, heartbeat: batch.heartbeat, commits });
@@ -408,8 +419,9 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 
     /// Looks whether the log is still one, and how long what is not applied yet will be kept.
-    fn look(&mut self, bounds: Result<Option<Bounds>>, retention: Option<Duration>) -> Result<()> {
-        let bounds = match bounds {
+    fn look(&mut self, look: Look, retention: Option<Duration>) -> Result<()> {
+        let next = look.next;
+        let bounds = match look.bounds {
             Ok(bounds) => bounds,
             // The reader goes on by itself when the line is back.
             Err(fault) if fault.code() == Code::KafkaUnreachable => {
@@ -422,7 +434,6 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             return Err(Fault::new(Code::TopicLost, "the topic does not exist any more"));
         };
         self.entry.end_offset.set(bounds.high.0);
-        let next = self.offset.map_or(bounds.low, |offset| Offset(offset.0 + 1));
         self.entry.offset_lag.set(bounds.high.0.saturating_sub(next.0).max(0).unsigned_abs());
         if next > bounds.high {
             return Err(Fault::new(

@@ -1,0 +1,172 @@
+//! Proves that what a daemon tells is so: health, lag, slot and head-room are held against the parts they
+//! speak of; an idle source releases its log and its server; a stop is a clean one.
+
+use std::time::{Duration, Instant};
+
+use testbed::{Daemon, TwoRegions, eventually, postgres::Shutdown};
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn stage() -> (TwoRegions, Daemon, Daemon) {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both("create table t (id int8 primary key, n int4)").await.unwrap();
+    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let mut eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+    eu.wait_ready(PATIENCE).await.unwrap();
+    eventually(PATIENCE, "a heartbeat has arrived", async || {
+        Ok(eu.metric("replication_lag_seconds").await?.is_some())
+    })
+    .await
+    .unwrap();
+    (regions, us, eu)
+}
+
+async fn rows(regions: &TwoRegions) -> i64 {
+    let count = regions.eu.postgres.query_text("shop", "select count(*)::text from t").await.unwrap();
+    count.unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_what_the_database_says() {
+    let (mut regions, us, eu) = stage().await;
+    let (status, page) = eu.http_get("/health/ready").await.unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let fields: Vec<_> = ready.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(
+        (status, ready["status"].as_str(), ready["region"].as_str()),
+        (200, Some("READY"), Some("eu-west-1"))
+    );
+    assert_eq!(fields.len(), 5, "{page}");
+    assert!(ready["replica_lag_seconds"].as_f64().is_some_and(|lag| lag < 30.0), "{page}");
+    assert_eq!(
+        (ready["database_connection"].as_str(), ready["system_mode"].as_str()),
+        (Some("healthy"), Some("active"))
+    );
+    assert_eq!(us.http_get("/health/shallow").await.unwrap().0, 200);
+    let (_, page) = us.http_get("/health/ready").await.unwrap();
+    assert!(page.contains("\"replica_lag_seconds\":0"), "no links: {page}");
+
+    regions.eu.postgres.stop(Shutdown::Immediate).await.unwrap();
+    eventually(PATIENCE, "the daemon is not ready without its database", async || {
+        let (status, page) = eu.http_get("/health/ready").await?;
+        Ok(status == 503
+            && page.contains("\"status\":\"DEGRADED\"")
+            && page.contains("\"system_mode\":\"draining\"")
+            && page.contains("\"error\""))
+    })
+    .await
+    .unwrap();
+    regions.eu.postgres.start_again().await.unwrap();
+    eventually(PATIENCE, "it is ready again", async || Ok(eu.http_get("/health/ready").await?.0 == 200))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_are_those_of_the_parts() {
+    let (regions, us, eu) = stage().await;
+    regions.us.execute("insert into t select g, 0 from generate_series(1, 1000) g").await.unwrap();
+    eventually(PATIENCE, "the rows arrive", async || Ok(rows(&regions).await == 1000)).await.unwrap();
+    assert_eq!(
+        us.metric("replication_captured_changes_total{table=\"public.t\",operation=\"insert\"}")
+            .await
+            .unwrap(),
+        Some(1000.0)
+    );
+    assert_eq!(
+        eu.metric("replication_applied_changes_total{table=\"public.t\",operation=\"insert\"}")
+            .await
+            .unwrap(),
+        Some(1000.0)
+    );
+    // A busy log that is not ours, read between two looks at the slot: the figure is the server's.
+    let sql = "select (pg_current_wal_lsn() - restart_lsn)::int8::text from pg_replication_slots";
+    eventually(PATIENCE, "the slot's bytes are the server's, within what a moment writes", async || {
+        let server: f64 = regions.us.postgres.query_text("shop", sql).await?.unwrap_or_default().parse()?;
+        let told = us.metric("replication_slot_retained_bytes").await?;
+        Ok(told.is_some_and(|told| (told - server).abs() < 65_536.0))
+    })
+    .await
+    .unwrap();
+    eventually(PATIENCE, "a link that keeps up has all of the topic's day", async || {
+        Ok(eu
+            .metric("replication_buffer_headroom_seconds")
+            .await?
+            .is_some_and(|left| (86_390.0..=86_400.0).contains(&left)))
+    })
+    .await
+    .unwrap();
+    // An application locks what is to be applied: no error, and still it shows.
+    let blocker = regions.eu.connect().await.unwrap();
+    blocker.batch_execute("begin; lock table t").await.unwrap();
+    regions.us.execute("update t set n = 1").await.unwrap();
+    let locked = Instant::now();
+    eventually(PATIENCE, "the lag grows though no row changes any more", async || {
+        Ok(eu.metric("replication_lag_seconds").await?.is_some_and(|lag| lag > 4.0))
+    })
+    .await
+    .unwrap();
+    println!("a blocked sink shows after {:?}", locked.elapsed());
+    blocker.batch_execute("rollback").await.unwrap();
+    eventually(PATIENCE, "it goes on by itself", async || {
+        let n = regions.eu.postgres.query_text("shop", "select min(n)::text from t").await?;
+        Ok(n.as_deref() == Some("1")
+            && eu.metric("replication_lag_seconds").await?.is_some_and(|lag| lag < 4.0))
+    })
+    .await
+    .unwrap();
+    assert_eq!(eu.metric("replication_conflicts_total").await.unwrap().unwrap_or(0.0), 0.0);
+    let status = eu.command(&["status", "--json"]).await.unwrap();
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    let check = us.command(&["check", "--json"]).await.unwrap();
+    assert!(check.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&check.stderr));
+    serde_json::from_slice::<serde_json::Value>(&check.stdout).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_source_releases_its_log_and_its_server() {
+    let (mut regions, us, _eu) = stage().await;
+    // Log that is none of ours, in transactions of a megabyte. (1 GiB with LANDFALL_IDLE_MIB=1024.)
+    let mib: u32 = std::env::var("LANDFALL_IDLE_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(256);
+    regions.us.execute("create schema unpublished; create table unpublished.u (x text)").await.unwrap();
+    let client = regions.us.connect().await.unwrap();
+    for _ in 0..mib {
+        client
+            .batch_execute("insert into unpublished.u select repeat('x', 1000) from generate_series(1, 900)")
+            .await
+            .unwrap();
+    }
+    let sql = "select (pg_current_wal_lsn() - restart_lsn)::int8::text from pg_replication_slots";
+    eventually(PATIENCE, "the slot is let go", async || {
+        let kept: u64 = regions.us.postgres.query_text("shop", sql).await?.unwrap_or_default().parse()?;
+        Ok(kept < 64 << 20)
+    })
+    .await
+    .unwrap();
+    let took = regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+    println!("the server stopped after {took:?}");
+    assert!(took < Duration::from_secs(5), "a fast shutdown hung on our walsender: {took:?}");
+    drop(us);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_clean_and_nothing_is_lost_by_it() {
+    let (regions, mut us, mut eu) = stage().await;
+    let client = regions.us.connect().await.unwrap();
+    let mut id = 0;
+    for _ in 0..3 {
+        for _ in 0..200 {
+            id += 1;
+            client.execute("insert into t values ($1, 0)", &[&i64::from(id)]).await.unwrap();
+        }
+        for daemon in [&mut us, &mut eu] {
+            let (status, took) = daemon.sigterm(Duration::from_secs(15)).await.unwrap();
+            assert!(status.success() && took < Duration::from_secs(10), "{status} after {took:?}");
+            daemon.start_again().unwrap();
+        }
+    }
+    eventually(PATIENCE, "everything arrives", async || Ok(rows(&regions).await == i64::from(id)))
+        .await
+        .unwrap();
+}
