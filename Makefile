@@ -1,6 +1,6 @@
 # What can be done here. Each target brings along what it needs (scripts/setup says what it installs).
 
-.PHONY: setup build test demo
+.PHONY: setup build test demo chaos
 
 # Where cargo puts what it builds.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -21,3 +21,9 @@ test: setup
 demo: setup
 	cargo build --release --locked -p landfall -p testbed --bin landfall --bin demo
 	$(TARGET)/release/demo $(TARGET)/release/landfall
+
+# The kill tests at length, and memory at the sizes its cap is stated for. Half an hour; the seed is
+# printed, LANDFALL_SEED repeats it.
+chaos: setup
+	LANDFALL_KILLS=300 cargo test --locked --test kills -- --nocapture --test-threads 1
+	LANDFALL_MEMORY_SCALE=10 LANDFALL_IDLE_MIB=1024 cargo test --locked --test memory --test truth -- --nocapture --test-threads 1

@@ -163,3 +163,68 @@ async fn the_leader_of_three_brokers_may_be_killed() {
     }
     stage.judge().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_giant_transaction_cut_short_on_either_side_arrives_once() {
+    let seed = number("LANDFALL_SEED", rand::random);
+    let mut stage = Stage::set(15, 18, 1, seed).await;
+    for region in [&stage.regions.us, &stage.regions.eu] {
+        region.execute("create table giant (id int8 primary key, note text)").await.unwrap();
+    }
+    stage.regions.us.execute("alter publication landfall add table giant").await.unwrap();
+    stage.us.kill9().unwrap();
+    stage.eu.kill9().unwrap();
+    let giant = "insert into giant select g, 'row ' || g from generate_series(1, 100000) g";
+    stage.regions.us.execute(giant).await.unwrap();
+    die_at(&mut stage.us, "capture.before_produce", 40_000).await;
+    // In the middle of its slices: the target transaction is open.
+    die_at(&mut stage.eu, "apply.mid_batch", 15).await;
+    stage.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_told_that_a_killed_target_had_not_flushed() {
+    let seed = number("LANDFALL_SEED", rand::random);
+    let mut stage = Stage::set(15, 18, 1, seed).await;
+    let applied = async |daemon: &Daemon| -> u64 {
+        let (_, page) = daemon.http_get("/status").await.unwrap();
+        let status: serde_json::Value = serde_json::from_str(&page).unwrap();
+        status["streams"][0]["link"]["applied"].as_u64().unwrap_or(0)
+    };
+    for round in 0..4 {
+        // A burst, so that commits are asynchronous when the target dies.
+        let from = round * 20_000;
+        let many = format!(
+            "do $$ begin for i in 1..5000 loop
+                insert into ledger_entry values (-{from} - i, -1, i, 0, 'burst'); commit; end loop; end $$"
+        );
+        let eu = &stage.eu;
+        eventually(Duration::from_secs(60), "the link keeps up", async || {
+            Ok(eu.metric("replication_lag_seconds").await?.is_some_and(|lag| lag < 2.0))
+        })
+        .await
+        .unwrap();
+        let client = stage.regions.us.connect().await.unwrap();
+        let burst = tokio::spawn(async move { client.batch_execute(&many).await });
+        let before = applied(&stage.eu).await;
+        eventually(Duration::from_secs(30), "the burst is being applied", async || {
+            Ok(applied(eu).await > before + 300)
+        })
+        .await
+        .unwrap();
+        let told = applied(&stage.eu).await;
+        stage.regions.eu.postgres.kill().await.unwrap();
+        stage.eu.kill9().unwrap();
+        stage.regions.eu.postgres.start_again().await.unwrap();
+        let sql = "select sequence::text from landfall.progress";
+        let found = stage.regions.eu.postgres.query_text("shop", sql).await.unwrap().unwrap();
+        println!("told {told}, found {found}");
+        assert!(found.parse::<u64>().unwrap() >= told, "told {told}, found {found}");
+        burst.await.unwrap().unwrap();
+        stage.eu.start_again().unwrap();
+        stage.eu.wait_ready(Duration::from_secs(30)).await.unwrap();
+    }
+    let clean = "delete from ledger_entry where writer = -1";
+    stage.regions.us.execute(clean).await.unwrap();
+    stage.judge().await;
+}

@@ -98,16 +98,6 @@ fn every_code_named_exists() {
     }
 }
 
-/// Tests that are named before they are there. Take a name off this list when its file has come.
-const COMING: &[&str] = &[
-    "tests/stop_states.rs",
-    "tests/faults.rs",
-    "tests/data.rs",
-    "tests/two_way.rs",
-    "tests/truth.rs",
-    "tests/changelog.rs",
-];
-
 #[test]
 fn every_path_named_exists() {
     let places = ["src/", "tests/", "testbed/", "docs/", "config/", "scripts/", ".ci/"];
@@ -117,7 +107,7 @@ fn every_path_named_exists() {
         for span in spans(&text) {
             let is_path = places.iter().any(|place| span.starts_with(place))
                 || (files.iter().any(|file| span.ends_with(file)) && !span.contains(['*', ' ', '<']));
-            if is_path && !COMING.contains(&span) {
+            if is_path {
                 assert!(Path::new(span).exists(), "{}: there is no {span}", paper.display());
             }
         }

@@ -547,3 +547,18 @@ async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
     let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
     assert!(said.contains("CREATE PUBLICATION"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_of_a_region_stands_by_and_takes_over() {
+    let mut stage = Stage::set("").await;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], testbed::ports::free().unwrap()));
+    let config = stage.regions.us_sends().replace(&stage.regions.us.http.to_string(), &address.to_string());
+    let second = Daemon::builder(LANDFALL, "second", &config).http(address).start().unwrap();
+    shows(&second, "us-east-1", "standby", None).await;
+    stage.write(2).await;
+    stage.arrives(2).await;
+    stage.us.kill9().unwrap();
+    stage.write(3).await;
+    stage.arrives(3).await;
+    shows(&second, "us-east-1", "running", None).await;
+}
