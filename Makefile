@@ -26,4 +26,5 @@ demo: setup
 # printed, LANDFALL_SEED repeats it.
 chaos: setup
 	LANDFALL_KILLS=300 cargo test --locked --test kills -- --nocapture --test-threads 1
-	LANDFALL_MEMORY_SCALE=10 LANDFALL_IDLE_MIB=1024 cargo test --locked --test memory --test truth -- --nocapture --test-threads 1
+	LANDFALL_MEMORY_ROWS=2000000 LANDFALL_MEMORY_TRANSACTIONS=5000000 LANDFALL_IDLE_MIB=1024 \
+		cargo test --locked --test memory --test truth -- --nocapture --test-threads 1

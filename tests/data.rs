@@ -213,6 +213,9 @@ async fn two_regions_linked_both_ways_do_not_echo() {
     for (daemon, table) in [(&us, "ours"), (&eu, "theirs")] {
         let metric = format!("replication_captured_changes_total{{table=\"public.{table}\"}}");
         assert_eq!(daemon.metric(&metric).await.unwrap(), Some(500.0));
+        // One machine, one clock: what comes back over both links says so.
+        let offset = daemon.metric("replication_clock_offset_seconds").await.unwrap();
+        assert!(offset.is_some_and(|offset| offset.abs() < 0.5), "{offset:?}");
         let all = daemon.metric("replication_captured_changes_total").await.unwrap();
         assert_eq!(all, Some(500.0), "nothing that came from the other side went back");
     }

@@ -117,6 +117,8 @@ async fn figures_are_those_of_the_parts() {
     .await
     .unwrap();
     assert_eq!(eu.metric("replication_conflicts_total").await.unwrap().unwrap_or(0.0), 0.0);
+    let offset = eu.metric("replication_clock_offset_seconds").await.unwrap();
+    assert_eq!(offset, None, "no heartbeat comes back over one link: unknown, not 0");
     let status = eu.command(&["status", "--json"]).await.unwrap();
     assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
     let check = us.command(&["check", "--json"]).await.unwrap();

@@ -88,6 +88,8 @@ pub struct LinkFigures {
     pub applied: Option<u64>,
     /// The source's position there.
     pub position: Option<String>,
+    /// How far the source's clock goes ahead of ours; null where heartbeats do not come back.
+    pub clock_offset_seconds: Option<f64>,
     /// How long until retention deletes what is still needed.
     pub headroom_seconds: Option<f64>,
     /// Where the topic ends.
@@ -187,6 +189,7 @@ fn of_link(link: &LinkEntry, now: Micros) -> StreamStatus {
         lag_seconds: link.lag_seconds(now),
         applied: link.applied.get().map(|sequence| sequence.0),
         position: link.position.get(),
+        clock_offset_seconds: link.clock_offset_seconds.get(),
         headroom_seconds: link.headroom_seconds.get(),
         end_offset: link.end_offset.get(),
         offset_lag: link.offset_lag.get(),

@@ -87,7 +87,14 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
     let entry = parts.roster.source();
     entry.name_stream(&source.stream);
     let name = entry.road().to_owned();
-    let road = capture::run(params, reader, log, entry, parts.metrics.clone(), parts.stop.clone());
+    let road = capture::run(
+        params,
+        reader,
+        log,
+        Arc::clone(&parts.roster),
+        parts.metrics.clone(),
+        parts.stop.clone(),
+    );
     Ok(Road { name, future: Box::pin(road) })
 }
 
@@ -103,6 +110,7 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
         WriterLimits::default(),
     )?;
     let params = DeliverParams {
+        here: settings.region.clone(),
         from: link.from.clone(),
         stream: link.stream.clone(),
         limits: BatchLimits { changes: link.batch_changes, bytes: link.batch_bytes },

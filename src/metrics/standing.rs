@@ -23,6 +23,7 @@ pub(super) struct Standing {
 struct Gauges {
     lag: GaugeVec,
     headroom: GaugeVec,
+    clock_offset: GaugeVec,
     state: GaugeVec,
     retained: GaugeVec,
     safe: GaugeVec,
@@ -44,6 +45,11 @@ impl Gauges {
             headroom: gauge(
                 "replication_buffer_headroom_seconds",
                 "Time until retention deletes the first record this link still needs.",
+                &link,
+            ),
+            clock_offset: gauge(
+                "replication_clock_offset_seconds",
+                "How far the source region's clock goes ahead of this one's; absent where heartbeats do not come back.",
                 &link,
             ),
             state: gauge(
@@ -69,8 +75,16 @@ impl Gauges {
         }
     }
 
-    fn all(&self) -> [&GaugeVec; 6] {
-        [&self.lag, &self.headroom, &self.state, &self.retained, &self.safe, &self.seconds_left]
+    fn all(&self) -> [&GaugeVec; 7] {
+        [
+            &self.lag,
+            &self.headroom,
+            &self.clock_offset,
+            &self.state,
+            &self.retained,
+            &self.safe,
+            &self.seconds_left,
+        ]
     }
 
     fn read(&self, roster: &Roster, now: Micros) {
@@ -96,6 +110,7 @@ impl Gauges {
             state("link", labels[0], labels[1], &link.state());
             set(&self.lag, &labels, link.lag_seconds(now));
             set(&self.headroom, &labels, link.headroom_seconds.get());
+            set(&self.clock_offset, &labels, link.clock_offset_seconds.get());
         }
     }
 }

@@ -227,6 +227,9 @@ pub struct LinkEntry {
     pub heartbeat: Figure<Heartbeat>,
     /// How long until retention deletes the first record this link still needs.
     pub headroom_seconds: Figure<f64>,
+    /// How far the source's clock goes ahead of ours, in seconds: from heartbeats that came back. Unknown
+    /// on a one-way link.
+    pub clock_offset_seconds: Figure<f64>,
     /// Where the topic ends.
     pub end_offset: Figure<i64>,
     /// How many records of the topic, by offset, this link has not applied.
@@ -247,6 +250,7 @@ impl LinkEntry {
             position: Figure::default(),
             heartbeat: Figure::default(),
             headroom_seconds: Figure::default(),
+            clock_offset_seconds: Figure::default(),
             end_offset: Figure::default(),
             offset_lag: Figure::default(),
             transaction_open: Figure::default(),
@@ -265,10 +269,11 @@ impl LinkEntry {
     }
 
     /// How old the last applied heartbeat is: what the target shows is at least as new as the source
-    /// was then. None before the first. Both times are read on different clocks; where the other one
-    /// goes ahead of ours, the answer is 0, not negative.
+    /// was then. None before the first. Its time is on the source's clock: corrected by the offset
+    /// between the two where heartbeats come back, else taken as it is; never negative.
     pub fn lag_seconds(&self, now: Micros) -> Option<f64> {
-        self.heartbeat.get().map(|beat| now.seconds_since(beat.sent).max(0.0))
+        let offset = self.clock_offset_seconds.get().unwrap_or(0.0);
+        self.heartbeat.get().map(|beat| (now.seconds_since(beat.sent) + offset).max(0.0))
     }
 }
 

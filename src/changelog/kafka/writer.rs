@@ -119,6 +119,8 @@ impl KafkaWriter {
             .set("compression.type", "zstd")
             .set("compression.level", "1")
             .set("linger.ms", limits.linger.as_millis().to_string())
+            // Beyond the largest `max_record_bytes`: what a record may be is the topic's to say.
+            .set("message.max.bytes", "16777216")
             .set("batch.num.messages", "10000")
             .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
             .set("queue.buffering.max.kbytes", (limits.queue_bytes >> 10).to_string())

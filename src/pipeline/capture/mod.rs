@@ -25,7 +25,7 @@ use crate::{
     metrics::Metrics,
     region::Region,
     retry::Retry,
-    roster::{SourceEntry, State},
+    roster::{Roster, State},
     source::Source,
     task::Stop,
 };
@@ -56,15 +56,16 @@ pub async fn run<S: Source, L: Log>(
     params: CaptureParams,
     mut source: S,
     log: L,
-    entry: Arc<SourceEntry>,
+    roster: Arc<Roster>,
     metrics: Metrics,
     mut stop: Stop,
 ) {
+    let entry = roster.source();
     let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));
     while !stop.is_asked() {
         let mut running = false;
         let outcome = tokio::select! {
-            outcome = session::run(&params, &mut source, &log, &entry, &metrics, stop.clone(), &mut running) => outcome,
+            outcome = session::run(&params, &mut source, &log, &roster, &metrics, stop.clone(), &mut running) => outcome,
             // The session finishes what is in hand when it is asked to stop; while it is still being
             // set up there is nothing in hand.
             () = stopped_early(stop.clone()) => Ok(()),

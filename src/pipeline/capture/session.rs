@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,13 +20,13 @@ use crate::{
     clock,
     envelope::{
         Encoded, Encoder, Flags, Kind,
-        body::{self, Abort, Anchor, Barrier, Beat, Commit, Genesis, HeartbeatBody, Idle, Schema},
+        body::{self, Abort, Anchor, Barrier, Beat, Commit, Echo, Genesis, HeartbeatBody, Idle, Schema},
     },
     fault::{Code, Fault, Result},
     metrics::{CaptureMeter, Metrics, QueueMeter},
     names,
     position::{Incarnation, Position, Sequence, WriterEpoch},
-    roster::{SourceEntry, State},
+    roster::{Roster, SourceEntry, State},
     source::{Event, Keeper, Opened, Source},
     task::Stop,
 };
@@ -44,11 +43,12 @@ pub(super) async fn run<S: Source, L: Log>(
     params: &CaptureParams,
     source: &mut S,
     log: &L,
-    entry: &Arc<SourceEntry>,
+    roster: &Roster,
     metrics: &Metrics,
     stop: Stop,
     running: &mut bool,
 ) -> Result<()> {
+    let entry = &roster.source();
     let (opened, mut keeper) = source.open().await?;
     let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper).await?;
     let resume = Resume::new(&tail, opened.confirmed, opened.written).map_err(diverged)?;
@@ -76,7 +76,7 @@ pub(super) async fn run<S: Source, L: Log>(
     *running = true;
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
-        fault = keep(&mut keeper, params.heartbeat_interval, entry) => Err(fault),
+        fault = keep(&mut keeper, params.heartbeat_interval, entry, roster) => Err(fault),
         fault = watch(log, entry) => Err(fault),
     };
     outcome.map_err(|fault| fault.at(format_args!("stream {} of {}", params.stream, params.region)))
@@ -178,14 +178,14 @@ fn diverged(error: Diverged) -> Fault {
 }
 
 /// Heartbeats, and a look at the slot and the publication; ends with the first fault.
-async fn keep<K: Keeper>(keeper: &mut K, heartbeat: Duration, entry: &SourceEntry) -> Fault {
+async fn keep<K: Keeper>(keeper: &mut K, heartbeat: Duration, entry: &SourceEntry, roster: &Roster) -> Fault {
     let mut beat = tokio::time::interval(heartbeat);
     let mut inspect = tokio::time::interval(WATCH_INTERVAL);
     let mut safe_before: Option<(u64, Instant)> = None;
     loop {
         let outcome = tokio::select! {
             _ = beat.tick() => {
-                let content = Beat { sent: clock::now(), echo: Vec::new() };
+                let content = Beat { sent: clock::now(), echo: echoes(roster) };
                 let content = serde_json::to_string(&content).expect("a beat has text keys and finite numbers");
                 keeper.beat(&content).await
             }
@@ -206,6 +206,13 @@ async fn keep<K: Keeper>(keeper: &mut K, heartbeat: Duration, entry: &SourceEntr
             return fault;
         }
     }
+}
+
+/// The last beat of each peer, as it arrived here.
+fn echoes(roster: &Roster) -> Vec<Echo> {
+    let last =
+        roster.links().into_iter().filter_map(|link| Some((link.from().to_string(), link.heartbeat.get()?)));
+    last.map(|(region, beat)| Echo { region, sent: beat.sent, arrived: beat.arrived }).collect()
 }
 
 /// Looks whether the log is still the one written to; ends with the first fault that does not pass.

@@ -18,7 +18,7 @@ use crate::{
     change::{Change, Frame, Ordered, Shape, TransactionHead},
     envelope::{
         Flags, Header, Kind,
-        body::{self, Abort, Commit, HeartbeatBody, Idle},
+        body::{self, Abort, Beat, Commit, HeartbeatBody, Idle},
         decode::{self, Decoded, Shapes, Unreadable},
     },
     fault::{Code, Fault, Result},
@@ -76,6 +76,10 @@ pub struct Assembler {
     changes: usize,
     bytes: usize,
     heartbeat: Option<Heartbeat>,
+    /// How far the source's clock goes ahead of ours, by the last beat that came back.
+    clock_offset_seconds: Option<f64>,
+    /// This region: whose beats come back.
+    here: Region,
     /// When a place was last given.
     placed_at: Instant,
 }
@@ -98,6 +102,7 @@ impl Assembler {
         cursor: Cursor,
         shapes: Vec<Arc<Shape>>,
         limits: BatchLimits,
+        here: Region,
     ) -> Self {
         Self {
             incarnation,
@@ -114,6 +119,8 @@ impl Assembler {
             changes: 0,
             bytes: 0,
             heartbeat: None,
+            clock_offset_seconds: None,
+            here,
             placed_at: Instant::now(),
         }
     }
@@ -121,6 +128,11 @@ impl Assembler {
     /// The last record taken.
     pub fn cursor(&self) -> &Cursor {
         &self.cursor
+    }
+
+    /// How far the source's clock goes ahead of ours, where a beat has come back.
+    pub fn clock_offset_seconds(&self) -> Option<f64> {
+        self.clock_offset_seconds
     }
 
     /// A writer's barrier was passed.
@@ -205,6 +217,8 @@ impl Assembler {
             Kind::Heartbeat => {
                 let body: HeartbeatBody = body::from_value(value).map_err(|error| corrupt(error.into()))?;
                 self.heartbeat = Some(Heartbeat { sent: body.beat.sent, arrived: now });
+                self.clock_offset_seconds =
+                    offset_of(&body.beat, &self.here, now).or(self.clock_offset_seconds);
                 position = Some(body.position);
             }
             Kind::Idle => {
@@ -365,6 +379,14 @@ impl Assembler {
     }
 }
 
+/// How far a peer's clock goes ahead of ours: half of what there and back differ by, as NTP has it. Right
+/// where both ways take equally long.
+fn offset_of(beat: &Beat, here: &Region, now: Micros) -> Option<f64> {
+    let echo = beat.echo.iter().find(|echo| echo.region == here.as_str())?;
+    let (there, back) = (echo.arrived.seconds_since(echo.sent), beat.sent.seconds_since(now));
+    Some(f64::midpoint(there, back))
+}
+
 fn weight(change: &Change) -> usize {
     change.weight()
 }
@@ -372,4 +394,22 @@ fn weight(change: &Change) -> usize {
 fn misplaced(header: &Header, offset: Offset, why: &str) -> Fault {
     let place = format!("{} record {} at {offset}", header.kind, header.sequence);
     Fault::new(Code::RecordCorrupt, format!("{place}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::body::Echo;
+
+    #[test]
+    fn the_offset_between_two_clocks_is_what_there_and_back_differ_by() {
+        // Ours says 1,000 s when theirs says 1,005; each way takes 0.1 s; it lay there for 2 s.
+        let seconds = |seconds: f64| Micros((seconds * 1e6) as i64);
+        let echo = Echo { region: "eu-west-1".into(), sent: seconds(1000.0), arrived: seconds(1005.1) };
+        let beat = Beat { sent: seconds(1007.1), echo: vec![echo] };
+        let here = "eu-west-1".parse().unwrap();
+        let offset = offset_of(&beat, &here, seconds(1002.2)).unwrap();
+        assert!((offset - 5.0).abs() < 1e-6, "{offset}");
+        assert_eq!(offset_of(&beat, &"us-east-1".parse().unwrap(), seconds(1002.2)), None);
+    }
 }

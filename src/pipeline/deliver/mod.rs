@@ -32,6 +32,8 @@ use crate::{
 /// How a link delivers.
 #[derive(Clone, Debug)]
 pub struct DeliverParams {
+    /// This region.
+    pub here: Region,
     /// The region the changes come from.
     pub from: Region,
     /// Its stream.

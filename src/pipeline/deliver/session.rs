@@ -158,6 +158,7 @@ struct Reading<R> {
 struct Read {
     output: Output,
     appended: Micros,
+    clock_offset_seconds: Option<f64>,
 }
 
 impl<R: Reader> Reading<R> {
@@ -173,10 +174,15 @@ impl<R: Reader> Reading<R> {
             .progress
             .as_ref()
             .map(|at| Tracker::new(at.incarnation, at.through.epoch, at.through.sequence));
-        let assembler = claim
-            .progress
-            .as_ref()
-            .map(|at| Assembler::new(at.incarnation, at.through, claim.shapes.clone(), params.limits));
+        let assembler = claim.progress.as_ref().map(|at| {
+            Assembler::new(
+                at.incarnation,
+                at.through,
+                claim.shapes.clone(),
+                params.limits,
+                params.here.clone(),
+            )
+        });
         Self {
             reader,
             tracker,
@@ -202,8 +208,10 @@ impl<R: Reader> Reading<R> {
             tokio::select! {
                 permit = give.reserve(), if ready => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if let Some(output) = self.assembler.as_mut().and_then(Assembler::give) {
-                        permit.send(Read { output, appended });
+                    let Some(assembler) = &mut self.assembler else { continue };
+                    if let Some(output) = assembler.give() {
+                        let clock_offset_seconds = assembler.clock_offset_seconds();
+                        permit.send(Read { output, appended, clock_offset_seconds });
                     }
                 }
                 _ = due.tick() => {}
@@ -237,7 +245,13 @@ impl<R: Reader> Reading<R> {
         let assembler = self.assembler.get_or_insert_with(|| {
             let cursor =
                 Cursor { sequence: Sequence(0), epoch: WriterEpoch(0), offset: Offset(-1), position: None };
-            Assembler::new(header.incarnation, cursor, self.claim.shapes.clone(), self.params.limits)
+            Assembler::new(
+                header.incarnation,
+                cursor,
+                self.claim.shapes.clone(),
+                self.params.limits,
+                self.params.here.clone(),
+            )
         });
         let place = || format!("{} record {} at {offset}", header.kind, header.sequence);
         let verdict = tracker.place(&header, self.catching_up).map_err(|error| match error {
@@ -363,6 +377,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             self.meter.redone_batch();
         }
         self.count(&batch);
+        self.entry.clock_offset_seconds.replace(read.clock_offset_seconds);
         if !open {
             self.appended = Some(read.appended);
             self.next.store(batch.through.offset.0 + 1, Relaxed);
