@@ -33,6 +33,8 @@ struct State {
     entries: Vec<Entry>,
     checkpoint: Option<Vec<u8>>,
     published: Option<Offset>,
+    /// How many more records are taken before one is refused.
+    refuse_after: Option<usize>,
 }
 
 impl MemoryLog {
@@ -46,6 +48,11 @@ impl MemoryLog {
         let gone = (offset.0 - state.low).clamp(0, state.entries.len() as i64);
         state.entries.drain(..gone as usize);
         state.low += gone;
+    }
+
+    /// Refuses one record after taking `records` more: its writer is dead then, as after a fatal error.
+    pub fn refuse_after(&self, records: usize) {
+        self.state().refuse_after = Some(records);
     }
 
     /// What was last published.
@@ -105,6 +112,14 @@ impl Writer for MemoryWriter {
         let sealed = header.seal(key, value);
         let header = Header::open(Some(&sealed), key, value);
         let mut state = self.log.state();
+        match &mut state.refuse_after {
+            Some(0) => {
+                state.refuse_after = None;
+                return Err(Fault::new(Code::KafkaRejected, "refused, as it was told to"));
+            }
+            Some(left) => *left -= 1,
+            None => (),
+        }
         let offset = Offset(state.low + state.entries.len() as i64);
         state.entries.push(Entry {
             offset,

@@ -1,5 +1,6 @@
 //! The port to a source: a database's committed transactions, in commit order.
 
+pub mod memory;
 pub mod postgres;
 
 use std::future::Future;

@@ -1,0 +1,212 @@
+//! Proves the source port's promises, the same for the source in memory and for a Postgres slot; and, on
+//! the parts in memory, that the two roads lose and double nothing wherever a writer dies.
+
+use std::{sync::Arc, time::Duration};
+
+use landfall::{
+    change::{Cell, Change, Column, Identity, Row, Shape},
+    changelog::memory::MemoryLog,
+    fault::Code,
+    metrics::Metrics,
+    pipeline::{
+        capture::{self, CaptureParams},
+        deliver::{self, BatchLimits, DeliverParams},
+    },
+    position::{Position, WriterEpoch},
+    postgres::{Address, TlsMode},
+    roster::Roster,
+    scope::Scope,
+    secret::Secret,
+    sink::memory::{MemorySink, MemoryTarget},
+    source::{
+        Event, Keeper, Source,
+        memory::{MemoryDatabase, MemorySource},
+        postgres::{PostgresSource, PostgresSourceConfig},
+    },
+    task,
+};
+use testbed::{Postgres, eventually};
+
+fn shape() -> Arc<Shape> {
+    let column = Column {
+        name: "id".into(),
+        type_schema: "pg_catalog".into(),
+        type_name: "int8".into(),
+        typmod: -1,
+        key: true,
+    };
+    Arc::new(Shape {
+        schema: "public".into(),
+        table: "t".into(),
+        identity: Identity::Default,
+        columns: [column].into(),
+    })
+}
+
+fn insert(id: usize) -> Change {
+    Change::Insert { shape: shape(), new: Row([Cell::Value(id.to_string().into())].into()) }
+}
+
+/// The next transaction's beginning, how many changes it has, and its end; heartbeats and rest passed over.
+async fn transaction<S: Source>(source: &mut S) -> (Position, usize, Position) {
+    loop {
+        let Event::Begin(begin) = source.next().await.unwrap() else { continue };
+        let mut changes = 0;
+        loop {
+            match source.next().await.unwrap() {
+                Event::Change(ordered) => {
+                    assert_eq!(ordered.ordinal, changes as u64);
+                    changes += 1;
+                }
+                Event::Commit(end) if changes > 0 => return (begin, changes, end),
+                Event::Commit(_) => break,
+                _ => (),
+            }
+        }
+    }
+}
+
+/// The suite. `commit` commits a transaction of so many inserts.
+async fn promises<S: Source>(mut source: S, mut second: S, commit: impl AsyncFn(usize)) {
+    let (opened, mut keeper) = source.open().await.unwrap();
+    assert!(!opened.live);
+    // Everything committed after the consistent point comes, in commit order, whole.
+    commit(3).await;
+    commit(1).await;
+    let (first, changes, first_end) = transaction(&mut source).await;
+    assert_eq!(changes, 3);
+    let (Position::Postgres(begin), Position::Postgres(end)) = (first, first_end);
+    assert!(begin.commit == end.commit && end.end > end.commit);
+    let (_, changes, second_end) = transaction(&mut source).await;
+    assert!(changes == 1 && !first_end.covers(&second_end));
+    // One session holds the log.
+    assert_eq!(second.open().await.err().map(|fault| fault.code()), Some(Code::SlotBusy));
+    // A heartbeat goes through the log.
+    keeper.beat("{\"sent\":1}").await.unwrap();
+    loop {
+        if let Event::Heartbeat(content) = source.next().await.unwrap() {
+            assert_eq!(&content[..], b"{\"sent\":1}");
+            break;
+        }
+    }
+    // Epochs only rise, above whatever was seen elsewhere.
+    let epoch = keeper.raise_epoch(WriterEpoch(0)).await.unwrap();
+    assert!(keeper.raise_epoch(WriterEpoch(0)).await.unwrap() > epoch);
+    assert!(keeper.raise_epoch(WriterEpoch(1000)).await.unwrap() > WriterEpoch(1000));
+    keeper.mark_live().await.unwrap();
+    // What was not confirmed comes again, the same; what was does not.
+    drop(source);
+    let reopened =
+        eventually(Duration::from_secs(20), "the log is let go", async || Ok(second.open().await.is_ok()));
+    reopened.await.unwrap();
+    assert_eq!(transaction(&mut second).await, (first, 3, first_end));
+    second.confirm(&first_end);
+    commit(2).await;
+    assert_eq!(transaction(&mut second).await.2, second_end);
+    assert_eq!(transaction(&mut second).await.1, 2);
+}
+
+#[tokio::test]
+async fn the_source_in_memory_keeps_its_promises() {
+    let database = MemoryDatabase::default();
+    let commit = database.clone();
+    promises(MemorySource::new(database.clone()), MemorySource::new(database), async |rows| {
+        commit.commit((0..rows).map(insert).collect());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_keeps_its_promises() {
+    for major in [15, 18] {
+        let postgres = Postgres::start(major, "source").await.unwrap();
+        postgres.create_database("shop").await.unwrap();
+        postgres
+            .execute("shop", "create table t (id int8 generated always as identity primary key)")
+            .await
+            .unwrap();
+        let config = PostgresSourceConfig {
+            address: Address {
+                host: "127.0.0.1".into(),
+                port: postgres.port(),
+                user: "postgres".into(),
+                password: Secret::default(),
+                database: "shop".into(),
+                tls: TlsMode::Disable,
+                tls_root: None,
+            },
+            stream: "main".into(),
+            scope: Scope(vec!["public.*".parse().unwrap()]),
+            publication: "landfall".into(),
+            slot: "landfall_test".into(),
+        };
+        promises(PostgresSource::new(config.clone()), PostgresSource::new(config), async |rows| {
+            let sql = format!("insert into t select from generate_series(1, {rows})");
+            postgres.execute("shop", &sql).await.unwrap();
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn wherever_a_writer_dies_the_roads_carry_each_transaction_once() {
+    // Genesis, barriers, a schema, transactions of one to four changes: every record in turn is refused.
+    for refused in 0..16 {
+        let database = MemoryDatabase::default();
+        let log = MemoryLog::default();
+        let target = MemoryTarget::default();
+        let (stopper, stop) = task::stopper();
+        let region = |name: &str| name.parse().unwrap();
+        let roster = Arc::new(Roster::new(region("us-east-1")));
+        let metrics = Metrics::new(Arc::clone(&roster));
+        let params = CaptureParams {
+            region: region("us-east-1"),
+            stream: "main".into(),
+            database: "shop".into(),
+            heartbeat_interval: Duration::from_secs(3600),
+            checkpoint_interval: Duration::from_millis(1),
+            max_record_bytes: 900 << 10,
+        };
+        log.refuse_after(refused);
+        let mut id = 0;
+        for changes in [1, 4, 2, 3] {
+            database.commit(
+                (0..changes)
+                    .map(|_| {
+                        id += 1;
+                        insert(id)
+                    })
+                    .collect(),
+            );
+        }
+        let source = MemorySource::new(database.clone());
+        let capture =
+            capture::run(params, source, log.clone(), Arc::clone(&roster), metrics.clone(), stop.clone());
+        let link = roster.link(&region("us-east-1"), "main");
+        let params = DeliverParams {
+            here: region("eu-west-1"),
+            from: region("us-east-1"),
+            stream: "main".into(),
+            // Three changes a batch: some transactions go in slices.
+            limits: BatchLimits { changes: 3, bytes: 1 << 20 },
+            open_transaction_timeout: Duration::from_secs(60),
+        };
+        let sink = MemorySink::new(target.clone());
+        let deliver = deliver::run(params, Arc::new(log.clone()), sink, link, metrics.clone(), stop.clone());
+        let judge = async {
+            let arrived = eventually(Duration::from_secs(20), "every row arrives", async || {
+                Ok(target.rows("public.t").len() == id)
+            });
+            arrived.await.unwrap_or_else(|error| panic!("refused {refused}: {error}; {:?}", log.entries()));
+            // Each insert once: a second one would have been a conflict.
+            assert!(target.conflicts().is_empty(), "refused {refused}");
+            eventually(Duration::from_secs(20), "everything is confirmed", async || {
+                Ok(database.confirmed().0 >= 408)
+            })
+            .await
+            .unwrap();
+            stopper.stop();
+        };
+        tokio::join!(capture, deliver, judge);
+    }
+}
