@@ -20,14 +20,8 @@ mod tail;
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    changelog::Log,
-    fault::{Code, Consequence},
-    metrics::Metrics,
-    region::Region,
-    retry::Retry,
-    roster::{Roster, State},
-    source::Source,
-    task::Stop,
+    changelog::Log, metrics::Metrics, pipeline::setback::Setback, region::Region, roster::Roster,
+    source::Source, task::Stop,
 };
 
 /// How a stream is captured.
@@ -47,10 +41,6 @@ pub struct CaptureParams {
     pub max_record_bytes: usize,
 }
 
-/// How long a halted stream waits before it looks whether a person has acted. Looking appends a barrier
-/// where it gets as far as the log, and nothing else.
-const HALT_RECHECK: Duration = Duration::from_secs(5);
-
 /// Captures until asked to stop. Faults end up on the roster; nothing ends the road but the stop.
 pub async fn run<S: Source, L: Log>(
     params: CaptureParams,
@@ -61,7 +51,7 @@ pub async fn run<S: Source, L: Log>(
     mut stop: Stop,
 ) {
     let entry = roster.source();
-    let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut setback = Setback::new();
     while !stop.is_asked() {
         let mut running = false;
         let outcome = tokio::select! {
@@ -71,23 +61,7 @@ pub async fn run<S: Source, L: Log>(
             () = stopped_early(stop.clone()) => Ok(()),
         };
         let Err(fault) = outcome else { return };
-        if running {
-            retry.reset();
-        }
-        let delay = match fault.consequence() {
-            Consequence::Halt => HALT_RECHECK,
-            Consequence::Retry => retry.next_delay(),
-        };
-        metrics.retry(fault.code());
-        entry.set(match (fault.consequence(), fault.code()) {
-            (Consequence::Halt, _) => State::halted(&fault),
-            (_, Code::SlotBusy) => State::standby(fault.message()),
-            _ => State::retrying(&fault, retry.attempt()),
-        });
-        tokio::select! {
-            () = tokio::time::sleep(delay) => (),
-            () = stop.asked() => return,
-        }
+        setback.meet(&fault, running, &entry, &metrics, &mut stop).await;
     }
 }
 

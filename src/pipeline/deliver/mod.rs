@@ -19,14 +19,8 @@ use std::{sync::Arc, time::Duration};
 pub use assemble::BatchLimits;
 
 use crate::{
-    changelog::Log,
-    fault::{Code, Consequence},
-    metrics::Metrics,
-    region::Region,
-    retry::Retry,
-    roster::{LinkEntry, State},
-    sink::Sink,
-    task::Stop,
+    changelog::Log, metrics::Metrics, pipeline::setback::Setback, region::Region, roster::LinkEntry,
+    sink::Sink, task::Stop,
 };
 
 /// How a link delivers.
@@ -45,10 +39,6 @@ pub struct DeliverParams {
     pub open_transaction_timeout: Duration,
 }
 
-/// How long a halted link waits before it looks whether a person has acted. Looking changes nothing:
-/// what stopped it stops it again.
-const HALT_RECHECK: Duration = Duration::from_secs(5);
-
 /// Delivers until asked to stop. Faults end up on the roster; nothing ends the road but the stop.
 pub async fn run<L: Log, S: Sink>(
     params: DeliverParams,
@@ -58,28 +48,12 @@ pub async fn run<L: Log, S: Sink>(
     metrics: Metrics,
     mut stop: Stop,
 ) {
-    let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut setback = Setback::new();
     while !stop.is_asked() {
         let mut running = false;
         let outcome =
             session::run(&params, &log, &mut sink, &entry, &metrics, stop.clone(), &mut running).await;
         let Err(fault) = outcome else { return };
-        if running {
-            retry.reset();
-        }
-        let delay = match fault.consequence() {
-            Consequence::Halt => HALT_RECHECK,
-            Consequence::Retry => retry.next_delay(),
-        };
-        metrics.retry(fault.code());
-        entry.set(match (fault.consequence(), fault.code()) {
-            (Consequence::Halt, _) => State::halted(&fault),
-            (_, Code::TargetHeld | Code::Superseded) => State::standby(fault.message()),
-            _ => State::retrying(&fault, retry.attempt()),
-        });
-        tokio::select! {
-            () = tokio::time::sleep(delay) => (),
-            () = stop.asked() => return,
-        }
+        setback.meet(&fault, running, &entry, &metrics, &mut stop).await;
     }
 }
