@@ -446,7 +446,8 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             Err(fault) => return Err(fault),
         };
         let Some(bounds) = bounds else {
-            return Err(Fault::new(Code::TopicLost, "the topic does not exist any more"));
+            // The next session names it, with what was applied.
+            return Err(Fault::new(Code::KafkaRejected, "the topic does not exist any more"));
         };
         self.entry.end_offset.set(bounds.high.0);
         self.entry.offset_lag.set(bounds.high.0.saturating_sub(next.0).max(0).unsigned_abs());
