@@ -183,6 +183,30 @@ async fn a_giant_transaction_cut_short_on_either_side_arrives_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_value_in_parts_whose_writer_dies_between_them_arrives_once() {
+    let seed = number("LANDFALL_SEED", rand::random);
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut stage = Stage::set(18, 15, 1, seed).await;
+    for region in [&stage.regions.us, &stage.regions.eu] {
+        region.execute("create table large (id int8 primary key, note text, tail int8)").await.unwrap();
+    }
+    stage.regions.us.execute("alter publication landfall add table large").await.unwrap();
+    for id in 0..number("LANDFALL_KILLS", || 30) / 6 {
+        // Ten parts or so; what cannot be compressed makes every part a record of its own size. The
+        // second statement finds the value unchanged, the third replaces it.
+        let value = "(select string_agg(md5(random()::text), '') from generate_series(1, 250000))";
+        let write = format!(
+            "begin; insert into large values ({id}, {value}, 0); update large set tail = 1 where id = {id};
+             update large set note = {value} where id = {id}; commit"
+        );
+        stage.us.kill9().unwrap();
+        stage.regions.us.execute(&write).await.unwrap();
+        die_at(&mut stage.us, "capture.between_parts", random.random_range(1..12)).await;
+    }
+    stage.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_told_that_a_killed_target_had_not_flushed() {
     let seed = number("LANDFALL_SEED", rand::random);
     let mut stage = Stage::set(15, 18, 1, seed).await;
