@@ -25,6 +25,6 @@ demo: setup
 # The kill tests at length, and memory at the sizes its cap is stated for. Half an hour; the seed is
 # printed, LANDFALL_SEED repeats it.
 chaos: setup
-	LANDFALL_KILLS=300 cargo test --locked --test kills -- --nocapture --test-threads 1
+	LANDFALL_KILLS=300 cargo test --release --locked --test kills -- --nocapture --test-threads 1
 	LANDFALL_MEMORY_ROWS=2000000 LANDFALL_MEMORY_TRANSACTIONS=5000000 LANDFALL_IDLE_MIB=1024 \
-		cargo test --locked --test memory --test truth -- --nocapture --test-threads 1
+		cargo test --release --locked --test memory --test truth -- --nocapture --test-threads 1

@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn one_way(us_major: u16, eu_major: u16, schema: &str) -> (TwoRegions, Daemon, Daemon) {
     let regions = TwoRegions::start(us_major, eu_major, 1).await.unwrap();
     regions.execute_both(schema).await.unwrap();
-    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
-    let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     begun(&regions).await;
     (regions, us, eu)
 }
@@ -151,8 +151,8 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     for region in [&regions.us, &regions.eu] {
         ledger::create_tables(&region.connect().await.unwrap()).await.unwrap();
     }
-    let _us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
-    let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+    let _us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     begun(&regions).await;
     let seed = rand::random();
     println!("seed {seed}");
@@ -183,8 +183,8 @@ async fn two_regions_linked_both_ways_do_not_echo() {
         let (here, there) = if us { (&regions.us, &regions.eu) } else { (&regions.eu, &regions.us) };
         here.config().source(&["public.*"]).link(there).to_toml()
     };
-    let us = regions.us.daemon(LANDFALL, &config(true)).start().unwrap();
-    let eu = regions.eu.daemon(LANDFALL, &config(false)).start().unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &config(true)).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &config(false)).await.unwrap();
     for region in [&regions.us, &regions.eu] {
         eventually(PATIENCE, "the stream has begun", async || {
             let sql = "select count(*)::text from landfall.stream where live";

@@ -40,8 +40,8 @@ async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
     regions.execute_both(TABLES).await.unwrap();
     let us = regions.us.config().source(&["public.ours"]).link(&regions.eu).to_toml();
     let eu = regions.eu.config().source(&["public.theirs"]).link(&regions.us).to_toml();
-    let mut us = regions.us.daemon(LANDFALL, &us).start().unwrap();
-    let mut eu = regions.eu.daemon(LANDFALL, &eu).start().unwrap();
+    let mut us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
+    let mut eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
     us.wait_ready(Duration::from_secs(30)).await.unwrap();
     eu.wait_ready(Duration::from_secs(30)).await.unwrap();
 

@@ -46,8 +46,8 @@ impl Stage {
             .source(&["public.*"])
             .to_toml()
             .replace("[source]", &format!("[source]\n{more}"));
-        let us = regions.us.daemon(LANDFALL, &us).start().unwrap();
-        let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+        let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
+        let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
         let stage = Self { regions, us, eu };
         eventually(PATIENCE, "the stream has begun", async || {
             let sql = "select count(*)::text from landfall.stream where live";
@@ -261,6 +261,7 @@ async fn records_deleted_before_they_were_read() {
     // A target that holds nothing of the stream needs its beginning, which is gone as well.
     stage.stop_sink().await;
     stage.regions.eu.execute("drop schema landfall cascade").await.unwrap();
+    stage.regions.eu.grant(&stage.eu).await.unwrap();
     stage.eu.start_again().unwrap();
     halts(&stage.eu, "us-east-1", "LF-GENESIS-GONE").await;
 }
@@ -301,7 +302,7 @@ async fn a_topic_whose_settings_lose_data() {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     regions.us.execute("create table t (id int8 primary key)").await.unwrap();
     regions.us.kafka.create_topic(TOPIC, 1, &[("retention.ms", "3600000")]).await.unwrap();
-    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
     let said = halts(&us, "us-east-1", "LF-TOPIC-SETTINGS").await;
     assert!(
         said.contains("retention.ms=3600000")
@@ -409,7 +410,7 @@ async fn a_damaged_stream_stops_alone() {
     for name in names {
         config = config.link_to(name, &brokers);
     }
-    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
     let mut streams = Vec::new();
     for name in names {
         let stream = Forged::begin(name, &brokers).await;
@@ -437,7 +438,7 @@ async fn a_damaged_stream_stops_alone() {
     late.append(&[(Kind::Idle, 3, idle(3))]).await;
     late.append_raw(Some(&second(Kind::Idle, 3).seal(b"", &value)), &value);
 
-    let eu = regions.eu.daemon(LANDFALL, &config.to_toml()).start().unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &config.to_toml()).await.unwrap();
     for (name, code, says) in [
         ("hole", "LF-SEQUENCE", "#2 comes #4"),
         ("repeat", "LF-SEQUENCE", "#2 comes #2 again"),

@@ -11,8 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn stage() -> (TwoRegions, Daemon, Daemon) {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     regions.execute_both("create table t (id int8 primary key, n int4)").await.unwrap();
-    let us = regions.us.daemon(LANDFALL, &regions.us_sends()).start().unwrap();
-    let mut eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let mut eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     eu.wait_ready(PATIENCE).await.unwrap();
     eventually(PATIENCE, "a heartbeat has arrived", async || {
         Ok(eu.metric("replication_lag_seconds").await?.is_some())
@@ -150,6 +150,44 @@ async fn an_idle_source_releases_its_log_and_its_server() {
     println!("the server stopped after {took:?}");
     assert!(took < Duration::from_secs(5), "a fast shutdown hung on our walsender: {took:?}");
     drop(us);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_left_to_a_slot_is_what_the_server_leaves_it() {
+    let (mut regions, us, _eu) = stage().await;
+    regions.us.postgres.set("max_slot_wal_keep_size", "1GB").await.unwrap();
+    // Nothing can be appended, so nothing is released.
+    regions.us.kafka.kill(0).await.unwrap();
+    let client = regions.us.connect().await.unwrap();
+    let writer = tokio::spawn(async move {
+        loop {
+            client
+                .batch_execute("select pg_logical_emit_message(false, 'fill', repeat('x', 800000))")
+                .await?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        #[allow(unreachable_code, reason = "gives the task its type")]
+        Ok::<(), tokio_postgres::Error>(())
+    });
+    let sql = "select safe_wal_size::text from pg_replication_slots";
+    let safe = async || -> f64 {
+        regions.us.postgres.query_text("shop", sql).await.unwrap().unwrap().parse().unwrap()
+    };
+    eventually(PATIENCE, "the time left is told as the server has it", async || {
+        let (before, at) = (safe().await, Instant::now());
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let after = safe().await;
+        let truth = after * at.elapsed().as_secs_f64() / (before - after);
+        let told = us.metric("replication_slot_seconds_to_invalidation").await?;
+        let bytes = us.metric("replication_slot_safe_bytes").await?;
+        println!("told {told:?} s and {bytes:?} bytes, in truth {truth:.0} s and {after:.0} bytes");
+        let near =
+            |told: Option<f64>, truth: f64, by: f64| told.is_some_and(|it| (it / truth - 1.0).abs() < by);
+        Ok(near(told, truth, 0.5) && near(bytes, after, 0.1))
+    })
+    .await
+    .unwrap();
+    writer.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,17 +6,20 @@ use crate::{
     fault::Result,
     names::{qualified, quoted},
     postgres::{
+        Connection,
         catalog::{
             PublicationFacts, RolePrivileges, ServerFacts, SlotFacts, TableFacts, VERSION_MIN, publication,
-            role_privileges, server_facts, slot, tables_in_scope,
+            role_privileges, server_facts, slot, tables_in_scope, tables_not_writable,
+            type_schemas_not_usable,
         },
         connect,
+        grants::{Duties, create_publication, lacking, use_schemas, write_tables},
     },
 };
 
 /// Asks and judges.
 pub(super) async fn check(settings: &Settings) -> Result<Vec<Finding>> {
-    let client = connect(&settings.database, "landfall check").await?;
+    let client = ask(settings).await?;
     let server = server_facts(&client).await?;
     let mut findings = of_server(&server, settings);
     if server.version_number < VERSION_MIN {
@@ -24,7 +27,7 @@ pub(super) async fn check(settings: &Settings) -> Result<Vec<Finding>> {
         return Ok(findings);
     }
     let role = role_privileges(&client).await?;
-    findings.extend(of_role(&role, &server, settings));
+    findings.extend(of_role(&role, duties(settings)));
     if let Some(source) = &settings.source {
         let tables = tables_in_scope(&client, &source.scope).await?;
         let published = publication(&client, &source.publication).await?;
@@ -34,6 +37,36 @@ pub(super) async fn check(settings: &Settings) -> Result<Vec<Finding>> {
         findings.extend(of_slot(slot.as_ref(), &server, source));
     }
     Ok(findings)
+}
+
+async fn ask(settings: &Settings) -> Result<Connection> {
+    connect(&settings.database, "landfall check").await
+}
+
+fn duties(settings: &Settings) -> Duties {
+    Duties { source: settings.source.is_some(), sink: !settings.links.is_empty() }
+}
+
+/// The statements that let the role of the settings do its work, and no more: for a superuser, in the
+/// database of the settings. None are given where nothing is missing.
+pub(super) async fn grants(settings: &Settings) -> Result<Vec<String>> {
+    let client = ask(settings).await?;
+    let role = role_privileges(&client).await?;
+    let mut sql: Vec<String> = lacking(&role, duties(settings)).into_iter().map(|lack| lack.sql).collect();
+    if let Some(source) = &settings.source {
+        let tables = tables_in_scope(&client, &source.scope).await?;
+        let published = publication(&client, &source.publication).await?;
+        let findings = of_publication(published.as_ref(), &tables, &role, source);
+        let refused = findings.into_iter().filter(|finding| finding.severity == Severity::Error);
+        sql.extend(refused.filter_map(|finding| finding.mend));
+    }
+    if !settings.links.is_empty() {
+        let tables = tables_not_writable(&client).await?;
+        sql.extend((!tables.is_empty()).then(|| write_tables(&role.role, &tables)));
+        let schemas = type_schemas_not_usable(&client).await?;
+        sql.extend((!schemas.is_empty()).then(|| use_schemas(&role.role, &schemas)));
+    }
+    Ok(sql)
 }
 
 fn error(id: &'static str, evidence: impl Into<String>, mend: impl Into<String>) -> Finding {
@@ -96,51 +129,8 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn of_role(role: &RolePrivileges, server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let name = quoted(&role.role);
-    if settings.source.is_some() && !role.replication {
-        findings.push(error(
-            "role-replication",
-            format!("the role {} may not read the log", role.role),
-            format!("ALTER ROLE {name} REPLICATION;  -- on Amazon RDS: GRANT rds_replication TO {name};"),
-        ));
-    }
-    if !settings.links.is_empty() && !role.set_replication_role {
-        findings.push(error(
-            "role-session-replication-role",
-            format!("the role {} may not set session_replication_role: triggers would fire twice", role.role),
-            format!("GRANT SET ON PARAMETER session_replication_role TO {name};"),
-        ));
-    }
-    if !settings.links.is_empty() && !role.origin_functions_missing.is_empty() {
-        let grants = role.origin_functions_missing.iter();
-        let grants: Vec<String> = grants
-            .map(|function| format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {name};"))
-            .collect();
-        findings.push(error(
-            "role-origin-functions",
-            format!("the role {} may not execute {}", role.role, role.origin_functions_missing.join(", ")),
-            grants.join("\n"),
-        ));
-    }
-    match &role.schema_owner {
-        Some(owner) if !role.schema_usable => findings.push(error(
-            "schema",
-            format!("the schema landfall belongs to {owner}, the role {} may not create in it", role.role),
-            format!("ALTER SCHEMA landfall OWNER TO {name};"),
-        )),
-        None if !role.create_on_database => findings.push(error(
-            "schema",
-            format!(
-                "there is no schema landfall, and the role {} may not create one in the database {}",
-                role.role, server.database
-            ),
-            format!("CREATE SCHEMA landfall AUTHORIZATION {name};"),
-        )),
-        _ => (),
-    }
-    findings
+fn of_role(role: &RolePrivileges, duties: Duties) -> Vec<Finding> {
+    lacking(role, duties).into_iter().map(|lack| error(lack.id, lack.evidence, lack.sql)).collect()
 }
 
 fn of_tables(tables: &[TableFacts], source: &SourceSettings) -> Vec<Finding> {
@@ -190,8 +180,7 @@ fn of_publication(
     source: &SourceSettings,
 ) -> Vec<Finding> {
     let name = quoted(&source.publication);
-    let carried: Vec<&TableFacts> =
-        tables.iter().filter(|table| table.logged && table.identity_usable).collect();
+    let carried: Vec<&TableFacts> = tables.iter().filter(|table| table.is_usable()).collect();
     let list = |tables: &[&TableFacts]| {
         let names: Vec<String> = tables.iter().map(|table| qualified(&table.schema, &table.table)).collect();
         names.join(", ")
@@ -206,7 +195,7 @@ fn of_publication(
         let who =
             if able { "the first start creates it" } else { "the role may not create it: its owner must" };
         let evidence = format!("there is no publication {}; {who}", source.publication);
-        let sql = format!("CREATE PUBLICATION {name} FOR TABLE {};", list(&carried));
+        let sql = create_publication(&source.publication, &carried);
         return vec![Finding::new("publication-missing", severity, evidence).mended_by(sql)];
     };
     let mut findings = Vec::new();
@@ -238,11 +227,16 @@ fn of_publication(
             format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"),
         ));
     }
-    if published.via_root {
+    let parted = tables.iter().find(|table| table.partitioned);
+    if let Some(table) = parted.filter(|_| !published.via_root) {
         findings.push(error(
-            "publication-via-root",
-            format!("the publication {} publishes partitions under their root's name", source.publication),
-            format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = false);"),
+            "publication-partitions",
+            format!(
+                "the publication {} publishes {} partition by partition, not as one table",
+                source.publication,
+                table.name()
+            ),
+            format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true);"),
         ));
     }
     for table in &published.tables {

@@ -80,3 +80,12 @@ pub async fn online(settings: &Settings) -> Result<Vec<Finding>> {
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(findings)
 }
+
+/// The SQL that lets the role of the settings do its work, and no more, for a superuser; empty where
+/// nothing is missing.
+///
+/// # Errors
+/// Where the database does not answer.
+pub async fn grants(settings: &Settings) -> Result<Vec<String>> {
+    database::grants(settings).await
+}

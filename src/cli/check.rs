@@ -39,6 +39,30 @@ pub(super) async fn run(path: &Path, json: bool) -> u8 {
     if bad { FOUND } else { GOOD }
 }
 
+/// Prints the SQL that lets the role do its work, to be piped to `psql` by whoever may.
+pub(super) async fn grants(path: &Path, json: bool) -> u8 {
+    let settings = match Settings::load(path, environment()) {
+        Ok(settings) => settings,
+        Err(mistakes) => {
+            super::complain(path, &mistakes);
+            return UNKNOWN;
+        }
+    };
+    let sql = match crate::check::grants(&settings).await {
+        Ok(sql) => sql,
+        Err(fault) => return give_up(json, &fault),
+    };
+    if json {
+        println!("{}", serde_json::json!({ "sql": sql }));
+    } else {
+        let (user, database) = (&settings.database.user, &settings.database.database);
+        let lacks = if sql.is_empty() { "lacks nothing" } else { "lacks, to be run there as a superuser" };
+        println!("-- what the role {user} of database {database} {lacks}");
+        sql.iter().for_each(|statement| println!("{statement}"));
+    }
+    if sql.is_empty() { GOOD } else { FOUND }
+}
+
 fn page(findings: &[Finding], colour: bool) -> String {
     let mut page = String::new();
     for finding in findings {

@@ -37,7 +37,11 @@ enum Command {
     /// Runs the daemon until SIGTERM or SIGINT.
     Run,
     /// Looks for what stands in the way: settings, server, privileges, tables. Changes nothing.
-    Check,
+    Check {
+        /// Prints the SQL that grants the database's role exactly what it lacks, and nothing else.
+        #[arg(long)]
+        grants: bool,
+    },
     /// Asks the running daemon how everything stands, worst first.
     Status,
 }
@@ -67,7 +71,8 @@ pub fn main() -> ExitCode {
     runtime.block_on(async {
         match cli.command {
             Command::Run => run(path, cli.json).await,
-            Command::Check => ExitCode::from(check::run(path, cli.json).await),
+            Command::Check { grants: true } => ExitCode::from(check::grants(path, cli.json).await),
+            Command::Check { grants: false } => ExitCode::from(check::run(path, cli.json).await),
             Command::Status => ExitCode::from(status::run(path, cli.json).await),
         }
     })

@@ -144,8 +144,8 @@ fn stream(role: &str, from: &str, stream: &str, entry: &StateEntry, now: Micros)
     let (message, remedy, attempt) = match &state {
         State::Starting | State::Running => (None, None, None),
         State::Standby { why, .. } => (Some(why.clone()), None, None),
-        State::Retrying { fault, code, attempt } => {
-            (Some(fault.clone()), Some(code.remedy().to_owned()), Some(*attempt))
+        State::Retrying { fault, remedy, attempt, .. } => {
+            (Some(fault.clone()), Some(remedy.clone()), Some(*attempt))
         }
         State::Halted { message, remedy, .. } => (Some(message.clone()), Some(remedy.clone()), None),
     };

@@ -50,12 +50,11 @@ pub type Locators = HashMap<Fingerprint, Locator>;
 pub enum Action<'a> {
     /// Rows of one table, treated alike.
     Rows(Rows<'a>),
-    /// Tables to empty, in one statement.
+    /// Tables to empty, in one statement. Sequences are each region's own: no change carries what they
+    /// count, and so none sets them back.
     Truncate {
         /// The tables.
         shapes: &'a [Arc<Shape>],
-        /// Whether their sequences start again.
-        restart_identity: bool,
     },
 }
 
@@ -140,9 +139,7 @@ pub fn plan<'a>(
 pub fn each<'a>(change: &'a Change, locator: &Locator) -> Result<Action<'a>, Unlocatable> {
     let lost = || Unlocatable { shape: change.shape().clone(), operation: change.operation() };
     let (new, located) = match change {
-        Change::Truncate { shapes, restart_identity, .. } => {
-            return Ok(Action::Truncate { shapes, restart_identity: *restart_identity });
-        }
+        Change::Truncate { shapes, .. } => return Ok(Action::Truncate { shapes }),
         Change::Insert { new, .. } => (Some(new), None),
         Change::Update { old, new, .. } => (Some(new), Some((old.as_ref(), Some(new)))),
         Change::Delete { old, .. } => (None, Some((Some(old), None))),

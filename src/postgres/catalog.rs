@@ -106,8 +106,10 @@ pub struct RolePrivileges {
     pub create_on_database: bool,
     /// Who owns the schema `landfall`, where it is there.
     pub schema_owner: Option<String>,
-    /// Whether the role may act as that owner, or create in the schema.
+    /// Whether the role may use that schema, and create in it.
     pub schema_usable: bool,
+    /// The database all this holds for.
+    pub database: String,
 }
 
 /// Asks what our role may do.
@@ -125,6 +127,7 @@ pub async fn role_privileges(client: &Client) -> Result<RolePrivileges> {
         create_on_database: row.get(5),
         schema_owner: row.get(6),
         schema_usable: row.get(7),
+        database: row.get(8),
     })
 }
 
@@ -139,16 +142,15 @@ const ROLE_PRIVILEGES: &str = "
            ARRAY(SELECT p.oid::regprocedure::text FROM pg_proc p
                   WHERE p.pronamespace = 'pg_catalog'::regnamespace
                     AND p.proname IN ('pg_replication_origin_create', 'pg_replication_origin_oid',
-                                      'pg_replication_origin_drop',
                                       'pg_replication_origin_session_setup',
-                                      'pg_replication_origin_session_reset',
                                       'pg_replication_origin_xact_setup')
                     AND NOT has_function_privilege(p.oid, 'EXECUTE')
                   ORDER BY 1),
            has_database_privilege(current_database(), 'CREATE'),
            (SELECT pg_get_userbyid(n.nspowner)::text FROM pg_namespace n WHERE n.nspname = 'landfall'),
-           coalesce((SELECT pg_has_role(n.nspowner, 'USAGE') OR has_schema_privilege(n.oid, 'CREATE')
-                       FROM pg_namespace n WHERE n.nspname = 'landfall'), false)
+           coalesce((SELECT has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE')
+                       FROM pg_namespace n WHERE n.nspname = 'landfall'), false),
+           current_database()::text
       FROM pg_roles r WHERE r.rolname = current_user";
 
 /// A table that could be carried.
@@ -160,6 +162,8 @@ pub struct TableFacts {
     pub table: String,
     /// Its owner.
     pub owner: String,
+    /// Whether its rows are spread over partitions.
+    pub partitioned: bool,
     /// Whether its changes are in the log at all: an unlogged table's are not.
     pub logged: bool,
     /// `relreplident`: d(efault), i(ndex), f(ull), n(othing).
@@ -179,16 +183,17 @@ pub async fn tables_in_scope(client: &Client, scope: &Scope) -> Result<Vec<Table
         schema: row.get(0),
         table: row.get(1),
         owner: row.get(2),
-        logged: row.get(3),
-        identity: sign(row, 4),
-        identity_usable: row.get(5),
+        partitioned: row.get(3),
+        logged: row.get(4),
+        identity: sign(row, 5),
+        identity_usable: row.get(6),
     });
     Ok(tables.filter(|table| scope.holds(&table.schema, &table.table)).collect())
 }
 
 const TABLES: &str = "
-    SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text, c.relpersistence = 'p',
-           c.relreplident::text,
+    SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text, c.relkind = 'p',
+           c.relpersistence = 'p', c.relreplident::text,
            CASE c.relreplident
                WHEN 'f' THEN true
                WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
@@ -201,6 +206,42 @@ const TABLES: &str = "
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence IN ('p', 'u')
        AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'landfall')
      ORDER BY 1, 2";
+
+/// The schemas, besides those of tables, whose types a link's tables use and the role may not.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn type_schemas_not_usable(client: &Client) -> Result<Vec<String>> {
+    let sql = "
+        SELECT DISTINCT tn.nspname::text
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+          JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
+         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence IN ('p', 'u')
+           AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'landfall')
+           AND tn.oid <> n.oid AND NOT has_schema_privilege(tn.oid, 'USAGE')
+         ORDER BY 1";
+    let rows = many(client, "list the types that cannot be used", sql, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The tables a link might write to and the role may not write: schema and name, in order.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn tables_not_writable(client: &Client) -> Result<Vec<(String, String)>> {
+    let sql = "
+        SELECT n.nspname::text, c.relname::text
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence IN ('p', 'u')
+           AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'landfall')
+           AND NOT (has_schema_privilege(n.oid, 'USAGE')
+                    AND (SELECT bool_and(has_table_privilege(c.oid, p))
+                           FROM unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) p))
+         ORDER BY 1, 2";
+    let rows = many(client, "list the tables that cannot be written", sql, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
 
 /// What a publication lets through.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 
 pub mod catalog;
 mod connect;
+pub mod grants;
+pub mod own;
 pub mod pgoutput;
 
 pub use connect::{Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, wire_fault};

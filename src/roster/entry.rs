@@ -39,6 +39,8 @@ pub enum State {
         fault: String,
         /// Its code.
         code: Code,
+        /// What a person does about it, should it not heal.
+        remedy: String,
         /// The attempt that failed, counted from 1.
         attempt: u32,
     },
@@ -59,7 +61,8 @@ impl State {
 
     /// The state after a fault that may heal.
     pub fn retrying(fault: &Fault, attempt: u32) -> Self {
-        Self::Retrying { fault: fault.message(), code: fault.code(), attempt }
+        let remedy = fault.remedy().to_owned();
+        Self::Retrying { fault: fault.message(), code: fault.code(), remedy, attempt }
     }
 
     /// The state after a fault that only a person mends.
@@ -115,8 +118,8 @@ impl StateEntry {
             State::Starting => tracing::info!(road, "starting"),
             State::Running => tracing::info!(road, "running"),
             State::Standby { why, .. } => tracing::info!(road, why, "standing by"),
-            State::Retrying { fault, code, attempt } => {
-                tracing::warn!(road, %code, attempt, next = code.remedy(), "{fault}");
+            State::Retrying { fault, code, remedy, attempt } => {
+                tracing::warn!(road, %code, attempt, next = remedy, "{fault}");
             }
             State::Halted { code, message, remedy } => {
                 tracing::error!(road, %code, next = remedy, "halted: {message}");

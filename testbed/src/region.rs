@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::daemon::{self, Daemon};
 use crate::{Kafka, Postgres, ports};
@@ -19,12 +19,15 @@ use crate::{Kafka, Postgres, ports};
 /// The database that the daemon of a region replicates.
 pub const DATABASE: &str = "shop";
 
+/// The role its daemon works as. It may log in; whatever else it may do was granted by [`Region::grant`].
+pub const ROLE: &str = "landfall";
+
 /// A region's servers.
 #[derive(Debug)]
 pub struct Region {
     /// Its name, as in `region = "…"`.
     pub name: String,
-    /// Its database server, with an empty database [`DATABASE`].
+    /// Its database server, with an empty database [`DATABASE`] and the role [`ROLE`].
     pub postgres: Postgres,
     /// Its Kafka.
     pub kafka: Kafka,
@@ -48,10 +51,11 @@ impl Region {
     ) -> Result<Region> {
         let (postgres, kafka) = tokio::try_join!(postgres, kafka)?;
         postgres.create_database(DATABASE).await?;
+        postgres.execute(DATABASE, &format!("create role {ROLE} login")).await?;
         Ok(Region { name: name.to_owned(), postgres, kafka, http: ports::loopback(ports::free()?) })
     }
 
-    /// The URL of its database.
+    /// The URL of its database, for the superuser.
     pub fn url(&self) -> String {
         self.postgres.url(DATABASE)
     }
@@ -70,7 +74,7 @@ impl Region {
     pub fn config(&self) -> Config<'_> {
         Config {
             region: self,
-            database_url: self.url(),
+            database_url: self.postgres.url_as(ROLE, DATABASE),
             source: None,
             links: Vec::new(),
             extra: String::new(),
@@ -80,6 +84,31 @@ impl Region {
     /// A daemon of this region, listening where it should.
     pub fn daemon(&self, binary: impl AsRef<Path>, config: &str) -> daemon::Builder {
         Daemon::builder(binary, &self.name, config).http(self.http)
+    }
+
+    /// Starts a daemon of this region, its role granted what it lacks for the tables there are.
+    pub async fn start_daemon(&self, binary: impl AsRef<Path>, config: &str) -> Result<Daemon> {
+        let mut daemon = self.daemon(binary, config).stopped()?;
+        self.grant(&daemon).await?;
+        daemon.start_again()?;
+        Ok(daemon)
+    }
+
+    /// Runs as the superuser what `landfall check --grants` prints for the daemon, and requires that
+    /// nothing is missing then. Again after tables were made.
+    pub async fn grant(&self, daemon: &Daemon) -> Result<()> {
+        let lacks = daemon.command(&["check", "--grants"]).await?;
+        let sql = String::from_utf8_lossy(&lacks.stdout).into_owned();
+        ensure!(
+            matches!(lacks.status.code(), Some(0 | 1)),
+            "check --grants ended with {}: {}",
+            lacks.status,
+            String::from_utf8_lossy(&lacks.stderr)
+        );
+        self.execute(&sql).await?;
+        let left = daemon.command(&["check", "--grants"]).await?;
+        ensure!(left.status.success(), "after {sql}: {}", String::from_utf8_lossy(&left.stdout));
+        Ok(())
     }
 }
 

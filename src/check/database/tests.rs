@@ -40,6 +40,7 @@ fn role() -> RolePrivileges {
         create_on_database: true,
         schema_owner: None,
         schema_usable: false,
+        database: "shop".into(),
     }
 }
 
@@ -48,6 +49,7 @@ fn table(name: &str) -> TableFacts {
         schema: "public".into(),
         table: name.into(),
         owner: "shop".into(),
+        partitioned: false,
         logged: true,
         identity: 'd',
         identity_usable: true,
@@ -104,37 +106,11 @@ fn a_server_is_judged_by_what_it_is_for() {
 }
 
 #[test]
-fn a_role_is_granted_exactly_what_it_lacks() {
-    for (change, expected) in [
-        (&(|_: &mut RolePrivileges| ()) as &dyn Fn(&mut RolePrivileges), None),
-        (
-            &|it| it.replication = false,
-            Some("ALTER ROLE \"lf\" REPLICATION;  -- on Amazon RDS: GRANT rds_replication TO \"lf\";"),
-        ),
-        (
-            &|it| it.set_replication_role = false,
-            Some("GRANT SET ON PARAMETER session_replication_role TO \"lf\";"),
-        ),
-        (
-            &|it| it.origin_functions_missing = vec!["pg_replication_origin_oid(text)".into()],
-            Some("GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_oid(text) TO \"lf\";"),
-        ),
-        (&|it| it.create_on_database = false, Some("CREATE SCHEMA landfall AUTHORIZATION \"lf\";")),
-        (&|it| it.schema_owner = Some("dba".into()), Some("ALTER SCHEMA landfall OWNER TO \"lf\";")),
-    ] {
-        let mut role = role();
-        change(&mut role);
-        let found = of_role(&role, &server(), &both());
-        let sql: Option<&str> = found.first().and_then(|finding| finding.mend.as_deref());
-        assert_eq!((sql, found.len()), (expected, usize::from(expected.is_some())), "{role:?}");
-    }
-}
-
-#[test]
 fn only_what_a_link_needs_is_asked_of_a_link() {
     let link = settings("[[link]]\nfrom = \"b\"\nbrokers = [\"k:1\"]");
     let poor = RolePrivileges { replication: false, ..role() };
-    assert!(of_role(&poor, &server(), &link).is_empty());
+    assert!(of_role(&poor, duties(&link)).is_empty());
+    assert_eq!(of_role(&poor, duties(&both()))[0].id, "role-replication");
     let replica = ServerFacts { wal_level: "replica".into(), ..server() };
     assert!(of_server(&replica, &link).is_empty());
 }
@@ -163,7 +139,7 @@ fn a_publication_lets_everything_in_scope_through() {
             .map(|finding| (finding.id, finding.severity, finding.mend.unwrap()))
             .collect::<Vec<_>>()
     };
-    let create = "CREATE PUBLICATION \"landfall\" FOR TABLE \"public\".\"a\", \"public\".\"b\";".to_owned();
+    let create = "CREATE PUBLICATION \"landfall\" FOR TABLE \"public\".\"a\", \"public\".\"b\" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);".to_owned();
     assert_eq!(ids(None, &role()), [("publication-missing", Severity::Error, create.clone())]);
     let owner = RolePrivileges { role: "shop".into(), ..role() };
     assert_eq!(ids(None, &owner), [("publication-missing", Severity::Note, create)]);
@@ -174,14 +150,16 @@ fn a_publication_lets_everything_in_scope_through() {
     assert_eq!(breaks[0].0, "publication-breaks-updates");
     let mut narrow = published(&["a", "b"]);
     narrow.operations_missing = vec!["truncate"];
-    narrow.via_root = true;
     narrow.tables[0].row_filter = Some("(id > 3)".into());
     narrow.tables[1].columns_left_out = vec!["v".into()];
     let narrow: Vec<_> = ids(Some(&narrow), &role()).into_iter().map(|(id, ..)| id).collect();
-    assert_eq!(
-        narrow,
-        ["publication-operations", "publication-via-root", "publication-row-filter", "publication-columns"]
-    );
+    assert_eq!(narrow, ["publication-operations", "publication-row-filter", "publication-columns"]);
+    let parted = [TableFacts { partitioned: true, ..table("a") }];
+    for (via_root, expected) in [(true, &[][..]), (false, &["publication-partitions"])] {
+        let published = PublicationFacts { via_root, ..published(&["a"]) };
+        let found = of_publication(Some(&published), &parted, &role(), &source);
+        assert_eq!(found.iter().map(|finding| finding.id).collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]

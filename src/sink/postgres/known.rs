@@ -72,9 +72,9 @@ impl Known {
     async fn make_action_ready<'a>(&mut self, client: &Client, action: Action<'a>) -> Attempt<Ready<'a>> {
         let rows = match action {
             Action::Rows(rows) => rows,
-            Action::Truncate { shapes, restart_identity } => {
+            Action::Truncate { shapes } => {
                 let tables = shapes.iter().map(|shape| &self.tables[&shape.fingerprint()]);
-                return Ok(Ready::Truncate(statement::truncate_text(tables, restart_identity)));
+                return Ok(Ready::Truncate(statement::truncate_text(tables)));
             }
         };
         let fingerprint = rows.shape.fingerprint();

@@ -20,9 +20,13 @@ use super::{PostgresSinkConfig, wire::Timestamp};
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
-    names::{self, SCHEMA, literal, quoted},
+    names::{self, literal},
     position::{ApplyEpoch, Incarnation, Offset, Sequence, WriterEpoch},
-    postgres::{Connection, connect, fault_of},
+    postgres::{
+        Connection, connect, fault_of,
+        grants::{self, Duties},
+        own,
+    },
     progress::{Cursor, Heartbeat, Progress},
     stamp::Micros,
 };
@@ -33,8 +37,6 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// How long the end of a backend is waited for. It ends between two rows; a longer wait means its
 /// host hangs.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// The advisory lock (of one transaction) under which our own tables are made: "LANDFALL" in ASCII.
-const SCHEMA_LOCK: i64 = 0x4c41_4e44_4641_4c4c;
 /// The one lane there is under `ordering = "transaction"`.
 pub(super) const LANE: u16 = 0;
 
@@ -76,8 +78,8 @@ async fn take_hold(
         .await
         .map_err(sql("ask for our backend"))?;
     let backend = Backend { pid: ours.get(0), start: ours.get(1) };
-    check_privileges(&connection).await?;
-    create_tables(&connection).await?;
+    grants::require(&connection, Duties { source: false, sink: true }).await?;
+    own::make(&connection, &["progress", "shape"], TABLES).await?;
     if let Some(former) = former {
         end(&connection, former).await?;
     }
@@ -111,104 +113,33 @@ fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)
 }
 
-/// Asks for everything at once, so that the owner is asked once.
-async fn check_privileges(client: &Connection) -> Result<()> {
-    let functions = [
-        "pg_replication_origin_create(text)",
-        "pg_replication_origin_oid(text)",
-        "pg_replication_origin_session_setup(text)",
-        "pg_replication_origin_xact_setup(pg_lsn, timestamptz)",
-    ];
-    let row = client
-        .query_one(
-            "SELECT current_user::text, current_database()::text,
-                    has_parameter_privilege('session_replication_role', 'SET'),
-                    ARRAY(SELECT f FROM unnest($1::text[]) f
-                           WHERE NOT has_function_privilege('pg_catalog.' || f, 'EXECUTE')),
-                    to_regnamespace($2) IS NOT NULL,
-                    CASE WHEN to_regnamespace($2) IS NULL
-                         THEN has_database_privilege(current_database(), 'CREATE')
-                         ELSE has_schema_privilege($2, 'USAGE')
-                              AND (has_schema_privilege($2, 'CREATE')
-                                   OR (to_regclass('landfall.progress') IS NOT NULL
-                                       AND to_regclass('landfall.shape') IS NOT NULL)) END",
-            &[&functions.as_slice(), &SCHEMA],
-        )
-        .await
-        .map_err(sql("ask for our privileges"))?;
-    let role = quoted(row.get(0));
-    let mut grants = Vec::new();
-    if !row.get::<_, bool>(2) {
-        grants.push(format!("GRANT SET ON PARAMETER session_replication_role TO {role}"));
-    }
-    for function in row.get::<_, Vec<String>>(3) {
-        grants.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role}"));
-    }
-    match (row.get::<_, bool>(4), row.get::<_, bool>(5)) {
-        (false, false) => grants.push(format!("CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}")),
-        (true, false) => grants.push(format!("GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {role}")),
-        _ => {}
-    }
-    if grants.is_empty() {
-        return Ok(());
-    }
-    let (user, database): (&str, &str) = (row.get(0), row.get(1));
-    let message = format!("role {user} lacks privileges to apply changes to database {database}");
-    Err(Fault::new(Code::PrivilegeMissing, message).remedied_by(format!(
-        "run there as a superuser: {}; it is tried again without a restart",
-        grants.join("; ")
-    )))
-}
-
-async fn create_tables(client: &Connection) -> Result<()> {
-    let there = "SELECT to_regclass('landfall.progress') IS NOT NULL
-                    AND to_regclass('landfall.shape') IS NOT NULL";
-    let row = client.query_one(there, &[]).await.map_err(sql("look for our own tables"))?;
-    if row.get(0) {
-        return Ok(());
-    }
-    // `IF NOT EXISTS` asks for the right to create a schema even where it exists.
-    let row = client
-        .query_one("SELECT to_regnamespace($1) IS NULL", &[&SCHEMA])
-        .await
-        .map_err(sql("look for our own schema"))?;
-    let schema = if row.get(0) { "CREATE SCHEMA IF NOT EXISTS landfall;" } else { "" };
-    client
-        .batch_execute(&format!(
-            "BEGIN;
-             SELECT pg_advisory_xact_lock({SCHEMA_LOCK});
-             {schema}
-             CREATE TABLE IF NOT EXISTS landfall.progress (
-                 link text NOT NULL,
-                 stream text NOT NULL,
-                 lane int4 NOT NULL,
-                 apply_epoch int8 NOT NULL DEFAULT 0,
-                 session_pid int4,
-                 session_start timestamptz,
-                 incarnation text,
-                 sequence int8 NOT NULL DEFAULT 0,
-                 writer_epoch int8 NOT NULL DEFAULT 0,
-                 position jsonb,
-                 kafka_offset int8 NOT NULL DEFAULT 0,
-                 heartbeat_sent timestamptz,
-                 heartbeat_arrived timestamptz,
-                 grouped_through int8 NOT NULL DEFAULT 0,
-                 PRIMARY KEY (link, stream, lane)
-             ) WITH (fillfactor = 10);
-             CREATE TABLE IF NOT EXISTS landfall.shape (
-                 link text NOT NULL,
-                 stream text NOT NULL,
-                 fingerprint text NOT NULL,
-                 body jsonb NOT NULL,
-                 PRIMARY KEY (link, stream, fingerprint)
-             );
-             COMMENT ON TABLE landfall.progress IS
-                 'Where each Landfall link stands in its stream. Committed together with its rows.';
-             COMMIT"
-        ))
-        .await
-        .map_err(sql("create our own tables"))
-}
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS landfall.progress (
+        link text NOT NULL,
+        stream text NOT NULL,
+        lane int4 NOT NULL,
+        apply_epoch int8 NOT NULL DEFAULT 0,
+        session_pid int4,
+        session_start timestamptz,
+        incarnation text,
+        sequence int8 NOT NULL DEFAULT 0,
+        writer_epoch int8 NOT NULL DEFAULT 0,
+        position jsonb,
+        kafka_offset int8 NOT NULL DEFAULT 0,
+        heartbeat_sent timestamptz,
+        heartbeat_arrived timestamptz,
+        grouped_through int8 NOT NULL DEFAULT 0,
+        PRIMARY KEY (link, stream, lane)
+    ) WITH (fillfactor = 10);
+    COMMENT ON TABLE landfall.progress IS
+        'Where each Landfall link stands in its stream. Committed together with its rows.';
+    CREATE TABLE IF NOT EXISTS landfall.shape (
+        link text NOT NULL,
+        stream text NOT NULL,
+        fingerprint text NOT NULL,
+        body jsonb NOT NULL,
+        PRIMARY KEY (link, stream, fingerprint)
+    )";
 
 /// Judges who holds the target, and takes its place: one winner, by the row's lock.
 async fn raise_epoch(

@@ -99,10 +99,9 @@ fn text_of_one(table: &Table, rows: &Rows<'_>, set_names: &[String]) -> String {
 }
 
 /// The text of a TRUNCATE of all `tables` in one statement.
-pub(super) fn truncate_text<'a>(tables: impl Iterator<Item = &'a Table>, restart_identity: bool) -> String {
+pub(super) fn truncate_text<'a>(tables: impl Iterator<Item = &'a Table>) -> String {
     let names: Vec<String> = tables.map(|table| format!("{}{}", table.only, table.name)).collect();
-    let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
-    format!("TRUNCATE {}{identity}", names.join(", "))
+    format!("TRUNCATE {}", names.join(", "))
 }
 
 /// One column of an action's rows, as an array parameter in text format. Written straight into the

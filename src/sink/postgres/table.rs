@@ -10,7 +10,10 @@ use crate::{
     fault::{Code, Fault, Result},
     names::{qualified, quoted},
     plan::Locator,
-    postgres::fault_of,
+    postgres::{
+        fault_of,
+        grants::{use_schemas, write_tables},
+    },
 };
 
 /// What is known of a table at the target, in the terms of one shape.
@@ -95,9 +98,14 @@ impl Table {
 
 const TABLE: &str = "
     SELECT c.oid, c.relkind::text, row_security_active(c.oid),
-           has_schema_privilege(n.oid, 'USAGE'),
-           has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-           AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'),
+           has_schema_privilege(n.oid, 'USAGE')
+           AND (SELECT bool_and(has_table_privilege(c.oid, p))
+                  FROM unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) p),
+           ARRAY(SELECT DISTINCT tn.nspname::text
+                   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                   JOIN pg_namespace tn ON tn.oid = t.typnamespace
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                    AND NOT has_schema_privilege(tn.oid, 'USAGE')),
            current_user::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
@@ -169,17 +177,17 @@ pub(super) async fn inspect(client: &Client, shape: &Shape) -> Result<Table> {
             )));
     };
     let (oid, kind): (u32, String) = (row.get(0), row.get(1));
-    let role = quoted(row.get(5));
-    if !row.get::<_, bool>(3) || !row.get::<_, bool>(4) {
-        return Err(Fault::new(Code::PrivilegeMissing, format!("write to table {shape}")).remedied_by(
-            format!(
-                "run at the target as the owner: GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT, INSERT, \
-                 UPDATE, DELETE, TRUNCATE ON {name} TO {role}",
-                quoted(&shape.schema)
-            ),
-        ));
+    let schemas: Vec<String> = row.get(4);
+    if !row.get::<_, bool>(3) || !schemas.is_empty() {
+        let mut grants = write_tables(row.get(5), &[(shape.schema.to_string(), shape.table.to_string())]);
+        if !schemas.is_empty() {
+            grants = format!("{grants} {}", use_schemas(row.get(5), &schemas));
+        }
+        return Err(Fault::new(Code::PrivilegeMissing, format!("write to table {shape}"))
+            .remedied_by(format!("run at the target as the owner: {}", grants.replace('\n', " "))));
     }
     if row.get(2) {
+        let role = quoted(row.get(5));
         return Err(Fault::new(
             Code::PrivilegeMissing,
             format!("row security at the target hides rows of {shape} from us"),

@@ -8,6 +8,7 @@ use crate::{
         Connection,
         catalog::{self, PublicationFacts, TableFacts},
         fault_of,
+        grants::create_publication,
     },
 };
 
@@ -39,6 +40,15 @@ pub(super) async fn check(
             format!("publication `{name}` does not publish {}", publication.operations_missing.join(", "));
         let mend =
             format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');", quoted(name));
+        return refuse(message, mend);
+    }
+    let parted = in_scope.iter().find(|table| table.partitioned);
+    if let Some(table) = parted.filter(|_| !publication.via_root) {
+        let message = format!(
+            "publication `{name}` publishes {} partition by partition, not as one table",
+            table.name()
+        );
+        let mend = format!("ALTER PUBLICATION {} SET (publish_via_partition_root = true);", quoted(name));
         return refuse(message, mend);
     }
     let tables = published(&publication, config)?;
@@ -94,11 +104,7 @@ async fn create(
 ) -> Result<Published> {
     let name = &config.publication;
     let usable: Vec<_> = in_scope.iter().filter(|table| table.is_usable()).collect();
-    let list = usable.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
-    let sql = format!(
-        "CREATE PUBLICATION {} FOR TABLE {list} WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);",
-        quoted(name)
-    );
+    let sql = create_publication(name, &usable);
     if live {
         let message = format!("publication `{name}` was dropped, but stream `{}` reads it", config.stream);
         return refuse(message, sql);

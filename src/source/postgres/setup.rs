@@ -8,9 +8,12 @@ use crate::{
     envelope::body::Server,
     fault::{Code, Fault, Result},
     lsn::Lsn,
-    names::{SCHEMA, quoted},
     position::{Incarnation, Position, PostgresPosition},
-    postgres::{Connection, catalog, connect, fault_of},
+    postgres::{
+        Connection, catalog, connect, fault_of,
+        grants::{self, Duties},
+        own,
+    },
     source::Opened,
     stamp::Micros,
 };
@@ -39,7 +42,8 @@ struct StreamRow {
 pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, PostgresKeeper)> {
     let connection = connect(&config.address, &format!("landfall source {}", config.stream)).await?;
     let server = server(&connection).await?;
-    own_schema(&connection, config).await?;
+    grants::require(&connection, Duties { source: true, sink: false }).await?;
+    own::make(&connection, &["stream"], STREAM_TABLE).await?;
     let known = stream_row(&connection, &config.stream).await?;
     let stream = match known {
         Some(stream) if stream.live => {
@@ -104,24 +108,6 @@ fn refuse_other_server(stream: &StreamRow, server: &Server, config: &PostgresSou
     Err(Fault::new(Code::ServerChanged, message))
 }
 
-async fn own_schema(connection: &Connection, config: &PostgresSourceConfig) -> Result<()> {
-    // Asked first: `create … if not exists` demands the privilege even where there is nothing to do.
-    let there =
-        query(connection, "select to_regclass('landfall.stream') is not null", "look for our schema").await?;
-    if there.get(0) {
-        return Ok(());
-    }
-    let create = format!("create schema if not exists {SCHEMA}; {STREAM_TABLE}");
-    connection.batch_execute(&create).await.map_err(|error| {
-        let fault = fault_of(&error).at(format_args!("create schema {SCHEMA}"));
-        if fault.code() != Code::PrivilegeMissing {
-            return fault;
-        }
-        let (role, database) = (quoted(&config.address.user), quoted(&config.address.database));
-        fault.remedied_by(format!("in {database}: CREATE SCHEMA {SCHEMA} AUTHORIZATION {role};"))
-    })
-}
-
 async fn stream_row(connection: &Connection, stream: &str) -> Result<Option<StreamRow>> {
     let sql =
         "select incarnation, live, system, consistent::text, scope from landfall.stream where stream = $1";
@@ -176,10 +162,6 @@ async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &
         .await
         .map_err(|error| fault_of(&error).at("write landfall.stream"))?;
     parse_stream(&row)
-}
-
-async fn query(connection: &Connection, sql: &str, doing: &str) -> Result<Row> {
-    connection.query_one(sql, &[]).await.map_err(|error| fault_of(&error).at(doing))
 }
 
 fn lsn(text: &str) -> Result<Lsn> {

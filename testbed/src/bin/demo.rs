@@ -131,8 +131,8 @@ impl Demo {
             "empty tables made on both sides; pgbench_history is given a key, so that its rows can be told apart",
         );
 
-        let us = regions.us.daemon(binary, &regions.us_sends()).start()?;
-        let eu = regions.eu.daemon(binary, &regions.eu_receives()).start()?;
+        let us = regions.us.start_daemon(binary, &regions.us_sends()).await?;
+        let eu = regions.eu.start_daemon(binary, &regions.eu_receives()).await?;
         let mut demo = Demo { began, regions, us, eu, plan, pgbench };
         demo.us.wait_ready(CATCH_UP).await?;
         demo.eu.wait_ready(CATCH_UP).await?;
