@@ -8,8 +8,8 @@
 //!                                  pgoutput-15.bin, -18.bin ──decode──▶ text ═══ pgoutput.txt   needs none
 //! ```
 //!
-//! `LANDFALL_RECORD=1` writes the files anew instead of comparing; what changed in the text is then for a
-//! person to read.
+//! `LANDFALL_RECORD=1` writes the files anew instead of comparing, and the fuzzers' seeds with them; what
+//! changed in the text is then for a person to read.
 
 #[path = "golden/render.rs"]
 mod render;
@@ -17,6 +17,8 @@ mod render;
 mod rewrite;
 #[path = "golden/script.rs"]
 mod script;
+#[path = "golden/seeds.rs"]
+mod seeds;
 
 use std::{fs, path::Path, str::FromStr};
 
@@ -136,6 +138,9 @@ async fn real_servers_are_understood() {
             fs::write(format!("tests/golden/pgoutput-{major}.bin"), packed(&messages)).unwrap();
         }
     }
+    if recording() {
+        write_seeds();
+    }
 }
 
 #[test]
@@ -173,5 +178,36 @@ fn the_script_brings_every_kind_of_message() {
         kinds.sort_unstable();
         kinds.dedup();
         assert_eq!(String::from_utf8(kinds).unwrap(), "BCDIMORTUY", "Postgres {major}");
+    }
+}
+
+/// What the fuzz targets begin with, by directory.
+fn seeds() -> [(&'static str, seeds::Seeds); 2] {
+    let messages: Vec<Bytes> = recorded(18).into_iter().filter(is_ours).collect();
+    [("fuzz/seeds/pgoutput", seeds::pgoutput(&messages)), ("fuzz/seeds/envelope", seeds::envelope())]
+}
+
+fn write_seeds() {
+    for (dir, seeds) in seeds() {
+        let _ = fs::remove_dir_all(dir);
+        fs::create_dir_all(dir).unwrap();
+        for (name, content) in seeds {
+            fs::write(Path::new(dir).join(name), content).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_fuzzers_begin_with_what_is_sent_and_written() {
+    if recording() {
+        return;
+    }
+    for (dir, expected) in seeds() {
+        let found = fs::read_dir(dir).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())
+        });
+        let found: seeds::Seeds = found.collect();
+        assert!(found == expected, "{dir} holds other seeds (LANDFALL_RECORD=1 writes them anew)");
     }
 }
