@@ -1,6 +1,6 @@
 # What can be done here. Each target brings along what it needs (scripts/setup says what it installs).
 
-.PHONY: setup build test demo chaos
+.PHONY: setup build test demo chaos fuzz bench bench-quick
 
 # Where cargo puts what it builds.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -28,3 +28,19 @@ chaos: setup
 	LANDFALL_KILLS=300 cargo test --release --locked --test kills -- --nocapture --test-threads 1
 	LANDFALL_MEMORY_ROWS=2000000 LANDFALL_MEMORY_TRANSACTIONS=5000000 LANDFALL_IDLE_MIB=1024 \
 		cargo test --release --locked --test memory --test truth -- --nocapture --test-threads 1
+
+# What reads bytes from outside, a minute for each target; the seed is printed, scripts/fuzz 60 SEED repeats it.
+fuzz: setup
+	scripts/fuzz 60
+
+# Landfall and what users have today, in turn on this machine, over the same rows: some hours. Writes
+# docs/benchmarks.
+bench: setup
+	scripts/setup-rivals
+	cargo build --release --locked -p landfall -p testbed --bin landfall --bin bench
+	$(TARGET)/release/bench $(TARGET)/release/landfall
+
+# Three workloads and the latency, a round each: a few minutes, ratios on the terminal only.
+bench-quick: setup
+	cargo build --release --locked -p landfall -p testbed --bin landfall --bin bench
+	$(TARGET)/release/bench $(TARGET)/release/landfall --quick

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     change::{Cell, Change, Fingerprint, Row, Shape},
-    envelope::body,
+    envelope::{body, encode::Form},
     position::Position,
 };
 
@@ -95,13 +95,13 @@ pub fn change(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
     let shape = shape_of(block.shape, shapes)?;
     let row = |why: String| Unreadable::Row { table: shape.to_string(), why };
     let missing = |what: &str| row(format!("operation `{}` without `{what}`", envelope.op));
-    let read = |raw: Option<&RawValue>, what| {
-        raw.map(|raw| cells(raw, value, &shape).map_err(|error| row(format!("`{what}`: {error}"))))
+    let read = |raw: Option<&RawValue>, encrypted: &HashMap<String, String>, what| {
+        raw.map(|raw| cells(raw, value, &shape, encrypted).map_err(|error| row(format!("`{what}`: {error}"))))
             .transpose()
     };
     // What an old image lacks was not logged: it stays as it is.
-    let old = read(envelope.before, "before")?.map(|cells| Row(cells.into()));
-    let new = match read(envelope.after, "after")? {
+    let old = read(envelope.before, &HashMap::new(), "before")?.map(|cells| Row(cells.into()));
+    let new = match read(envelope.after, &block.encrypted, "after")? {
         Some(new) => {
             Some(complete(new, &shape, &block.unchanged, &block.withheld, block.encrypted).map_err(row)?)
         }
@@ -151,15 +151,21 @@ fn shape_of(name: &str, shapes: &Shapes) -> Result<Arc<Shape>, Unreadable> {
 }
 
 /// The cells an object shows, the rest [`Cell::Unchanged`].
-fn cells(raw: &RawValue, value: &Bytes, shape: &Shape) -> Result<Vec<Cell>, serde_json::Error> {
+fn cells(
+    raw: &RawValue,
+    value: &Bytes,
+    shape: &Shape,
+    encrypted: &HashMap<String, String>,
+) -> Result<Vec<Cell>, serde_json::Error> {
     let mut json = serde_json::Deserializer::from_str(raw.get());
-    let row = json.deserialize_map(RowVisitor { value, shape })?;
+    let row = json.deserialize_map(RowVisitor { value, shape, encrypted })?;
     json.end().map(|()| row)
 }
 
 struct RowVisitor<'v> {
     value: &'v Bytes,
     shape: &'v Shape,
+    encrypted: &'v HashMap<String, String>,
 }
 
 impl<'de> Visitor<'de> for RowVisitor<'_> {
@@ -181,7 +187,11 @@ impl<'de> Visitor<'de> for RowVisitor<'_> {
                 return Err(serde::de::Error::custom(format_args!("no column `{}` in the shape", name.0)));
             };
             let raw = map.next_value::<&'de RawValue>()?;
-            cells[at] = cell(raw.get(), self.value).map_err(serde::de::Error::custom)?;
+            // What is encrypted is text, whatever it was before.
+            let form =
+                if self.encrypted.contains_key(&*name.0) { Form::Text } else { Form::of(&columns[at]) };
+            cells[at] = cell(raw.get(), self.value, form)
+                .map_err(|why| serde::de::Error::custom(format_args!("column `{}` {why}", name.0)))?;
             expected = at + 1;
         }
         Ok(cells)
@@ -192,17 +202,25 @@ impl<'de> Visitor<'de> for RowVisitor<'_> {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn cell(raw: &str, value: &Bytes) -> Result<Cell, serde_json::Error> {
-    Ok(match raw.as_bytes() {
-        b"null" => Cell::Null,
-        b"true" => Cell::Value(Bytes::from_static(b"t")),
-        b"false" => Cell::Value(Bytes::from_static(b"f")),
-        [b'"', inner @ .., b'"'] if memchr::memchr(b'\\', inner).is_none() => {
+/// A value in the one form its column has; in another one somebody else wrote it.
+fn cell(raw: &str, value: &Bytes, form: Form) -> Result<Cell, String> {
+    Ok(match (form, raw.as_bytes()) {
+        (_, b"null") => Cell::Null,
+        (Form::Bool, b"true") => Cell::Value(Bytes::from_static(b"t")),
+        (Form::Bool, b"false") => Cell::Value(Bytes::from_static(b"f")),
+        (Form::Number, digits @ [b'-' | b'0'..=b'9', ..]) if !digits.iter().any(|b| b".eE".contains(b)) => {
+            Cell::Value(value.slice_ref(digits))
+        }
+        (Form::Text, [b'"', inner @ .., b'"']) if memchr::memchr(b'\\', inner).is_none() => {
             Cell::Value(value.slice_ref(inner))
         }
-        [b'"', ..] => Cell::Value(Bytes::from(serde_json::from_str::<String>(raw)?)),
-        [b'-' | b'0'..=b'9', ..] => Cell::Value(value.slice_ref(raw.as_bytes())),
-        _ => return Err(serde::de::Error::custom("a column holds an object or a list")),
+        (Form::Text, [b'"', ..]) => {
+            let text: String = serde_json::from_str(raw).map_err(|error| error.to_string())?;
+            Cell::Value(Bytes::from(text))
+        }
+        (Form::Bool, _) => return Err("holds no boolean".into()),
+        (Form::Number, _) => return Err("holds no whole number".into()),
+        (Form::Text, _) => return Err("holds no text".into()),
     })
 }
 

@@ -74,7 +74,7 @@ struct ColumnText {
 
 /// How a value stands in JSON.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub(super) enum Form {
     Number,
     Bool,
     Text,
@@ -216,7 +216,7 @@ impl TableText {
 }
 
 impl Form {
-    fn of(column: &Column) -> Self {
+    pub(super) fn of(column: &Column) -> Self {
         match (&*column.type_schema, &*column.type_name) {
             ("pg_catalog", "int2" | "int4") => Self::Number,
             ("pg_catalog", "bool") => Self::Bool,

@@ -95,7 +95,10 @@ fn every_kind_of_change_and_cell_survives() {
         Change::Delete { shape: shape(), old: key },
         Change::Truncate { shapes: vec![shape()], cascade: true, restart_identity: false },
     ];
-    for change in table {
+    let encrypted = |text: &str| Cell::Encrypted { key_id: "k1".into(), text: text.to_owned().into() };
+    let cells = [value("1"), encrypted("one"), encrypted("two"), value(""), Cell::Null];
+    let all_forms = Change::Insert { shape: shape(), new: Row(cells.into()) };
+    for change in table.into_iter().chain([all_forms]) {
         for end in [None, Some(position(99))] {
             let (_, decoded) = round_trip(&change, end.as_ref());
             assert_eq!(decoded.change, change);
@@ -146,6 +149,13 @@ fn a_row_that_is_not_all_there_is_refused() {
         ("\"text\":", "\"other\":"),
         ("\"op\":\"c\"", "\"op\":\"x\""),
         ("\"text\":\"x\"", "\"text\":[1]"),
+        // The fuzzer's: in a form that is another column's.
+        ("\"yes\":true", "\"yes\":\"t\""),
+        ("\"yes\":true", "\"yes\":1"),
+        ("\"n \\\"q\\\"\":2", "\"n \\\"q\\\"\":\"2\""),
+        ("\"n \\\"q\\\"\":2", "\"n \\\"q\\\"\":2e0"),
+        ("\"n \\\"q\\\"\":2", "\"n \\\"q\\\"\":true"),
+        ("\"id\":\"1\"", "\"id\":1"),
     ] {
         assert!(text.contains(from));
         let spoiled = Bytes::from(text.replace(from, to));

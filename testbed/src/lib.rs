@@ -23,6 +23,7 @@
 //! `scripts/setup` fetches the servers; [`home`] finds them.
 
 pub mod checksum;
+pub mod cpu;
 pub mod daemon;
 pub mod home;
 pub mod kafka;
