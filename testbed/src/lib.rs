@@ -25,6 +25,7 @@
 pub mod checksum;
 pub mod daemon;
 pub mod home;
+pub mod http;
 pub mod kafka;
 pub mod ledger;
 pub mod load;
