@@ -200,25 +200,12 @@ impl Daemon {
 
     /// The most memory it has held at once, in KiB.
     pub fn vm_hwm_kib(&self) -> Result<u64> {
-        self.memory("VmHWM:")
+        self.process.as_ref().context("it was not started")?.vm_hwm_kib()
     }
 
     /// The memory it holds now, in KiB.
     pub fn vm_rss_kib(&self) -> Result<u64> {
-        self.memory("VmRSS:")
-    }
-
-    fn memory(&self, field: &str) -> Result<u64> {
-        let pid = self.pid().context("it was not started")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .with_context(|| format!("read the memory of {}", self.spec.name))?;
-        status
-            .lines()
-            .find_map(|line| {
-                let value = line.strip_prefix(field)?;
-                value.trim().strip_suffix("kB")?.trim().parse().ok()
-            })
-            .with_context(|| format!("no {field} of {}", self.spec.name))
+        self.process.as_ref().context("it was not started")?.vm_rss_kib()
     }
 
     /// Asks its HTTP port; returns the status and the body.

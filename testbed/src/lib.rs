@@ -20,9 +20,11 @@
 //! - Files live in a scratch directory that is removed on drop; directories of
 //!   tests that were killed are swept by the next one.
 //!
-//! `scripts/setup` fetches the servers; [`home`] finds them.
+//! `scripts/setup` fetches the servers; [`home`] finds them. What Landfall is
+//! measured against, Debezium in [`connect`], is fetched by `scripts/setup-rivals`.
 
 pub mod checksum;
+pub mod connect;
 pub mod daemon;
 pub mod home;
 pub mod http;
@@ -37,6 +39,7 @@ pub mod region;
 pub mod wait;
 pub mod wan;
 
+pub use connect::Connect;
 pub use daemon::Daemon;
 pub use kafka::Kafka;
 pub use ledger::Ledger;
