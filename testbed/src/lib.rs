@@ -25,6 +25,7 @@
 
 pub mod checksum;
 pub mod connect;
+mod crc;
 pub mod daemon;
 pub mod home;
 pub mod http;
