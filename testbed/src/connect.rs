@@ -201,6 +201,12 @@ impl Connect {
         self.scratch.path()
     }
 
+    /// Everything it and its connectors have written so far.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.process.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         process::tail(self.process.log_path(), 60)

@@ -4,6 +4,8 @@
 //! stranger: Landfall's client must not be the witness of its own work. One
 //! request, one batch, no compression; nothing here is quick.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::{Context, Result, ensure};
 
 use super::{Admin, Api, Body};
@@ -55,22 +57,23 @@ impl Admin {
 }
 
 /// One batch, its offsets counted from 0 for the broker to move. All records
-/// bear the time 0: 1970.
+/// bear the present time: the broker would soon delete old ones.
 fn batch(records: &[Record]) -> Result<Vec<u8>> {
+    let now_ms = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
     let count = i32::try_from(records.len())?;
     // What the checksum covers.
     let mut tail = Body::new();
     tail.i16(0); // neither compressed nor part of a transaction
     tail.i32(count - 1); // the last offset
-    tail.i64(0); // the first time
-    tail.i64(0); // the last
+    tail.i64(now_ms); // the first time
+    tail.i64(now_ms); // the last
     tail.i64(-1); // no producer to tell repeats by,
     tail.i16(-1); // its epoch
     tail.i32(-1); // and first sequence number
     tail.i32(count);
     for (offset, record) in records.iter().enumerate() {
         let mut one = vec![0]; // attributes: there are none
-        varint(&mut one, 0); // time
+        varint(&mut one, 0); // how long after the first time
         varint(&mut one, i64::try_from(offset)?);
         bytes(&mut one, record.key.as_deref())?;
         bytes(&mut one, record.value.as_deref())?;
