@@ -9,6 +9,10 @@
 //! A worker is a JVM that is told over HTTP which connectors to run. What the
 //! two connectors are told is in [`debezium`]; any other plug-in's settings can
 //! be given as JSON. `scripts/setup-rivals` fetches all of it.
+//!
+//! HAZARD: the JDBC sink keeps an error to itself until it is next handed
+//! records, up to a minute later. Until then its state is running; look at the
+//! target, or at the log, for what was really written.
 
 pub mod debezium;
 
@@ -23,7 +27,7 @@ use tempfile::TempDir;
 use crate::process::{Process, Recipe};
 use crate::{Kafka, home, http, ports, process};
 
-/// Five seconds alone; a good deal more where compilers share the machine.
+/// Six seconds alone; a good deal more where compilers share the machine.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A worker's own patience with a connector's answer, for instance about a
