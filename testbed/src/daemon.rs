@@ -11,17 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::process::{Process, Recipe, Signal};
-use crate::{home, process};
-
-/// A daemon that has not answered by then will not.
-const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// 16 MiB: no page of a daemon comes near.
-const HTTP_LIMIT: u64 = 16 * 1024 * 1024;
+use crate::{home, http, process};
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -208,31 +200,18 @@ impl Daemon {
 
     /// The most memory it has held at once, in KiB.
     pub fn vm_hwm_kib(&self) -> Result<u64> {
-        self.memory("VmHWM:")
+        self.process.as_ref().context("it was not started")?.vm_hwm_kib()
     }
 
     /// The memory it holds now, in KiB.
     pub fn vm_rss_kib(&self) -> Result<u64> {
-        self.memory("VmRSS:")
-    }
-
-    fn memory(&self, field: &str) -> Result<u64> {
-        let pid = self.pid().context("it was not started")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .with_context(|| format!("read the memory of {}", self.spec.name))?;
-        status
-            .lines()
-            .find_map(|line| {
-                let value = line.strip_prefix(field)?;
-                value.trim().strip_suffix("kB")?.trim().parse().ok()
-            })
-            .with_context(|| format!("no {field} of {}", self.spec.name))
+        self.process.as_ref().context("it was not started")?.vm_rss_kib()
     }
 
     /// Asks its HTTP port; returns the status and the body.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
         let address = self.spec.http.context("no HTTP address was given")?;
-        http_get(address, path).await
+        http::get(address, path).await
     }
 
     /// Waits until `/health/ready` answers 200. The error holds the last
@@ -262,67 +241,6 @@ impl Daemon {
         let (status, page) = self.http_get("/metrics").await?;
         ensure!(status == 200, "/metrics answered {status}: {page}");
         metric_in(&page, wanted)
-    }
-}
-
-/// One GET over a connection of its own.
-pub async fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let exchange = async {
-        let mut stream =
-            TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(HTTP_LIMIT).read_to_end(&mut answer).await?;
-        parse_http(&answer)
-    };
-    tokio::time::timeout(HTTP_TIMEOUT, exchange)
-        .await
-        .with_context(|| format!("no answer from {address}{path} in {HTTP_TIMEOUT:?}"))?
-}
-
-fn parse_http(answer: &[u8]) -> Result<(u16, String)> {
-    let end = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .context("an answer without an end of its head")?;
-    let head = std::str::from_utf8(&answer[..end]).context("a head that is not text")?;
-    let body = &answer[end + 4..];
-    let status = head
-        .split_whitespace()
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .context("an answer without a status")?;
-    let header = |wanted: &str| {
-        head.lines().skip(1).find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case(wanted).then(|| value.trim())
-        })
-    };
-    let body = if header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
-        dechunk(body)?
-    } else {
-        if let Some(length) = header("content-length") {
-            let length: usize = length.parse().context("a length that is no number")?;
-            ensure!(body.len() == length, "{} of {length} bytes arrived", body.len());
-        }
-        body.to_vec()
-    };
-    Ok((status, String::from_utf8(body).context("a body that is not text")?))
-}
-
-fn dechunk(mut body: &[u8]) -> Result<Vec<u8>> {
-    let mut whole = Vec::new();
-    loop {
-        let end = body.windows(2).position(|window| window == b"\r\n").context("a chunk without a length")?;
-        let length = usize::from_str_radix(std::str::from_utf8(&body[..end])?.trim(), 16)
-            .context("a chunk's length that is no number")?;
-        if length == 0 {
-            return Ok(whole);
-        }
-        let chunk = body.get(end + 2..).and_then(|rest| rest.get(..length));
-        whole.extend(chunk.context("a chunk cut short")?);
-        body = body.get(end + 2 + length + 2..).context("a chunk cut short")?;
     }
 }
 
@@ -408,14 +326,5 @@ mod tests {
         assert_eq!(look("replication_conflicts_total"), Some(5.0));
         assert_eq!(look("replication_conflicts_total{kind=\"a\\\"b\"}"), Some(2.0));
         assert_eq!(look("replication"), None);
-    }
-
-    #[test]
-    fn an_answer_is_read_whole_or_refused() {
-        let plain = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}";
-        assert_eq!(parse_http(plain).unwrap(), (503, "{}".to_owned()));
-        assert!(parse_http(&plain[..plain.len() - 1]).is_err());
-        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
-        assert_eq!(parse_http(chunked).unwrap(), (200, "abc".to_owned()));
     }
 }

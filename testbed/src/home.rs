@@ -1,6 +1,7 @@
 //! Where the servers lie and where a test may write.
 //!
-//! `scripts/setup` fills the home; this module only reads it, except for the
+//! `scripts/setup` fills the home, and `scripts/setup-rivals` what Landfall is
+//! measured against; this module only reads it, except for the
 //! cache of initialised clusters that [`crate::postgres`] keeps there. Scratch
 //! directories carry the process id of the test in their name, so that those a
 //! killed test left behind can be told from those in use, and removed.
@@ -35,6 +36,30 @@ pub fn kafka_libs() -> Result<PathBuf> {
         bail!("no Apache Kafka in {}: run `scripts/setup`", libs.display());
     }
     Ok(libs)
+}
+
+/// Whether the rivals were ever fetched. Where they were and something is
+/// missing now, [`connect`] says so.
+pub fn has_rivals() -> bool {
+    dir().join("connect").is_dir()
+}
+
+/// The directory with Kafka Connect's jars in `libs` and a directory for each
+/// plug-in in `plugins`.
+pub fn connect() -> Result<PathBuf> {
+    let dir = dir().join("connect");
+    for part in [
+        "libs",
+        "plugins/debezium-connector-postgres",
+        "plugins/debezium-connector-jdbc",
+        "plugins/connect-file",
+    ] {
+        // The stamp is the last thing the script writes.
+        if !dir.join(part).join(".version").is_file() {
+            bail!("no {part} in {}: run `scripts/setup-rivals`", dir.display());
+        }
+    }
+    Ok(dir)
 }
 
 /// A program on the search path, such as `java` or `pgbench`.

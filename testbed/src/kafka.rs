@@ -23,7 +23,7 @@ use crate::process::{Process, Recipe, Signal};
 use crate::wan::Wan;
 use crate::{home, ports, process};
 
-pub use admin::{Admin, Partition};
+pub use admin::{Admin, Partition, Record};
 
 /// Two seconds alone; a good deal more where compilers share the machine.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
@@ -322,6 +322,12 @@ impl Kafka {
     /// Sets settings of a topic, leaving the others.
     pub async fn alter_config(&self, topic: &str, settings: &[(&str, &str)]) -> Result<()> {
         self.admin().alter_config(topic, settings).await
+    }
+
+    /// Appends records to partition 0, in order and all or none; returns the
+    /// offset of the first.
+    pub async fn append(&self, topic: &str, records: &[Record]) -> Result<i64> {
+        self.admin().append(topic, 0, records).await
     }
 
     /// The offset of the first record of partition 0.

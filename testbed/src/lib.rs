@@ -20,12 +20,16 @@
 //! - Files live in a scratch directory that is removed on drop; directories of
 //!   tests that were killed are swept by the next one.
 //!
-//! `scripts/setup` fetches the servers; [`home`] finds them.
+//! `scripts/setup` fetches the servers; [`home`] finds them. What Landfall is
+//! measured against, Debezium in [`connect`], is fetched by `scripts/setup-rivals`.
 
 pub mod checksum;
+mod crc;
+pub mod connect;
 pub mod cpu;
 pub mod daemon;
 pub mod home;
+pub mod http;
 pub mod kafka;
 pub mod ledger;
 pub mod load;
@@ -37,6 +41,7 @@ pub mod region;
 pub mod wait;
 pub mod wan;
 
+pub use connect::Connect;
 pub use daemon::Daemon;
 pub use kafka::Kafka;
 pub use ledger::Ledger;

@@ -264,6 +264,28 @@ impl Process {
         &self.log
     }
 
+    /// The most memory it has held at once, in KiB; an error once it has ended.
+    pub fn vm_hwm_kib(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory it holds now, in KiB; an error once it has ended.
+    pub fn vm_rss_kib(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .with_context(|| format!("read the memory of {}", self.name))?;
+        status
+            .lines()
+            .find_map(|line| {
+                let value = line.strip_prefix(field)?;
+                value.trim().strip_suffix("kB")?.trim().parse().ok()
+            })
+            .with_context(|| format!("no {field} of {}", self.name))
+    }
+
     /// How it ended, or None while it runs.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()

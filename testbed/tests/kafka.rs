@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use testbed::Kafka;
-use testbed::kafka::Admin;
+use testbed::kafka::{Admin, Record};
 use testbed::wan::Direction;
 
 #[tokio::test]
@@ -34,6 +34,24 @@ async fn one_broker_keeps_topics() {
     kafka.start_again(0).await.unwrap();
     kafka.delete_topic("landfall.a.main").await.unwrap();
     assert!(!kafka.topic_exists("landfall.a.main").await.unwrap());
+}
+
+/// A broker looks into every batch before it takes it, so one it takes is
+/// well made.
+#[tokio::test]
+async fn records_are_appended_in_order() {
+    let kafka = Kafka::start(1).await.unwrap();
+    kafka.create_topic("written", 1, &[("max.message.bytes", "2000")]).await.unwrap();
+    let record = |value: &[u8]| Record {
+        key: Some(b"k".to_vec()),
+        value: Some(value.to_vec()),
+        headers: vec![("h".to_owned(), vec![0, 0xff])],
+    };
+    assert_eq!(kafka.append("written", &[record(b"a"), Record::default()]).await.unwrap(), 0);
+    assert_eq!(kafka.append("written", &[record(&[b'b'; 1000])]).await.unwrap(), 2);
+    assert!(kafka.append("written", &[record(&[b'c'; 3000])]).await.is_err(), "it is too large");
+    assert_eq!(kafka.end_offset("written").await.unwrap(), 3);
+    assert!(kafka.append("unwritten", &[record(b"a")]).await.is_err(), "there is no such topic");
 }
 
 /// The remote bootstrap server leads through the proxy, and so does the

@@ -7,12 +7,16 @@
 //! answers, as those have the plainest layout: big-endian integers, strings
 //! and arrays with their length in front.
 
+mod produce;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+pub use produce::Record;
 
 /// How long the brokers may take over one request, and over showing its
 /// outcome to everybody.
@@ -493,6 +497,12 @@ impl Body {
         let length = i16::try_from(value.len()).expect("a name or setting is short");
         self.i16(length);
         self.0.extend(value.as_bytes());
+    }
+
+    fn bytes(&mut self, value: &[u8]) {
+        let length = i32::try_from(value.len()).expect("a test writes less than 2 GiB");
+        self.i32(length);
+        self.0.extend(value);
     }
 
     fn timeout(&mut self) {

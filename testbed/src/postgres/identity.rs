@@ -9,6 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::crc::crc32c;
+
 /// In a WAL segment: magic, info, timeline, page address and remaining length
 /// (20 bytes, padded to 24) come before the identifier.
 const IDENTIFIER_IN_SEGMENT: usize = 24;
@@ -71,26 +73,4 @@ fn checksum_position(control: &[u8]) -> Result<usize> {
         }
     }
     bail!("pg_control has no checksum where one is expected")
-}
-
-/// CRC-32C (Castagnoli), bit by bit: it runs over a few hundred bytes.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let mut crc = !0u32;
-    for &byte in bytes {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_checksum_is_castagnoli() {
-        assert_eq!(crc32c(b"123456789"), 0xE306_9283);
-    }
 }
