@@ -24,9 +24,9 @@
 //! measured against, Debezium in [`connect`], is fetched by `scripts/setup-rivals`.
 
 pub mod checksum;
-mod crc;
 pub mod connect;
 pub mod cpu;
+mod crc;
 pub mod daemon;
 pub mod home;
 pub mod http;

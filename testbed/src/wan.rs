@@ -282,6 +282,11 @@ impl Wan {
         self.cable.meter(direction).delivered_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes delivered so far in both directions.
+    pub fn bytes(&self) -> u64 {
+        self.delivered_bytes(Direction::Up) + self.delivered_bytes(Direction::Down)
+    }
+
     /// Bits turned over so far in one direction.
     pub fn flipped_bits(&self, direction: Direction) -> u64 {
         self.cable.meter(direction).flipped_bits.load(Ordering::Relaxed)

@@ -1,0 +1,153 @@
+//! Landfall: a daemon that reads the source into Kafka, a daemon that applies from there.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use testbed::{Daemon, eventually, ports};
+
+use super::measure::{Drain, Group, Watch, until, until_so};
+use super::site::{SOURCE, Site};
+use super::workload::{Workload, Written};
+
+/// Its database at the target.
+pub const DATABASE: &str = "landfall";
+const START: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(30);
+
+/// Both daemons, started and stopped by each measurement.
+pub struct Landfall {
+    us: Daemon,
+    eu: Daemon,
+}
+
+impl Landfall {
+    /// Makes the target's tables and begins the stream; both daemons are stopped again.
+    pub async fn set_up(binary: &Path, site: &Site, schema: &str) -> Result<Self> {
+        site.target.create_database(DATABASE).await?;
+        site.target.execute(DATABASE, schema).await?;
+        let daemon = |region: &str, rest: String, database: String| -> Result<Daemon> {
+            let http = ports::loopback(ports::free()?);
+            let config = format!(
+                "region = \"{region}\"\n[database]\nurl = \"{database}\"\n{rest}\n[http]\nlisten = \"{http}\"\n"
+            );
+            Daemon::builder(PathBuf::from(binary), region, &config).http(http).stopped()
+        };
+        let source = format!(
+            "[kafka]\nbrokers = [\"{}\"]\nreplication_factor = 1\nmin_insync_replicas = 1\n[source]\ntables = [\"public.*\"]",
+            site.kafka.local()
+        );
+        let link = format!("[[link]]\nfrom = \"us\"\nbrokers = [\"{}\"]", site.kafka.remote());
+        let us = daemon("us", source, site.source.url(SOURCE))?;
+        let eu = daemon("eu", link, site.target.url(DATABASE))?;
+        let mut landfall = Self { us, eu };
+        landfall.start().await?;
+        landfall.stop().await?;
+        Ok(landfall)
+    }
+
+    /// Starts both, and waits until heartbeats are applied.
+    pub async fn start(&mut self) -> Result<()> {
+        self.us.start_again()?;
+        self.eu.start_again()?;
+        let applied = async || {
+            Ok(self.eu.metric("replication_lag_seconds").await.ok().flatten().is_some_and(|lag| lag < 3.0))
+        };
+        eventually(START, "heartbeats are applied", applied)
+            .await
+            .with_context(|| format!("{}\n{}", self.us.log_tail(), self.eu.log_tail()))
+    }
+
+    /// Stops both.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.us.sigterm(STOP).await?;
+        self.eu.sigterm(STOP).await?;
+        Ok(())
+    }
+
+    /// Source to Kafka alone.
+    pub async fn capture(&mut self, site: &Site, written: &Written) -> Result<Drain> {
+        self.us.start_again()?;
+        let mut watch = Watch::start(vec![
+            Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
+            Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) },
+            Group { name: "Landfall source", pid: self.us.pid().unwrap_or(0) },
+        ]);
+        for (lsn, lead_in) in [(written.lead_in_lsn, true), (written.last_lsn, false)] {
+            let us = &self.us;
+            until_so("the log is acknowledged by Kafka", async || Ok(confirmed(us).await >= lsn)).await?;
+            if lead_in {
+                watch.lead_in();
+            }
+        }
+        let mut drain = watch.stop(written.rows, written.all_rows);
+        drain.peak_mib = Some(self.us.vm_hwm_kib()? as f64 / 1024.0);
+        self.us.sigterm(STOP).await?;
+        Ok(drain)
+    }
+
+    /// Kafka to the target alone: a backlog, caught up with.
+    pub async fn apply(&mut self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+        self.eu.start_again()?;
+        let watch = Watch::start(vec![
+            Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
+            Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) },
+            Group { name: "Landfall sink", pid: self.eu.pid().unwrap_or(0) },
+        ]);
+        let mut drain = arrive(site, workload, written, watch, DATABASE).await?;
+        drain.peak_mib = Some(self.eu.vm_hwm_kib()? as f64 / 1024.0);
+        self.eu.sigterm(STOP).await?;
+        Ok(drain)
+    }
+
+    /// The whole way, both daemons at work.
+    pub async fn whole(&mut self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+        let before = site.kafka.wan().bytes();
+        self.us.start_again()?;
+        self.eu.start_again()?;
+        let watch = Watch::start(vec![
+            Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
+            Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
+            Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) },
+            Group { name: "Landfall source", pid: self.us.pid().unwrap_or(0) },
+            Group { name: "Landfall sink", pid: self.eu.pid().unwrap_or(0) },
+        ]);
+        let mut drain = arrive(site, workload, written, watch, DATABASE).await?;
+        drain.bytes_per_row = Some((site.kafka.wan().bytes() - before) as f64 / written.all_rows as f64);
+        drain.peak_mib = Some(self.us.vm_hwm_kib()?.max(self.eu.vm_hwm_kib()?) as f64 / 1024.0);
+        self.stop().await?;
+        Ok(drain)
+    }
+
+    /// The end of both logs, for a failure's message.
+    pub fn logs(&self) -> String {
+        format!("--- source\n{}\n--- sink\n{}", self.us.log_tail(), self.eu.log_tail())
+    }
+}
+
+/// Waits for both sentinels at the target.
+pub async fn arrive(
+    site: &Site,
+    workload: &Workload,
+    written: &Written,
+    mut watch: Watch,
+    database: &str,
+) -> Result<Drain> {
+    until(&site.target, database, &workload.arrived(written.lead_in)).await?;
+    watch.lead_in();
+    until(&site.target, database, &workload.arrived(written.last)).await?;
+    Ok(watch.stop(written.rows, written.all_rows))
+}
+
+/// The position the daemon has had acknowledged; 0 while it does not tell.
+async fn confirmed(us: &Daemon) -> u64 {
+    let Ok((200, page)) = us.http_get("/status").await else { return 0 };
+    let status: serde_json::Value = serde_json::from_str(&page).unwrap_or_default();
+    let lsn = status["streams"][0]["source"]["confirmed"].as_str().unwrap_or_default();
+    let parts =
+        lsn.split_once('/').map(|(high, low)| (u64::from_str_radix(high, 16), u64::from_str_radix(low, 16)));
+    match parts {
+        Some((Ok(high), Ok(low))) => high << 32 | low,
+        _ => 0,
+    }
+}

@@ -1,0 +1,195 @@
+//! Figures, goals, ratios: on the terminal as they come, and in docs/benchmarks at the end.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::measure::{Drain, median};
+use super::svg;
+
+/// All figures of a run, by name; a name is `workload/what/contender`.
+#[derive(Debug, Default)]
+pub struct Report {
+    figures: BTreeMap<String, Figure>,
+    ratios: Vec<Ratio>,
+    missing: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Figure {
+    unit: &'static str,
+    values: Vec<f64>,
+}
+
+#[derive(Debug)]
+struct Ratio {
+    name: String,
+    value: f64,
+    goal: String,
+    met: bool,
+}
+
+/// What a figure must be.
+#[derive(Clone, Copy, Debug)]
+pub enum Goal {
+    /// At least this.
+    AtLeast(f64),
+    /// At most this.
+    AtMost(f64),
+}
+
+impl Report {
+    /// Adds a value of one round.
+    pub fn add(&mut self, name: impl Into<String>, unit: &'static str, value: f64) {
+        let name = name.into();
+        println!("  {name} {value:.1} {unit}");
+        let figure = self.figures.entry(name).or_default();
+        figure.unit = unit;
+        figure.values.push(value);
+    }
+
+    /// Adds what a drain measured.
+    pub fn drain(&mut self, workload: &str, what: &str, contender: &str, drain: &Drain) {
+        let name = |figure: &str| format!("{workload}/{figure}/{contender}");
+        self.add(name(what), "rows/s", drain.rows_per_second);
+        for (group, seconds) in &drain.cpu {
+            self.add(name(&format!("{what}-cpu {group}")), "s per million rows", *seconds);
+        }
+        if let Some(bytes) = drain.bytes_per_row {
+            self.add(name(&format!("{what}-bytes")), "bytes/row", bytes);
+        }
+        if let Some(mib) = drain.peak_mib {
+            self.add(name(&format!("{what}-peak")), "MiB", mib);
+        }
+        self.add(name(&format!("{what}-other")), "cores busy with something else", drain.other_cores);
+    }
+
+    /// Notes that a rival is not here.
+    pub fn missing(&mut self, rival: &str, why: &str) {
+        println!("missing {rival}: {why}");
+        self.missing.push(format!("{rival}: {why}"));
+    }
+
+    /// The median of a figure.
+    pub fn of(&self, name: &str) -> Option<f64> {
+        median(self.figures.get(name)?.values.clone())
+    }
+
+    /// Judges one median by another; nothing is said where one of them is missing.
+    pub fn ratio(&mut self, name: &str, ours: &str, theirs: &str, goal: Goal) {
+        if let (Some(ours), Some(theirs)) = (self.of(ours), self.of(theirs)) {
+            self.judge(name, ours / theirs, goal);
+        }
+    }
+
+    /// Judges a value.
+    pub fn judge(&mut self, name: &str, value: f64, goal: Goal) {
+        let (goal, met) = match goal {
+            Goal::AtLeast(least) => (format!(">={least}"), value >= least),
+            Goal::AtMost(most) => (format!("<={most}"), value <= most),
+        };
+        println!("ratio {name} {value:.2} {goal}");
+        self.ratios.push(Ratio { name: name.to_owned(), value, goal, met });
+    }
+
+    /// Writes README.md and the pictures.
+    pub fn write(&self, directory: &Path, about: &[(String, String)]) -> Result<()> {
+        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        let put = |name: &str, text: &str| {
+            std::fs::write(directory.join(name), text).with_context(|| format!("write {name}"))
+        };
+        let mut page = String::from(PREFACE);
+        for (name, value) in about {
+            let _ = writeln!(page, "- {name}: {value}");
+        }
+        for missing in &self.missing {
+            let _ = writeln!(page, "- not measured: {missing}");
+        }
+        page.push_str("\n## Ratios\n\n| Ratio | Value | Goal | Met |\n|---|---|---|---|\n");
+        for ratio in &self.ratios {
+            let met = if ratio.met { "yes" } else { "**no**" };
+            let _ = writeln!(page, "| {} | {:.2} | {} | {met} |", ratio.name, ratio.value, ratio.goal);
+        }
+        for (what, title) in PICTURES {
+            let bars = self.bars(what);
+            if bars.is_empty() {
+                continue;
+            }
+            let unit = bars[0].unit;
+            let file = format!("{what}.svg");
+            let drawn: Vec<(String, f64)> = bars.iter().map(|bar| (bar.label.clone(), bar.value)).collect();
+            put(&file, &svg::bars(title, unit, &drawn))?;
+            let _ = writeln!(page, "\n## {title}\n\n![{title}]({file})");
+        }
+        page.push_str(
+            "\n## All figures\n\n| Figure | Median | Lowest | Highest | Unit |\n|---|---|---|---|---|\n",
+        );
+        for (name, figure) in &self.figures {
+            let middle = median(figure.values.clone()).unwrap_or(f64::NAN);
+            let low = figure.values.iter().copied().fold(f64::INFINITY, f64::min);
+            let high = figure.values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let _ = writeln!(
+                page,
+                "| {name} | {} | {} | {} | {} |",
+                number(middle),
+                number(low),
+                number(high),
+                figure.unit
+            );
+        }
+        put("README.md", &page)
+    }
+
+    fn bars(&self, what: &str) -> Vec<Bar> {
+        let middle = format!("/{what}/");
+        let of = self.figures.iter().filter(|(name, _)| name.contains(&middle));
+        of.filter_map(|(name, figure)| {
+            let label = name.replacen(&middle, " · ", 1);
+            Some(Bar { label, value: median(figure.values.clone())?, unit: figure.unit })
+        })
+        .collect()
+    }
+}
+
+struct Bar {
+    label: String,
+    value: f64,
+    unit: &'static str,
+}
+
+/// As many digits as mean something.
+fn number(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+const PICTURES: &[(&str, &str)] = &[
+    ("capture", "Source to Kafka"),
+    ("whole", "From the source to rows in the target"),
+    ("apply", "Catching up from Kafka"),
+    ("whole-bytes", "Bytes on the line"),
+    ("p50", "Commit to visible, the middle row"),
+    ("p99", "Commit to visible, 99 of 100 rows"),
+];
+
+const PREFACE: &str = "# Benchmarks
+
+Written by `make bench`, which runs every contender in turn on one machine, over the same rows, several times
+around; do not edit. A rate is taken between two sentinel rows, so that no start-up counts. Figures are named
+`workload/what/contender`.
+
+How the contenders are set, and how durable what they do is:
+
+- **landfall**: the defaults. Kafka acknowledges with all (one) of its replicas, which does not wait for the
+  disk; the target commits asynchronously inside a burst and what is told is flushed every 100 ms.
+- **native**: `CREATE SUBSCRIPTION` with its defaults: the apply worker's `synchronous_commit` is off.
+  **native-durable** is the same with it on.
+- **receiver**: `pg_recvlogical` with pgoutput over TCP into nothing: what the server's decoder gives one
+  reader. Nothing is stored.
+- **debezium**: Debezium's Postgres connector (to Kafka, zstd) and its JDBC sink in one Kafka Connect worker,
+  set as their documentation recommends for throughput (`testbed/src/connect/debezium.rs` says each setting).
+
+## The run
+
+";
