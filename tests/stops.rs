@@ -220,6 +220,31 @@ async fn a_server_restored_from_a_copy_even_one_that_has_outgrown_the_log() {
     assert!(!stage.holds(3).await);
 }
 
+/// An epoch is raised in the database: a copy has forgotten those that were raised after it was made, and
+/// gives the next writer one that the log knows already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_gives_an_epoch_that_was_taken() {
+    let mut stage = Stage::set("").await;
+    let copy = tempfile::tempdir().unwrap();
+    stage.stop_source().await;
+    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+    stage.regions.us.postgres.backup_to(&copy.path().join("copy")).await.unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.write(2).await;
+    // It dies when the row stands in the log, and before a checkpoint knows its epoch.
+    stage.us.set_env("LANDFALL_CRASH_AT", "capture.after_ack:1");
+    stage.us.start_again().unwrap();
+    stage.us.wait_exit(DOWN).await.unwrap();
+    stage.us.remove_env("LANDFALL_CRASH_AT");
+    stage.arrives(2).await;
+    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+    stage.regions.us.postgres.restore_from(&copy.path().join("copy")).await.unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.us.start_again().unwrap();
+    halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await;
+    shows(&stage.eu, "us-east-1", "running", None).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_deleted_and_one_made_anew_in_its_place() {
     let stage = Stage::set("").await;

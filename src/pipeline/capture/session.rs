@@ -12,7 +12,7 @@ use super::{
     CaptureParams, FINISH,
     appender::Appender,
     resume::{Decision, Diverged, Resume, Tail},
-    tail::{self, Checkpoint},
+    tail::{self, Checkpoint, OwnBarrier},
 };
 use crate::{
     change::{Change, Fingerprint, Ordered},
@@ -121,20 +121,30 @@ async fn begin<L: Log, K: Keeper>(
             _ => (),
         }
     }
-    let epoch = keeper.raise_epoch(checkpoint.map_or(WriterEpoch(0), |checkpoint| checkpoint.epoch)).await?;
-    let mut appender =
-        Appender::new(log.writer()?, opened.incarnation, epoch, Sequence(0), params.max_record_bytes);
     let barrier = |anchor| {
         let server = opened.server.clone();
         body::to_value(&Barrier { server, time: clock::now(), anchor })
     };
-    appender.barrier(&barrier(None)).await?;
-    appender.settle().await?;
-    crate::crash::point("capture.after_barrier");
-    let end = tail::read(log, opened.incarnation, epoch, bounds, checkpoint).await.map_err(|fault| {
-        // What a stream that has begun finds in place of itself has replaced it.
-        if opened.live && fault.code() == Code::StreamForeign { lost(fault.message()) } else { fault }
-    })?;
+    let mut above = checkpoint.map_or(WriterEpoch(0), |checkpoint| checkpoint.epoch);
+    let (mut appender, end, epoch) = loop {
+        let epoch = keeper.raise_epoch(above).await?;
+        let mut appender =
+            Appender::new(log.writer()?, opened.incarnation, epoch, Sequence(0), params.max_record_bytes);
+        let value = barrier(None);
+        appender.barrier(&value).await?;
+        appender.settle().await?;
+        crate::crash::point("capture.after_barrier");
+        let own = OwnBarrier { value: &value, from: bounds.high };
+        let end = tail::read(log, opened.incarnation, own, bounds, checkpoint).await.map_err(|fault| {
+            // What a stream that has begun finds in place of itself has replaced it.
+            if opened.live && fault.code() == Code::StreamForeign { lost(fault.message()) } else { fault }
+        })?;
+        if end.highest < epoch {
+            break (appender, end, epoch);
+        }
+        // A server that was restored from a copy has forgotten the epochs it gave after it.
+        above = end.highest;
+    };
     appender.continue_after(end.sequence);
     if end.lost {
         // Retention took the tail. What the slot confirmed was in it; the sinks know whether they have it.

@@ -40,6 +40,18 @@ pub struct End {
     pub tail: Tail,
     /// Where the log's own record of the sequence is gone, where it goes on.
     pub lost: bool,
+    /// The highest epoch that wrote before this writer's barrier.
+    pub highest: WriterEpoch,
+}
+
+/// How a writer knows its own barrier: by what it holds and where it stands. Not by its epoch, which a
+/// server that was restored from a copy may have given to somebody before.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnBarrier<'a> {
+    /// Its value.
+    pub value: &'a [u8],
+    /// Where the log ended before it was appended.
+    pub from: Offset,
 }
 
 /// What every record with a place says of it.
@@ -50,14 +62,14 @@ struct Place {
     ordinal: u64,
 }
 
-/// Reads the log up to this writer's barrier, the first record of `epoch`.
+/// Reads the log up to this writer's barrier.
 ///
 /// # Errors
 /// The log is not this stream's, or damaged.
 pub async fn read<L: Log>(
     log: &L,
     incarnation: Incarnation,
-    epoch: WriterEpoch,
+    own: OwnBarrier<'_>,
     bounds: Bounds,
     checkpoint: Option<Checkpoint>,
 ) -> Result<End> {
@@ -73,14 +85,18 @@ pub async fn read<L: Log>(
     };
     let mut reader = log.reader(within.map_or(bounds.low, |checkpoint| checkpoint.offset))?;
     let mut read = 0_u64;
+    let mut highest = checkpoint.map_or(WriterEpoch(0), |checkpoint| checkpoint.epoch);
     'reading: loop {
         for entry in reader.read().await? {
             let place = entry.offset;
             let header = entry.header.clone();
             let header =
                 header.map_err(|error| Fault::new(Code::RecordCorrupt, format!("{place}")).because(error))?;
-            if header.kind == Kind::Barrier && header.epoch == epoch && header.incarnation == incarnation {
+            if header.kind == Kind::Barrier && place >= own.from && entry.value == own.value {
                 break 'reading;
+            }
+            if header.incarnation == incarnation {
+                highest = highest.max(header.epoch);
             }
             scan.take(&header, &entry).map_err(|fault| fault.at(place))?;
             read += 1;
@@ -97,19 +113,20 @@ pub async fn read<L: Log>(
     let Some(tracker) = scan.tracker else {
         // Nothing of ours is left. Whether anything ever was, the checkpoint knows.
         let end = checkpoint.map_or(
-            End { sequence: Sequence(0), tail: Tail::default(), lost: false },
+            End { sequence: Sequence(0), tail: Tail::default(), lost: false, highest },
             |checkpoint| {
                 let since = (bounds.high.0 - checkpoint.offset.0).max(0).unsigned_abs();
                 End {
                     sequence: Sequence(checkpoint.sequence.0 + since),
                     tail: Tail { last: None, through: Some(checkpoint.through), open: None },
                     lost: true,
+                    highest,
                 }
             },
         );
         return Ok(end);
     };
-    Ok(End { sequence: tracker.sequence(), tail: scan.tail, lost: false })
+    Ok(End { sequence: tracker.sequence(), tail: scan.tail, lost: false, highest })
 }
 
 struct Scan {
