@@ -240,12 +240,7 @@ fn shape() -> Arc<Shape> {
         column("price", "numeric", 655_366, false),
         column("note", "text", -1, false),
     ];
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: "orders".into(),
-        identity: Identity::Default,
-        columns: columns.into(),
-    })
+    Arc::new(Shape::new("public", "orders", Identity::Default, columns))
 }
 
 fn text(value: &str) -> Cell {

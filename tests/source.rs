@@ -35,12 +35,7 @@ fn shape() -> Arc<Shape> {
         typmod: -1,
         key: true,
     };
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: "t".into(),
-        identity: Identity::Default,
-        columns: [column].into(),
-    })
+    Arc::new(Shape::new("public", "t", Identity::Default, [column]))
 }
 
 fn insert(id: usize) -> Change {

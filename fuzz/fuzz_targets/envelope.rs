@@ -37,12 +37,7 @@ static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
         column("note", "text", false),
         column("doc", "jsonb", false),
     ];
-    let shape = Shape {
-        schema: "public".into(),
-        table: "t".into(),
-        identity: Identity::Default,
-        columns: columns.into(),
-    };
+    let shape = Shape::new("public", "t", Identity::Default, columns);
     [(shape.fingerprint(), Arc::new(shape))].into()
 });
 

@@ -4,8 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A table's columns as they were when a change was made.
+/// A table's columns as they were when a change was made. Never changed once made: another shape is
+/// another value, with a fingerprint of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Fields")]
 pub struct Shape {
     /// The table's schema.
     pub schema: Box<str>,
@@ -15,6 +17,24 @@ pub struct Shape {
     pub identity: Identity,
     /// Its published columns, in order.
     pub columns: Box<[Column]>,
+    /// Reckoned once: it is asked for with every change.
+    #[serde(skip)]
+    fingerprint: Fingerprint,
+}
+
+/// A shape as it is written down.
+#[derive(Deserialize)]
+struct Fields {
+    schema: Box<str>,
+    table: Box<str>,
+    identity: Identity,
+    columns: Box<[Column]>,
+}
+
+impl From<Fields> for Shape {
+    fn from(fields: Fields) -> Self {
+        Self::new(fields.schema, fields.table, fields.identity, fields.columns)
+    }
 }
 
 /// One column of a shape.
@@ -51,23 +71,34 @@ pub enum Identity {
 pub struct Fingerprint(pub u64);
 
 impl Shape {
-    /// The shape's fingerprint: FNV-1a, 64 bits, over every field in order with its length.
-    ///
-    /// Not against malice: a stream has one writer. Two shapes of one stream that collide would be
-    /// needed to mislead a reader, and each is checked column by column against the target's table.
-    pub fn fingerprint(&self) -> Fingerprint {
+    /// A table's shape.
+    pub fn new(
+        schema: impl Into<Box<str>>,
+        table: impl Into<Box<str>>,
+        identity: Identity,
+        columns: impl Into<Box<[Column]>>,
+    ) -> Self {
+        let (schema, table, columns) = (schema.into(), table.into(), columns.into());
         let mut hash = Fnv::new();
-        hash.text(&self.schema);
-        hash.text(&self.table);
-        hash.bytes(&[self.identity as u8]);
-        for column in &self.columns {
+        hash.text(&schema);
+        hash.text(&table);
+        hash.bytes(&[identity as u8]);
+        for column in &columns {
             hash.text(&column.name);
             hash.text(&column.type_schema);
             hash.text(&column.type_name);
             hash.bytes(&column.typmod.to_be_bytes());
             hash.bytes(&[u8::from(column.key)]);
         }
-        Fingerprint(hash.0)
+        Self { schema, table, identity, columns, fingerprint: Fingerprint(hash.0) }
+    }
+
+    /// The shape's fingerprint: FNV-1a, 64 bits, over every field in order with its length.
+    ///
+    /// Not against malice: a stream has one writer. Two shapes of one stream that collide would be
+    /// needed to mislead a reader, and each is checked column by column against the target's table.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// The places of the replica identity's columns.
@@ -141,25 +172,19 @@ mod tests {
             typmod,
             key: false,
         };
-        let shape = |columns: &[Column]| Shape {
-            schema: "public".into(),
-            table: "t".into(),
-            identity: Identity::Default,
-            columns: columns.into(),
-        };
+        let shape = |columns: &[Column]| Shape::new("public", "t", Identity::Default, columns);
         let base = shape(&[column("ab", -1), column("c", -1)]);
         assert_eq!(base.fingerprint(), base.clone().fingerprint());
         // A fingerprint is on the wire and must not change with a version.
         assert_eq!(base.fingerprint().to_string(), "0a18bb9aba3ea9a6");
-        let mut keyed = base.clone();
-        keyed.columns[0].key = true;
-        let mut full = base.clone();
-        full.identity = Identity::Full;
+        let mut keyed = base.columns.clone();
+        keyed[0].key = true;
+        let full = Shape::new("public", "t", Identity::Full, base.columns.clone());
         for other in [
             shape(&[column("a", -1), column("bc", -1)]),
             shape(&[column("c", -1), column("ab", -1)]),
             shape(&[column("ab", 9), column("c", -1)]),
-            keyed,
+            shape(&keyed),
             full,
         ] {
             assert_ne!(base.fingerprint(), other.fingerprint(), "{other:?}");

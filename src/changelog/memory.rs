@@ -108,7 +108,7 @@ pub struct MemoryWriter {
 }
 
 impl Writer for MemoryWriter {
-    async fn append(&mut self, header: &Header, key: &[u8], value: &[u8]) -> Result<()> {
+    async fn append(&mut self, header: &Header, key: &[u8], value: &[u8]) -> Result<Duration> {
         let sealed = header.seal(key, value);
         let header = Header::open(Some(&sealed), key, value);
         let mut state = self.log.state();
@@ -130,7 +130,7 @@ impl Writer for MemoryWriter {
         drop(state);
         self.appended += 1;
         self.log.0.grown.notify_waiters();
-        Ok(())
+        Ok(Duration::ZERO)
     }
 
     fn acknowledged(&self) -> u64 {

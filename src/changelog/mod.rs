@@ -75,8 +75,8 @@ pub trait Log: Send + Sync + 'static {
 
 /// Appends to a log. Records stand in it in the order they were given, each once.
 pub trait Writer: Send + 'static {
-    /// Queues a record; waits while the queue is full. Durable only once counted by
-    /// [`Writer::acknowledged`].
+    /// Queues a record; waits while the queue is full, and says how long it did. Durable only once counted
+    /// by [`Writer::acknowledged`].
     ///
     /// # Errors
     /// A record before it could not be appended: nothing more will be. Open another writer.
@@ -85,7 +85,7 @@ pub trait Writer: Send + 'static {
         header: &Header,
         key: &[u8],
         value: &[u8],
-    ) -> impl Future<Output = Result<()>> + Send;
+    ) -> impl Future<Output = Result<Duration>> + Send;
 
     /// How many of this writer's records every in-sync replica has, from the first on without a gap.
     fn acknowledged(&self) -> u64;

@@ -73,6 +73,6 @@ pub(super) fn walk(
         heartbeat_interval: heartbeat.unwrap_or(SECOND),
         max_record_bytes: record.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(900 << 10),
         checkpoint_interval: checkpoint.unwrap_or(10 * SECOND),
-        linger: linger.unwrap_or(Duration::from_millis(5)),
+        linger: linger.unwrap_or(Duration::from_micros(200)),
     })
 }

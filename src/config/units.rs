@@ -5,17 +5,18 @@ use std::time::Duration;
 /// Reads a duration: a whole number and one of ms, s, m, h, d.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
-        || format!("`{text}` is no duration: expected a whole number and ms, s, m, h or d, as in 10s");
+        || format!("`{text}` is no duration: expected a whole number and us, ms, s, m, h or d, as in 10s");
     let (number, unit) = split(text).ok_or_else(wrong)?;
-    let millis = match unit {
-        "ms" => Some(number),
-        "s" => number.checked_mul(1000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
-        "d" => number.checked_mul(86_400_000),
+    let micros = match unit {
+        "us" => Some(number),
+        "ms" => number.checked_mul(1000),
+        "s" => number.checked_mul(1_000_000),
+        "m" => number.checked_mul(60_000_000),
+        "h" => number.checked_mul(3_600_000_000),
+        "d" => number.checked_mul(86_400_000_000),
         _ => None,
     };
-    millis.map(Duration::from_millis).ok_or_else(wrong)
+    micros.map(Duration::from_micros).ok_or_else(wrong)
 }
 
 /// Reads a size: a whole number and one of B, KiB, MiB, GiB.

@@ -349,8 +349,7 @@ fn push_position(out: &mut String, position: &Position) {
 }
 
 fn push_number(out: &mut Vec<u8>, number: u64) {
-    use std::io::Write as _;
-    write!(out, "{number}").expect("memory grows");
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 fn push_json(out: &mut String, text: &str) {

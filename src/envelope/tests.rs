@@ -40,12 +40,7 @@ fn shape() -> Arc<Shape> {
         column("text", "text", false),
         column("doc", "jsonb", false),
     ];
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: "t".into(),
-        identity: Identity::Default,
-        columns: columns.into(),
-    })
+    Arc::new(Shape::new("public", "t", Identity::Default, columns))
 }
 
 fn value(text: &str) -> Cell {

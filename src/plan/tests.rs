@@ -16,12 +16,7 @@ fn shape(table: &str, columns: &[(&str, bool)]) -> Arc<Shape> {
         typmod: -1,
         key,
     };
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: table.into(),
-        identity: Identity::Default,
-        columns: columns.iter().map(column).collect(),
-    })
+    Arc::new(Shape::new("public", table, Identity::Default, columns.iter().map(column).collect::<Vec<_>>()))
 }
 
 /// `t (id, a, b)`, key `id`.

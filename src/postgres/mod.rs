@@ -6,5 +6,7 @@ mod connect;
 pub mod grants;
 pub mod own;
 pub mod pgoutput;
+mod replication;
 
 pub use connect::{Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, wire_fault};
+pub use replication::{Frame, Replication};

@@ -1,9 +1,8 @@
-//! The messages of Postgres's logical replication protocol (pgoutput, version 1) that lie inside a
-//! transaction, decoded without copying a value.
+//! The messages of Postgres's logical replication protocol (pgoutput, version 1), decoded without copying
+//! a value.
 //!
-//! Layouts: PostgreSQL documentation, "Logical Replication Message Formats". Begin, Commit and
-//! logical decoding messages are decoded by the transport. What is not known here is an error: a
-//! message that is passed over is a change that is lost.
+//! Layouts: PostgreSQL documentation, "Logical Replication Message Formats". What is not known here is an
+//! error: a message that is passed over is a change that is lost.
 
 use bytes::{Buf, Bytes};
 
@@ -15,6 +14,35 @@ use crate::{
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
+    /// A transaction begins.
+    Begin {
+        /// Where its commit stands.
+        commit: Lsn,
+        /// When it was committed, in microseconds since 2000.
+        time: i64,
+        /// Its id.
+        xid: u32,
+    },
+    /// The transaction ends.
+    Commit {
+        /// Where its commit stands.
+        commit: Lsn,
+        /// Where it ends: what may be confirmed once all of it is safe.
+        end: Lsn,
+        /// When it was committed, in microseconds since 2000.
+        time: i64,
+    },
+    /// Something an application wrote into the log (`pg_logical_emit_message`).
+    Logical {
+        /// Whether it is part of the transaction.
+        transactional: bool,
+        /// Where it stands.
+        place: Lsn,
+        /// Whose it is.
+        prefix: String,
+        /// What was written.
+        content: Bytes,
+    },
     /// The table the following changes name by `id`, as it was then.
     Relation(Relation),
     /// The name of a type that is not built in.
@@ -139,6 +167,28 @@ type Decoded<T> = Result<T, Malformed>;
 pub fn decode(data: Bytes) -> Decoded<Message> {
     let mut input = Input(data);
     let message = match input.u8("the message's kind")? {
+        b'B' => Message::Begin {
+            commit: Lsn(input.u64("a commit's position")?),
+            time: input.u64("a commit's time")?.cast_signed(),
+            xid: input.u32("a transaction's id")?,
+        },
+        b'C' => {
+            // No flag is defined.
+            input.flags("commit flag", 0)?;
+            Message::Commit {
+                commit: Lsn(input.u64("a commit's position")?),
+                end: Lsn(input.u64("a commit's end")?),
+                time: input.u64("a commit's time")?.cast_signed(),
+            }
+        }
+        b'M' => {
+            let transactional = input.flags("logical message flag", 1)? != 0;
+            let place = Lsn(input.u64("a logical message's position")?);
+            let prefix = input.text("a logical message's prefix")?;
+            let length = input.u32("a logical message's length")? as usize;
+            let content = input.take(length, "a logical message's content")?;
+            Message::Logical { transactional, place, prefix, content }
+        }
         b'R' => Message::Relation(relation(&mut input)?),
         b'Y' => Message::Type(TypeName {
             id: input.u32("a type's id")?,
@@ -222,10 +272,7 @@ fn old(kind: u8, input: &mut Input) -> Decoded<Old> {
 
 fn truncate(input: &mut Input) -> Decoded<Message> {
     let count = input.u32("a table count")?;
-    let options = input.u8("truncate's options")?;
-    if options & !3 != 0 {
-        return Err(Malformed::Unknown { what: "truncate option", byte: options });
-    }
+    let options = input.flags("truncate option", 3)?;
     // Not collected into a vector of `count`: the number is the server's word, the bytes are not.
     let relations = (0..count).map(|_| input.u32("a table's id")).collect::<Decoded<_>>()?;
     Ok(Message::Truncate { relations, cascade: options & 1 != 0, restart_identity: options & 2 != 0 })
@@ -254,6 +301,14 @@ impl Input {
 
     fn u8(&mut self, what: &'static str) -> Decoded<u8> {
         self.0.try_get_u8().map_err(|_| Malformed::Truncated(what))
+    }
+
+    /// A byte of flags, none but those known.
+    fn flags(&mut self, what: &'static str, known: u8) -> Decoded<u8> {
+        match self.u8(what)? {
+            flags if flags & !known == 0 => Ok(flags),
+            byte => Err(Malformed::Unknown { what, byte }),
+        }
     }
 
     fn u16(&mut self, what: &'static str) -> Decoded<u16> {

@@ -5,9 +5,9 @@ mod publication;
 mod setup;
 mod slot;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
-use pgwire_replication::{PgWireError, ReplicationClient, ReplicationConfig, ReplicationEvent};
+use pgwire_replication::PgWireError;
 use tokio_postgres::types::Type;
 
 pub use keeper::PostgresKeeper;
@@ -19,7 +19,7 @@ use crate::{
     names,
     position::{Position, PostgresPosition},
     postgres::{
-        Address, OUTPUT_SETTINGS,
+        Address, Frame, Replication,
         pgoutput::{self, Message, Old, Relation},
         wire_fault,
     },
@@ -27,13 +27,6 @@ use crate::{
     source::{Event, Opened, Source},
     stamp::Micros,
 };
-
-/// How often the server hears from us at least. Well below the least `wal_sender_timeout` in use, and
-/// what a confirmation may be late by.
-const STATUS_INTERVAL: Duration = Duration::from_millis(250);
-/// Events between the transport's task and ours. Enough for a read of the socket; a slow log shows
-/// through TCP soon.
-const EVENTS: usize = 16;
 
 /// What a source reads.
 #[derive(Clone, Debug)]
@@ -57,7 +50,7 @@ pub struct PostgresSource {
 }
 
 struct Session {
-    client: ReplicationClient,
+    replication: Replication,
     tables: Tables,
     /// Of the next change in the transaction begun.
     ordinal: u64,
@@ -76,25 +69,6 @@ impl PostgresSource {
     pub fn new(config: PostgresSourceConfig) -> Self {
         Self { config, session: None }
     }
-
-    fn replication(&self) -> ReplicationConfig {
-        let address = &self.config.address;
-        ReplicationConfig::new(
-            &address.host,
-            &address.user,
-            address.password.reveal(),
-            &address.database,
-            &self.config.slot,
-            self.config.publication.as_str(),
-        )
-        .with_port(address.port)
-        .with_tls(address.tls_config())
-        .with_status_interval(STATUS_INTERVAL)
-        .with_wakeup_interval(STATUS_INTERVAL)
-        .with_buffer_size(EVENTS)
-        .with_options(OUTPUT_SETTINGS)
-        .with_application_name(format!("landfall capture {}", self.config.stream))
-    }
 }
 
 impl Source for PostgresSource {
@@ -103,24 +77,27 @@ impl Source for PostgresSource {
     async fn open(&mut self) -> Result<(Opened, PostgresKeeper)> {
         self.session = None;
         let (opened, keeper) = setup::prepare(&self.config).await?;
-        // Starts at the slot's confirmed position: the server knows it, and would move there anyway.
-        let mut client = ReplicationClient::connect(self.replication()).await.map_err(wire_fault)?;
-        client.wait_started().await.map_err(|error| start_fault(error, &self.config.slot))?;
+        let config = &self.config;
+        let application = format!("landfall capture {}", config.stream);
+        let replication =
+            Replication::start(&config.address, &config.slot, &config.publication, &application)
+                .await
+                .map_err(|error| start_fault(error, &config.slot))?;
         let tables =
             Tables { scope: self.config.scope.clone(), relations: HashMap::new(), types: HashMap::new() };
-        self.session = Some(Session { client, tables, ordinal: 0 });
+        self.session = Some(Session { replication, tables, ordinal: 0 });
         Ok((opened, keeper))
     }
 
     async fn next(&mut self) -> Result<Event> {
         let session = self.session.as_mut().expect("opened before it is read");
         loop {
-            let event =
-                session.client.recv().await.map_err(|error| stream_fault(error, &self.config.slot))?;
-            let Some(event) = event else {
+            let frame =
+                session.replication.next().await.map_err(|error| stream_fault(error, &self.config.slot))?;
+            let Some(frame) = frame else {
                 return Err(Fault::new(Code::DatabaseUnreachable, "the server ended the replication stream"));
             };
-            if let Some(event) = session.event(event)? {
+            if let Some(event) = session.event(frame)? {
                 return Ok(event);
             }
         }
@@ -129,50 +106,41 @@ impl Source for PostgresSource {
     fn confirm(&mut self, position: &Position) {
         let Position::Postgres(at) = position;
         if let Some(session) = &self.session {
-            session.client.update_applied_lsn(pgwire_replication::Lsn::from_u64(at.end.0));
+            session.replication.confirm(at.end);
         }
     }
 }
 
 impl Session {
-    /// What an event of the transport is to us; none where it is nothing.
-    fn event(&mut self, event: ReplicationEvent) -> Result<Option<Event>> {
-        let position = |commit: u64, end: u64, xid, time| {
-            Position::Postgres(PostgresPosition { commit: Lsn(commit), end: Lsn(end), xid, time })
-        };
-        Ok(match event {
-            ReplicationEvent::Begin { final_lsn, xid, commit_time_micros } => {
-                self.ordinal = 0;
-                let time = Micros::from_postgres(commit_time_micros);
-                Some(Event::Begin(position(final_lsn.as_u64(), final_lsn.as_u64(), xid, time)))
+    /// What a frame is to us; none where it is nothing.
+    fn event(&mut self, frame: Frame) -> Result<Option<Event>> {
+        match frame {
+            Frame::KeepAlive { end, time } => {
+                Ok(Some(Event::Idle(position(end, end, 0, Micros::from_postgres(time)))))
             }
-            ReplicationEvent::Commit { lsn, end_lsn, commit_time_micros } => {
-                let time = Micros::from_postgres(commit_time_micros);
-                Some(Event::Commit(position(lsn.as_u64(), end_lsn.as_u64(), 0, time)))
-            }
-            ReplicationEvent::KeepAlive { wal_end, server_time_micros, .. } => {
-                let time = Micros::from_postgres(server_time_micros);
-                Some(Event::Idle(position(wal_end.as_u64(), wal_end.as_u64(), 0, time)))
-            }
-            ReplicationEvent::Message { transactional, prefix, content, .. } => {
-                let ours = transactional && prefix == names::HEARTBEAT_PREFIX;
-                self.ordinal += u64::from(transactional);
-                ours.then_some(Event::Heartbeat(content))
-            }
-            ReplicationEvent::XLogData { wal_start, data, .. } => {
+            Frame::Log { start, data } => {
                 let message = pgoutput::decode(data).map_err(|error| {
-                    let place = format!("decode the message at {wal_start}");
-                    Fault::new(Code::ProtocolUnknown, place).because(error)
+                    Fault::new(Code::ProtocolUnknown, format!("decode the message at {start}")).because(error)
                 })?;
-                self.message(message).map_err(|fault| fault.at(format_args!("message at {wal_start}")))?
+                self.message(message).map_err(|fault| fault.at(format_args!("message at {start}")))
             }
-            // Never asked for.
-            ReplicationEvent::StoppedAt { .. } => None,
-        })
+        }
     }
 
     fn message(&mut self, message: Message) -> Result<Option<Event>> {
         let change = match message {
+            Message::Begin { commit, time, xid } => {
+                self.ordinal = 0;
+                return Ok(Some(Event::Begin(position(commit, commit, xid, Micros::from_postgres(time)))));
+            }
+            Message::Commit { commit, end, time } => {
+                return Ok(Some(Event::Commit(position(commit, end, 0, Micros::from_postgres(time)))));
+            }
+            Message::Logical { transactional, prefix, content, .. } => {
+                let ours = transactional && prefix == names::HEARTBEAT_PREFIX;
+                self.ordinal += u64::from(transactional);
+                return Ok(ours.then_some(Event::Heartbeat(content)));
+            }
             Message::Origin { name, .. } => return Ok(Some(Event::Origin(name))),
             Message::Type(name) => {
                 let schema = if name.schema.is_empty() { "pg_catalog".to_owned() } else { name.schema };
@@ -206,6 +174,10 @@ impl Session {
         self.ordinal += 1;
         Ok(change.map(|change| Event::Change(Ordered { ordinal, change })))
     }
+}
+
+fn position(commit: Lsn, end: Lsn, xid: u32, time: Micros) -> Position {
+    Position::Postgres(PostgresPosition { commit, end, xid, time })
 }
 
 /// An old image with what was not logged told apart from what is NULL.
@@ -247,12 +219,7 @@ impl Tables {
                 key: column.key,
             });
         }
-        let shape = Shape {
-            schema: relation.schema.into(),
-            table: relation.table.into(),
-            identity: relation.identity,
-            columns: columns.into(),
-        };
+        let shape = Shape::new(relation.schema, relation.table, relation.identity, columns);
         self.relations.insert(relation.id, Some(Arc::new(shape)));
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, fmt::Write as _};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use landfall::{
     change::{Cell, Row},
     postgres::pgoutput::{self, Message, Old, Relation},
@@ -37,36 +37,18 @@ impl Page {
     }
 
     fn message(&mut self, message: &Bytes) {
-        match message[0] {
-            // These three the transport decodes.
-            b'B' => self.line("begin"),
-            b'C' => self.line("commit"),
-            b'M' => self.logical(message.slice(1..)),
-            _ => {
-                let decoded = pgoutput::decode(message.clone());
-                self.ours(decoded.unwrap_or_else(|error| panic!("{error}: {message:?}")));
+        let decoded = pgoutput::decode(message.clone());
+        match decoded.unwrap_or_else(|error| panic!("{error}: {message:?}")) {
+            Message::Begin { .. } => self.line("begin"),
+            Message::Commit { .. } => self.line("commit"),
+            Message::Logical { transactional, prefix, content, .. } => {
+                let content = String::from_utf8(content.into()).unwrap();
+                if prefix == super::STEP_PREFIX {
+                    return self.line(format!("\n== {content}"));
+                }
+                let of = if transactional { "of the transaction" } else { "outside transactions" };
+                self.line(format!("message {of}: {prefix} {content:?}"));
             }
-        }
-    }
-
-    fn logical(&mut self, mut message: Bytes) {
-        let transactional = message.get_u8() == 1;
-        let _place = message.get_u64();
-        let end = message.iter().position(|byte| *byte == 0).unwrap();
-        let prefix = String::from_utf8(message.split_to(end).into()).unwrap();
-        message.advance(1);
-        let len = message.get_u32() as usize;
-        assert_eq!(message.len(), len, "the content's length");
-        let content = String::from_utf8(message.into()).unwrap();
-        if prefix == super::STEP_PREFIX {
-            return self.line(format!("\n== {content}"));
-        }
-        let of = if transactional { "of the transaction" } else { "outside transactions" };
-        self.line(format!("message {of}: {prefix} {content:?}"));
-    }
-
-    fn ours(&mut self, message: Message) {
-        match message {
             Message::Type(described) => {
                 let schema = if described.schema.is_empty() { "pg_catalog" } else { &described.schema };
                 let name = format!("{schema}.{}", described.name);

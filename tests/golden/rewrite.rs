@@ -10,6 +10,25 @@ use landfall::{
 pub fn bytes(message: &Message) -> Vec<u8> {
     let mut out = Vec::new();
     match message {
+        Message::Begin { commit, time, xid } => {
+            out.push(b'B');
+            long(&mut out, commit.0);
+            long(&mut out, time.cast_unsigned());
+            number(&mut out, *xid);
+        }
+        Message::Commit { commit, end, time } => {
+            out.extend_from_slice(b"C\0");
+            long(&mut out, commit.0);
+            long(&mut out, end.0);
+            long(&mut out, time.cast_unsigned());
+        }
+        Message::Logical { transactional, place, prefix, content } => {
+            out.extend_from_slice(&[b'M', u8::from(*transactional)]);
+            long(&mut out, place.0);
+            text(&mut out, prefix);
+            number(&mut out, content.len() as u32);
+            out.extend_from_slice(content);
+        }
         Message::Relation(relation) => {
             out.push(b'R');
             number(&mut out, relation.id);
@@ -38,7 +57,7 @@ pub fn bytes(message: &Message) -> Vec<u8> {
         }
         Message::Origin { commit, name } => {
             out.push(b'O');
-            out.extend_from_slice(&commit.0.to_be_bytes());
+            long(&mut out, commit.0);
             text(&mut out, name);
         }
         Message::Insert { relation, new } => {
@@ -93,6 +112,10 @@ fn row(out: &mut Vec<u8>, kind: u8, Row(cells): &Row) {
             Cell::Withheld | Cell::Encrypted { .. } => panic!("no server sends {cell:?}"),
         }
     }
+}
+
+fn long(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_be_bytes());
 }
 
 fn number(out: &mut Vec<u8>, number: u32) {

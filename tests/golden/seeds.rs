@@ -37,6 +37,9 @@ pub fn pgoutput(messages: &[Bytes]) -> Seeds {
 
 fn form(message: &Message) -> String {
     match message {
+        Message::Begin { .. } => "begin".into(),
+        Message::Commit { .. } => "commit".into(),
+        Message::Logical { transactional, .. } => format!("logical-{transactional}"),
         Message::Relation(relation) => format!("relation-{:?}", relation.identity).to_lowercase(),
         Message::Type(name) if name.schema.is_empty() => "type-domain".into(),
         Message::Type(_) => "type".into(),
@@ -133,12 +136,7 @@ fn shape() -> Arc<Shape> {
         column("note", "text", false),
         column("doc", "jsonb", false),
     ];
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: "t".into(),
-        identity: Identity::Default,
-        columns: columns.into(),
-    })
+    Arc::new(Shape::new("public", "t", Identity::Default, columns))
 }
 
 fn changes() -> Vec<(&'static str, Change)> {

@@ -30,12 +30,12 @@ pub fn shape() -> Arc<Shape> {
         typmod: -1,
         key,
     };
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: "t".into(),
-        identity: Identity::Default,
-        columns: [column("id", "int8", true), column("v", "text", false)].into(),
-    })
+    Arc::new(Shape::new(
+        "public",
+        "t",
+        Identity::Default,
+        [column("id", "int8", true), column("v", "text", false)],
+    ))
 }
 
 pub fn insert(shape: &Arc<Shape>, new: Row) -> Change {

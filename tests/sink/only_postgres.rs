@@ -34,12 +34,12 @@ async fn shape_of(target: &PostgresTarget, table: &str) -> Arc<Shape> {
         typmod: row.get(3),
         key: row.get(4),
     };
-    Arc::new(Shape {
-        schema: "public".into(),
-        table: table.into(),
-        identity: if full { Identity::Full } else { Identity::Default },
-        columns: rows.iter().map(column).collect(),
-    })
+    Arc::new(Shape::new(
+        "public",
+        table,
+        if full { Identity::Full } else { Identity::Default },
+        rows.iter().map(column).collect::<Vec<_>>(),
+    ))
 }
 
 /// All rows of a table as pgoutput would send them: `format` uses the type's own output.

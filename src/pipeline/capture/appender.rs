@@ -1,9 +1,6 @@
 //! The end of a stream: numbers records, cuts what is too large, and knows what is durable.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     changelog::Writer,
@@ -155,7 +152,7 @@ impl<W: Writer> Appender<W> {
         found
     }
 
-    /// How long appending took since this was last asked for: next to nothing while there is room.
+    /// How long appending waited for room since this was last asked for.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
@@ -182,9 +179,7 @@ impl<W: Writer> Appender<W> {
         value: &[u8],
     ) -> Result<()> {
         let header = Header { kind, flags, epoch: self.epoch, incarnation: self.incarnation, sequence };
-        let begun = Instant::now();
-        self.writer.append(&header, key, value).await?;
-        self.waited += begun.elapsed();
+        self.waited += self.writer.append(&header, key, value).await?;
         self.given += 1;
         Ok(())
     }

@@ -318,11 +318,13 @@ mod tests {
             typmod: -1,
             key,
         };
-        let shape = |identity, keys: [bool; 3]| Shape {
-            schema: "public".into(),
-            table: "t".into(),
-            identity,
-            columns: [column("a", keys[0]), column("b", keys[1]), column("c", keys[2])].into(),
+        let shape = |identity, keys: [bool; 3]| {
+            Shape::new(
+                "public",
+                "t",
+                identity,
+                [column("a", keys[0]), column("b", keys[1]), column("c", keys[2])],
+            )
         };
         let keyed = |keys: &[&[&str]]| -> Vec<Vec<String>> {
             keys.iter().map(|key| key.iter().map(|&name| name.to_owned()).collect()).collect()
