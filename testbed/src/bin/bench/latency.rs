@@ -11,6 +11,8 @@ use super::site::{SOURCE, Site};
 
 /// Between two looks at the target: the resolution, with the look itself. A tenth of what is measured.
 const LOOK: Duration = Duration::from_micros(100);
+/// What comes first and does not count.
+const WARM: Duration = Duration::from_secs(2);
 /// How long the last rows may take.
 const TAIL: Duration = Duration::from_secs(30);
 
@@ -44,7 +46,8 @@ pub async fn measure(site: &Site, database: &str, per_second: f64, time: Duratio
 
     let insert = client.prepare("insert into probe (id) values ($1)").await?;
     let began = Instant::now();
-    let rows = (per_second * time.as_secs_f64()) as i64;
+    let warm = (per_second * WARM.as_secs_f64()) as i64;
+    let rows = warm + (per_second * time.as_secs_f64()) as i64;
     for at in 0..rows {
         let due = began + Duration::from_secs_f64(at as f64 / per_second);
         tokio::time::sleep_until(due.into()).await;
@@ -58,6 +61,8 @@ pub async fn measure(site: &Site, database: &str, per_second: f64, time: Duratio
     done.store(true, Ordering::Relaxed);
     let mut waits = looker.join().map_err(|_| anyhow!("the looker died"))??;
     anyhow::ensure!(waits.len() as i64 == rows, "{} of {rows} rows arrived at {database}", waits.len());
+    // A contender that has just been started is not what is measured.
+    waits.drain(..warm as usize);
     waits.sort_by(f64::total_cmp);
     Ok(Latency(waits))
 }

@@ -12,6 +12,7 @@
 //! is taken, `ratio NAME VALUE GOAL` for each goal, and writes docs/benchmarks. Ends with 0 where all was
 //! measured, whether or not a goal is met.
 
+mod debezium;
 mod landfall;
 mod latency;
 mod measure;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use debezium::Debezium;
 use landfall::Landfall;
 use native::{Native, Receiver};
 use report::{Goal, Report};
@@ -41,6 +43,8 @@ const QUICK: &[&str] = &["insert-1", "insert-1000", "update-1", LATENCY];
 const LATENCY: &str = "latency";
 /// Rows a second while latency is measured.
 const PACE: f64 = 200.0;
+/// Rows a transaction from which on it is a giant.
+const GIANT: u64 = 1_000_000;
 /// Commits that wait for the disk are so slow that a small share of the rows tells.
 const DURABLE_SHARE: u64 = 20;
 
@@ -117,6 +121,9 @@ async fn main() -> ExitCode {
 async fn run(plan: &Plan) -> Result<()> {
     let began = Instant::now();
     let mut report = Report::default();
+    if !testbed::home::has_rivals() {
+        report.missing("debezium", "it is not installed here; `scripts/setup-rivals` fetches it");
+    }
     let mut about = Vec::new();
     for workload in ALL.iter().filter(|workload| plan.takes(workload.name)) {
         about = drains(plan, workload, &mut report).await.with_context(|| workload.name.to_owned())?;
@@ -144,6 +151,12 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
     let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let receiver = Receiver::set_up(&site).await?;
+    // It takes minutes for what takes others seconds: one transaction of five million rows is left out.
+    let debezium = if testbed::home::has_rivals() && workload.rows_per_transaction < GIANT {
+        Some(Debezium::set_up(&site, workload, &schema).await?)
+    } else {
+        None
+    };
     let writer = site.source.connect(SOURCE).await?;
     let name = workload.name;
     let rows = ((workload.rows as f64 * plan.scale) as u64).max(workload.rows_per_transaction);
@@ -155,6 +168,14 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
             report.drain(name, "capture", "landfall", &landfall.capture(&site, &written).await?);
             report.drain(name, "apply", "landfall", &landfall.apply(&site, workload, &written).await?);
             report.drain(name, "whole", "native", &native.whole(&site, workload, &written, false).await?);
+            if let Some(debezium) = &debezium {
+                report.drain(
+                    name,
+                    "capture",
+                    "debezium",
+                    &debezium.capture(&site, workload, &written).await?,
+                );
+            }
             last = written.last;
 
             for &rtt in &plan.rtts {
@@ -166,8 +187,13 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
                 report.drain(name, &what, "landfall", &landfall.whole(&site, workload, &written).await?);
                 report.drain(name, &what, "native", &native.whole(&site, workload, &written, false).await?);
                 receiver.drain(&site, &written).await?;
-                if far {
-                    site.set_rtt(Duration::ZERO);
+                site.set_rtt(Duration::ZERO);
+                if let Some(debezium) = &debezium {
+                    let drain = debezium.whole(&site, workload, &written).await?;
+                    // Its one worker stands beside both: only near is it comparable.
+                    if !far {
+                        report.drain(name, &what, "debezium", &drain);
+                    }
                 }
             }
 
@@ -181,9 +207,16 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
             );
             landfall.whole(&site, workload, &written).await?;
             receiver.drain(&site, &written).await?;
+            if let Some(debezium) = &debezium {
+                debezium.whole(&site, workload, &written).await?;
+            }
         }
         workload.require_equal(&site.source, &site.target, landfall::DATABASE).await?;
-        workload.require_equal(&site.source, &site.target, native::DATABASE).await
+        workload.require_equal(&site.source, &site.target, native::DATABASE).await?;
+        match debezium {
+            Some(_) => workload.require_equal(&site.source, &site.target, debezium::DATABASE).await,
+            None => Ok(()),
+        }
     };
     outcome.await.with_context(|| landfall.logs())?;
     site.about().await

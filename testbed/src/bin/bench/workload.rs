@@ -38,12 +38,16 @@ const ORDERS: &str = "create table orders (id int8 primary key, customer int4 no
 
 /// What a row of `orders` is made of: short words, a number or two, a sentence, a time.
 const ORDER: &str =
-    "g, (g * 7919 % 100000)::int4, g * 31 % 1000000, (array['new','paid','packed','sent'])[1 + g % 4],
-    'order ' || g || ' of customer ' || (g * 7919 % 100000) || ', packed by hand', now()";
+    "g, (g::int8 * 7919 % 100000)::int4, g::int8 * 31 % 1000000, (array['new','paid','packed','sent'])[1 + g % 4],
+    'order ' || g || ' of customer ' || (g::int8 * 7919 % 100000) || ', packed by hand', now()";
 
 fn one_by_one(statement: &str, first: u64, transactions: u64) -> String {
     let last = first + transactions - 1;
-    format!("do $$ begin for g in {first}..{last} loop {statement}; commit; end loop; end $$")
+    // `k` is for whoever needs one account at random: in a WHERE clause, random() is asked for each row.
+    format!(
+        "do $$ declare k int8; begin for g in {first}..{last} loop k := 1 + floor(random() * {ACCOUNTS})::int8;
+             {statement}; commit; end loop; end $$"
+    )
 }
 
 fn order_there(last: u64) -> String {
@@ -84,10 +88,10 @@ pub const ALL: &[Workload] = &[
         rows_per_transaction: 1000,
         write: |first, transactions| {
             let statement = format!(
-                "insert into orders select {ORDER} from generate_series((g - 1) * 1000 + 1, g * 1000) g"
+                "insert into orders select {ORDER} from generate_series((t - 1) * 1000 + 1, t * 1000) g"
             );
             let last = first + transactions - 1;
-            format!("do $$ begin for g in {first}..{last} loop {statement}; commit; end loop; end $$")
+            format!("do $$ begin for t in {first}..{last} loop {statement}; commit; end loop; end $$")
         },
         arrived: |last| order_there(last * 1000),
     },
@@ -99,13 +103,11 @@ pub const ALL: &[Workload] = &[
         rows: 300_000,
         rows_per_transaction: 1,
         write: |first, transactions| {
-            let random = format!(
-                "update accounts set balance = balance + 1 where id = 1 + floor(random() * {ACCOUNTS})::int8"
-            );
+            let random = "update accounts set balance = balance + 1 where id = k";
             let last = first + transactions - 1;
             format!(
                 "{}; update accounts set balance = {last} where id = 0",
-                one_by_one(&random, first, transactions - 1)
+                one_by_one(random, first, transactions - 1)
             )
         },
         arrived: account_moved,
@@ -124,15 +126,13 @@ pub const ALL: &[Workload] = &[
         rows: 400_000,
         rows_per_transaction: 2,
         write: |first, transactions| {
-            let statement = format!(
-                "update accounts set balance = balance + 1 where id = 1 + floor(random() * {ACCOUNTS})::int8;
-                 insert into history values (g, g % 1000, (g % 97)::int4, now(), '')"
-            );
+            let statement = "update accounts set balance = balance + 1 where id = k;
+                 insert into history values (g, k, (g % 97)::int4, now(), '')";
             let last = first + transactions - 1;
             format!(
                 "{}; begin; insert into history values ({last}, 0, 0, now(), '');
                  update accounts set balance = {last} where id = 0; commit",
-                one_by_one(&statement, first, transactions - 1)
+                one_by_one(statement, first, transactions - 1)
             )
         },
         arrived: |last| {
@@ -157,10 +157,10 @@ pub const ALL: &[Workload] = &[
         write: |first, transactions| {
             let values: Vec<String> = (1..100)
                 .map(|at| match at % 4 {
-                    0 => format!("(g * {at} % 100000)::int4"),
+                    0 => format!("(g::int8 * {at} % 100000)::int4"),
                     1 => format!("'value ' || (g + {at})"),
                     2 => "now()".to_owned(),
-                    _ => format!("g * {at} / 100.0"),
+                    _ => format!("g::int8 * {at} / 100.0"),
                 })
                 .collect();
             one_by_one(&format!("insert into wide select g, {}", values.join(", ")), first, transactions)
@@ -189,7 +189,7 @@ pub const ALL: &[Workload] = &[
         rows_per_transaction: 5_000_000,
         write: |first, _| {
             format!(
-                "insert into orders select {ORDER} from generate_series(({first} - 1) * 5000000 + 1, {first} * 5000000) g"
+                "insert into orders select {ORDER} from generate_series(({first}::int8 - 1) * 5000000 + 1, {first}::int8 * 5000000) g"
             )
         },
         arrived: |last| order_there(last * 5_000_000),

@@ -1,0 +1,122 @@
+//! Debezium's connector for Postgres and its JDBC sink, in one warm Kafka Connect worker.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use testbed::connect::debezium::{JdbcSink, PostgresSource};
+use testbed::{Connect, Kafka};
+
+use super::landfall::arrive;
+use super::measure::{Drain, Group, Watch, until, until_so};
+use super::site::{SOURCE, Site};
+use super::workload::{Workload, Written};
+
+/// Its database at the target.
+pub const DATABASE: &str = "debezium";
+const PREFIX: &str = "debezium";
+const START: Duration = Duration::from_secs(60);
+
+/// A worker, its connectors deleted between two measurements: it keeps where they stood.
+pub struct Debezium {
+    connect: Connect,
+    tables: Vec<String>,
+}
+
+impl Debezium {
+    /// Starts the worker, makes the target's tables, and the slot.
+    pub async fn set_up(site: &Site, workload: &Workload, schema: &str) -> Result<Self> {
+        site.target.create_database(DATABASE).await?;
+        site.target.execute(DATABASE, schema).await?;
+        let tables = workload.tables.iter().map(|table| format!("public.{table}")).collect();
+        let debezium = Self { connect: Connect::start(&site.kafka).await?, tables };
+        debezium.read(site).await?;
+        debezium.rest(site).await?;
+        Ok(debezium)
+    }
+
+    /// Lets the source read from now on.
+    async fn read(&self, site: &Site) -> Result<()> {
+        let tables: Vec<&str> = self.tables.iter().map(String::as_str).collect();
+        let config = PostgresSource {
+            port: site.source.port(),
+            database: SOURCE,
+            publication: "debezium",
+            slot: "debezium",
+            tables: &tables,
+            topic_prefix: PREFIX,
+        };
+        self.connect.create("source", &config.config()).await?;
+        self.connect.wait_running("source", START).await?;
+        until(&site.source, SOURCE, "select active from pg_replication_slots where slot_name = 'debezium'")
+            .await
+    }
+
+    /// Lets the sink apply from now on.
+    async fn apply(&self, site: &Site) -> Result<()> {
+        let topics = format!("{PREFIX}\\.public\\..*");
+        let config = JdbcSink { port: site.target.port(), database: DATABASE, topics_regex: &topics };
+        self.connect.create("sink", &config.config()).await
+    }
+
+    /// Stops the source, and waits until it has let go of the slot.
+    async fn rest(&self, site: &Site) -> Result<()> {
+        self.connect.delete("source").await?;
+        until(
+            &site.source,
+            SOURCE,
+            "select not active from pg_replication_slots where slot_name = 'debezium'",
+        )
+        .await
+    }
+
+    fn groups(&self, site: &Site) -> Vec<Group> {
+        vec![
+            Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
+            Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
+            Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) },
+            Group { name: "Kafka Connect", pid: self.connect.pid() },
+        ]
+    }
+
+    /// Source to Kafka alone; the rows are applied afterwards, unmeasured.
+    pub async fn capture(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+        let before = self.records(&site.kafka).await;
+        let mut watch = Watch::start(self.groups(site));
+        self.read(site).await?;
+        for (rows, lead_in) in [(written.all_rows - written.rows, true), (written.all_rows, false)] {
+            let all_there = async || Ok(self.records(&site.kafka).await >= before + rows);
+            until_so("every record is in its topic", all_there).await?;
+            if lead_in {
+                watch.lead_in();
+            }
+        }
+        let mut drain = watch.stop(written.rows, written.all_rows);
+        drain.peak_mib = Some(self.connect.vm_hwm_kib()? as f64 / 1024.0);
+        self.rest(site).await?;
+        self.apply(site).await?;
+        until(&site.target, DATABASE, &workload.arrived(written.last)).await?;
+        self.connect.delete("sink").await?;
+        Ok(drain)
+    }
+
+    /// The whole way.
+    pub async fn whole(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+        let watch = Watch::start(self.groups(site));
+        self.read(site).await?;
+        self.apply(site).await?;
+        let mut drain = arrive(site, workload, written, watch, DATABASE).await?;
+        drain.peak_mib = Some(self.connect.vm_hwm_kib()? as f64 / 1024.0);
+        self.rest(site).await?;
+        self.connect.delete("sink").await?;
+        Ok(drain)
+    }
+
+    /// How many changes its topics hold; a topic that does not exist yet holds none.
+    async fn records(&self, kafka: &Kafka) -> u64 {
+        let mut records = 0;
+        for table in &self.tables {
+            records += kafka.end_offset(&format!("{PREFIX}.{table}")).await.unwrap_or(0).cast_unsigned();
+        }
+        records
+    }
+}
