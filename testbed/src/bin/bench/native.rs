@@ -101,9 +101,13 @@ impl Receiver {
             Watch::start(vec![Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) }]);
         let output = command.output().await.context("run pg_recvlogical")?;
         ensure!(output.status.success(), "pg_recvlogical: {}", String::from_utf8_lossy(&output.stderr));
+        let took = began.elapsed();
+        // Its walsender ends a moment later, and only then is its time on the server's account.
+        let gone = "select not active from pg_replication_slots where slot_name = 'receiver'";
+        until(&site.source, SOURCE, gone).await?;
         let mut drain = watch.stop(written.rows, written.all_rows);
         // It shows no sentinel: its start, a few hundredths of a second, counts.
-        drain.rows_per_second = written.all_rows as f64 / began.elapsed().as_secs_f64();
+        drain.rows_per_second = written.all_rows as f64 / took.as_secs_f64();
         Ok(drain)
     }
 }
