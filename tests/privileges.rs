@@ -1,5 +1,5 @@
-//! Proves that a daemon works as a plain role, and that a role which lacks something is told, by the daemon
-//! itself, what exactly to run.
+//! Proves that a daemon works as a plain role, that a role which lacks something is told, by the daemon
+//! itself, what exactly to run, and that both sides of a connection prove who they are.
 
 use std::time::Duration;
 
@@ -68,4 +68,113 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
             assert_eq!(check.status.code(), Some(0), "{page}");
         }
     }
+}
+
+/// The codes the roads of a daemon show.
+async fn codes(daemon: &Daemon) -> Vec<String> {
+    let (_, page) = daemon.http_get("/status").await.unwrap_or_default();
+    let status: serde_json::Value = serde_json::from_str(&page).unwrap_or_default();
+    let streams = status["streams"].as_array().cloned().unwrap_or_default();
+    streams.iter().filter_map(|stream| Some(stream["code"].as_str()?.to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_and_role_prove_who_they_are() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both("create table t (id int8 primary key)").await.unwrap();
+    let mut daemons = Vec::new();
+    let mut certificates = Vec::new();
+    for (region, config) in [
+        (&regions.us, regions.us.config().source(&["public.*"])),
+        (&regions.eu, regions.eu.config().link(&regions.us)),
+    ] {
+        // Granted while the server still trusts everybody; from then on only with TLS and a password.
+        let daemon = region.daemon(LANDFALL, &config.clone().to_toml()).stopped().unwrap();
+        region.grant(&daemon).await.unwrap();
+        region.execute("alter role landfall password 'right'").await.unwrap();
+        let data = region.postgres.data_dir();
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args([
+                "-addext",
+                "subjectAltName=DNS:localhost",
+                "-addext",
+                "basicConstraints=critical,CA:false",
+            ])
+            .arg("-keyout")
+            .arg(data.join("server.key"))
+            .arg("-out")
+            .arg(data.join("server.crt"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let owner = std::fs::metadata(data).unwrap();
+        for file in ["server.key", "server.crt"] {
+            use std::os::unix::fs::MetadataExt;
+            std::os::unix::fs::chown(data.join(file), Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(data.join("server.crt"), copy.path().join("ca.pem")).unwrap();
+        let hba = "hostssl all landfall 127.0.0.1/32 scram-sha-256\nhost all landfall 127.0.0.1/32 reject\n\
+                   host all postgres 127.0.0.1/32 trust\n";
+        std::fs::write(data.join("pg_hba.conf"), hba).unwrap();
+        region.postgres.set("ssl", "on").await.unwrap();
+        let url = |root: &std::path::Path| {
+            let port = region.postgres.port();
+            format!(
+                "postgres://landfall@localhost:{port}/shop?sslmode=verify-full&sslrootcert={}",
+                root.display()
+            )
+        };
+        let good = config.database_url(&url(&copy.path().join("ca.pem"))).to_toml();
+        daemons.push((region.daemon(LANDFALL, &good).env("LANDFALL__DATABASE__PASSWORD", "wrong"), region));
+        certificates.push(copy);
+    }
+    let mut started = Vec::new();
+    for (daemon, region) in daemons {
+        let mut daemon = daemon.start().unwrap();
+        let refused = eventually(PATIENCE, "a wrong password is told", async || {
+            Ok(codes(&daemon).await.iter().any(|code| code == "LF-DB-REFUSED"))
+        });
+        if let Err(error) = refused.await {
+            panic!("{}: {error}\n{}", region.name, daemon.log_tail());
+        }
+        daemon.sigterm(PATIENCE).await.unwrap();
+        daemon.set_env("LANDFALL__DATABASE__PASSWORD", "right");
+        daemon.start_again().unwrap();
+        started.push(daemon);
+    }
+    let arrived = eventually(PATIENCE, "a row crosses between proven parts", async || {
+        let live = "select count(*)::text from landfall.stream where live";
+        if regions.us.postgres.query_text("shop", live).await.ok().flatten().as_deref() == Some("1") {
+            regions.us.execute("insert into t values (1) on conflict do nothing").await?;
+        }
+        let sql = "select count(*)::text from t";
+        Ok(regions.eu.postgres.query_text("shop", sql).await?.as_deref() == Some("1"))
+    });
+    if let Err(error) = arrived.await {
+        panic!("{error}\n{}\n{}", started[0].log_tail(), started[1].log_tail());
+    }
+    let sql = "select count(*)::text from pg_stat_ssl s join pg_stat_activity a using (pid)
+                where a.usename = 'landfall' and s.ssl";
+    for region in [&regions.us, &regions.eu] {
+        let encrypted = region.postgres.query_text("shop", sql).await.unwrap().unwrap();
+        assert_ne!(encrypted, "0", "{}", region.name);
+    }
+    // A certificate that somebody else made proves nothing.
+    let other = certificates[1].path().join("ca.pem");
+    let port = regions.us.postgres.port();
+    let url = format!(
+        "postgres://landfall@localhost:{port}/shop?sslmode=verify-full&sslrootcert={}",
+        other.display()
+    );
+    let config = regions.us.config().source(&["public.*"]).database_url(&url).to_toml();
+    started[0].sigterm(PATIENCE).await.unwrap();
+    started[0].set_config(&config).unwrap();
+    started[0].start_again().unwrap();
+    eventually(PATIENCE, "a server that is not proven is refused", async || {
+        Ok(codes(&started[0]).await.iter().any(|code| code == "LF-DB-REFUSED"))
+    })
+    .await
+    .unwrap();
 }
