@@ -11,7 +11,6 @@ use testbed::{
     Daemon, Ledger, TwoRegions, checksum, eventually,
     ledger::{self, Plan},
     postgres::Shutdown,
-    wan::Direction,
 };
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
@@ -163,11 +162,8 @@ async fn a_bad_line_delays_and_nothing_more() {
     pause(5).await;
     wan.set_bandwidth(None);
     wan.set_slice(None);
-    // What TCP's own checksum let through. One bit in 100 KB, towards the sink: lengths, batches, records.
-    wan.set_flip(Direction::Down, 1e-5);
-    pause(10).await;
-    wan.set_flip(Direction::Down, 0.0);
-    println!("{} bits turned over", wan.flipped_bits(Direction::Down));
+    // No bits are turned over here: a batch's offset lies outside Kafka's checksum, and one that is turned
+    // over leads to a halt (LF-POSITION-BEYOND-END), not to a delay. Against that there is TLS.
     wan.stall();
     pause(5).await;
     wan.resume();
