@@ -1,7 +1,7 @@
 //! Two regions come up together and know how to reach each other.
 
 use testbed::load::Pgbench;
-use testbed::region::DATABASE;
+use testbed::region::{DATABASE, ROLE};
 use testbed::{TwoRegions, checksum};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -19,7 +19,7 @@ async fn two_regions_come_up() {
          \n[source]\ntables = [\"public.*\", \"app.orders\"]\n\
          \n[[link]]\nfrom = \"us-east-1\"\nbrokers = [\"{remote}\"]\n\
          \n[http]\nlisten = \"{}\"\n",
-        regions.eu.postgres.url(DATABASE),
+        regions.eu.postgres.url_as(ROLE, DATABASE),
         regions.eu.kafka.local(),
         regions.eu.http,
     );
