@@ -85,6 +85,23 @@ impl Stage {
         self.us.sigterm(DOWN).await.unwrap();
     }
 
+    /// Copies the source's server as it is now, and leaves its daemon stopped.
+    async fn copy_of_server(&mut self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        self.stop_source().await;
+        self.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+        self.regions.us.postgres.backup_to(&copy.path().join("copy")).await.unwrap();
+        self.regions.us.postgres.start_again().await.unwrap();
+        copy
+    }
+
+    /// Puts the copy in the place of the source's server.
+    async fn restore(&mut self, copy: &tempfile::TempDir) {
+        self.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
+        self.regions.us.postgres.restore_from(&copy.path().join("copy")).await.unwrap();
+        self.regions.us.postgres.start_again().await.unwrap();
+    }
+
     async fn stop_sink(&mut self) {
         self.eu.sigterm(DOWN).await.unwrap();
     }
@@ -195,18 +212,12 @@ async fn another_server_under_the_same_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_restored_from_a_copy_even_one_that_has_outgrown_the_log() {
     let mut stage = Stage::set("").await;
-    let copy = tempfile::tempdir().unwrap();
-    stage.stop_source().await;
-    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
-    stage.regions.us.postgres.backup_to(&copy.path().join("copy")).await.unwrap();
-    stage.regions.us.postgres.start_again().await.unwrap();
+    let copy = stage.copy_of_server().await;
     stage.us.start_again().unwrap();
     stage.write(2).await;
     stage.arrives(2).await;
     stage.stop_source().await;
-    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
-    stage.regions.us.postgres.restore_from(&copy.path().join("copy")).await.unwrap();
-    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.restore(&copy).await;
     stage.us.start_again().unwrap();
     halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await;
     // It outgrows what the log has seen of the other life.
@@ -225,11 +236,7 @@ async fn a_server_restored_from_a_copy_even_one_that_has_outgrown_the_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_server_gives_an_epoch_that_was_taken() {
     let mut stage = Stage::set("").await;
-    let copy = tempfile::tempdir().unwrap();
-    stage.stop_source().await;
-    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
-    stage.regions.us.postgres.backup_to(&copy.path().join("copy")).await.unwrap();
-    stage.regions.us.postgres.start_again().await.unwrap();
+    let copy = stage.copy_of_server().await;
     stage.write(2).await;
     // It dies when the row stands in the log, and before a checkpoint knows its epoch.
     stage.us.set_env("LANDFALL_CRASH_AT", "capture.after_ack:1");
@@ -237,9 +244,7 @@ async fn a_restored_server_gives_an_epoch_that_was_taken() {
     stage.us.wait_exit(DOWN).await.unwrap();
     stage.us.remove_env("LANDFALL_CRASH_AT");
     stage.arrives(2).await;
-    stage.regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
-    stage.regions.us.postgres.restore_from(&copy.path().join("copy")).await.unwrap();
-    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.restore(&copy).await;
     stage.us.start_again().unwrap();
     halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await;
     shows(&stage.eu, "us-east-1", "running", None).await;

@@ -47,8 +47,8 @@ fn duties(settings: &Settings) -> Duties {
     Duties { source: settings.source.is_some(), sink: !settings.links.is_empty() }
 }
 
-/// The statements that let the role of the settings do its work, and no more: for a superuser, in the
-/// database of the settings. None are given where nothing is missing.
+/// The statements that let the role of the settings do its work, for a superuser, in the database of the
+/// settings. For a link they name every table the role may not write. None where nothing is missing.
 pub(super) async fn grants(settings: &Settings) -> Result<Vec<String>> {
     let client = ask(settings).await?;
     let role = role_privileges(&client).await?;
@@ -61,8 +61,12 @@ pub(super) async fn grants(settings: &Settings) -> Result<Vec<String>> {
         sql.extend(refused.filter_map(|finding| finding.mend));
     }
     if !settings.links.is_empty() {
+        // Which of them a link writes to, only its stream says.
         let tables = tables_not_writable(&client).await?;
-        sql.extend((!tables.is_empty()).then(|| write_tables(&role.role, &tables)));
+        sql.extend((!tables.is_empty()).then(|| {
+            let grants = write_tables(&role.role, &tables);
+            format!("-- every table there is: strike out what no other region sends\n{grants}")
+        }));
         let schemas = type_schemas_not_usable(&client).await?;
         sql.extend((!schemas.is_empty()).then(|| use_schemas(&role.role, &schemas)));
     }

@@ -81,8 +81,8 @@ pub async fn online(settings: &Settings) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// The SQL that lets the role of the settings do its work, and no more, for a superuser; empty where
-/// nothing is missing.
+/// The SQL that lets the role of the settings do its work, for a superuser: for a link, on every table of
+/// the database. Empty where nothing is missing.
 ///
 /// # Errors
 /// Where the database does not answer.

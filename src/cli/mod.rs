@@ -38,7 +38,7 @@ enum Command {
     Run,
     /// Looks for what stands in the way: settings, server, privileges, tables. Changes nothing.
     Check {
-        /// Prints the SQL that grants the database's role exactly what it lacks, and nothing else.
+        /// Prints the SQL that grants the database's role what it lacks, and nothing else.
         #[arg(long)]
         grants: bool,
     },

@@ -138,10 +138,11 @@ pub fn create_publication(name: &str, tables: &[&TableFacts]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn role() -> RolePrivileges {
+    /// A plain role that lacks nothing.
+    pub(crate) fn role() -> RolePrivileges {
         RolePrivileges {
             role: "lf".into(),
             superuser: false,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::postgres::catalog::PublishedTable;
+use crate::postgres::{catalog::PublishedTable, grants::tests::role};
 
 fn settings(text: &str) -> Settings {
     let text = format!("region = \"r\"\n[database]\nurl = \"postgres://lf@h/shop\"\n{text}");
@@ -26,20 +26,6 @@ fn server() -> ServerFacts {
         origins_max: 10,
         origins_used: 0,
         slot_keep_bytes: Some(1 << 30),
-        database: "shop".into(),
-    }
-}
-
-fn role() -> RolePrivileges {
-    RolePrivileges {
-        role: "lf".into(),
-        superuser: false,
-        replication: true,
-        set_replication_role: true,
-        origin_functions_missing: Vec::new(),
-        create_on_database: true,
-        schema_owner: None,
-        schema_usable: false,
         database: "shop".into(),
     }
 }
