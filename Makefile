@@ -1,6 +1,6 @@
 # What can be done here. Each target brings along what it needs (scripts/setup says what it installs).
 
-.PHONY: setup build test demo chaos fuzz bench bench-quick
+.PHONY: setup build test demo chaos fuzz bench bench-quick bench-codec deny
 
 # Where cargo puts what it builds.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -16,8 +16,8 @@ test: setup
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --workspace --locked
 
-# Two regions 80 ms apart under load; each daemon is killed, the line between them is cut; then every row
-# is compared. The last line is the verdict.
+# Two regions under load: each daemon is killed, the line between them cut, a broker and a database restarted;
+# then every row is compared. The last line is the verdict. KEEP=1 leaves everything running.
 demo: setup
 	cargo build --release --locked -p landfall -p testbed --bin landfall --bin demo
 	$(TARGET)/release/demo $(TARGET)/release/landfall
@@ -44,3 +44,11 @@ bench: setup
 bench-quick: setup
 	cargo build --release --locked -p landfall -p testbed --bin landfall --bin bench
 	$(TARGET)/release/bench $(TARGET)/release/landfall --quick
+
+# What a change costs in our own hands, step by step, on one thread.
+bench-codec: setup
+	cargo bench --locked --bench codec
+
+# Licences, sources, banned crates and advisories of everything that is built in (deny.toml).
+deny:
+	scripts/deny

@@ -5,13 +5,24 @@
 //! atomic load. The points are named after what was last done on the path: `apply.mid_batch` (the
 //! guard is written, rows are), `apply.before_commit`, `apply.after_commit` (not yet told).
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 /// The environment variable that names the point and the count.
 pub const VARIABLE: &str = "LANDFALL_CRASH_AT";
+
+/// The environment variable that names a point and a file: whoever reaches the point waits until the file is taken
+/// away, and puts it back, to wait there again the next time; until its directory is gone. So a test can have something
+/// happen at exactly that moment, each time.
+pub const HOLD: &str = "LANDFALL_HOLD_AT";
+
+static HELD: OnceLock<Option<(String, PathBuf)>> = OnceLock::new();
 
 struct Appointment {
     point: String,
@@ -29,6 +40,22 @@ pub fn point(name: &str) {
         eprintln!("crash point {name} reached");
         die();
     }
+    if let Some((point, file)) = HELD.get_or_init(held)
+        && point == name
+    {
+        eprintln!("held at {name}");
+        while file.exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // In a directory that is gone nothing holds any more.
+        let _ = std::fs::write(file, "");
+    }
+}
+
+fn held() -> Option<(String, PathBuf)> {
+    let text = std::env::var(HOLD).ok()?;
+    let (point, file) = text.split_once(':')?;
+    Some((point.to_owned(), PathBuf::from(file)))
 }
 
 fn read() -> Option<Appointment> {

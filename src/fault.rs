@@ -16,10 +16,10 @@ pub enum Consequence {
 }
 
 macro_rules! codes {
-    ($($(#[$doc:meta])+ $name:ident = $code:literal, $consequence:ident, $remedy:literal;)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $consequence:ident, $remedy:literal;)+) => {
         /// A stable name for one thing that can go wrong. Never reused, never renamed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Code { $($(#[$doc])+ $name,)+ }
+        pub enum Code { $($(#[doc = $doc])+ $name,)+ }
 
         impl Code {
             /// Every code there is.
@@ -28,6 +28,11 @@ macro_rules! codes {
             /// As printed in logs, status and documents.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $code,)+ }
+            }
+
+            /// What it means: the text that stands above it here.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii_start(),)+ }
             }
 
             /// What follows.
@@ -44,103 +49,122 @@ macro_rules! codes {
 }
 
 codes! {
-    /// A setting is missing, misspelled or out of range.
+    /// A setting is missing, misspelled, out of range, or given twice. Nothing was started.
     ConfigInvalid = "LF-CONFIG", Halt,
         "correct the file (every mistake is listed) and start again";
-    /// The database does not answer.
+    /// The database does not answer: it is down, out of reach, or is shutting down.
     DatabaseUnreachable = "LF-DB-UNREACHABLE", Retry,
         "nothing is lost meanwhile; look at the server, the network and the url";
-    /// The database refuses the role, its password or its certificate.
+    /// The database refuses the role or its password, knows no such database, or its certificate is not the
+    /// one that is trusted.
     DatabaseRefused = "LF-DB-REFUSED", Retry,
         "mend the role, password or pg_hba.conf; it is tried again without a restart";
-    /// The role lacks a privilege.
+    /// The role in the url lacks a privilege, or row security hides rows from it.
     PrivilegeMissing = "LF-PRIVILEGE", Retry,
         "run the SQL shown as the owner or a superuser; it is tried again without a restart";
-    /// A server setting rules replication out.
+    /// A setting of the server rules replication out: `wal_level`, its version, or that it is a standby.
     ServerSetting = "LF-SERVER-SETTING", Halt,
         "change the server setting named, restart the server if it says so";
-    /// The brokers do not answer.
+    /// The brokers do not answer, or not in time. Changes wait on the side they come from.
     KafkaUnreachable = "LF-KAFKA-UNREACHABLE", Retry,
         "nothing is lost meanwhile; look at the brokers and the network";
-    /// The brokers answered with an error that may pass.
+    /// The brokers answered with an error that may pass: a leader is being elected, replicas are missing, a
+    /// permission is not there yet.
     KafkaRejected = "LF-KAFKA-REJECTED", Retry,
         "it is tried again; look at the broker's log if it stays";
-    /// A topic's settings would lose data or break order.
+    /// The brokers refuse the connection, or their certificate proves nothing to us.
+    KafkaRefused = "LF-KAFKA-REFUSED", Retry,
+        "hold security.protocol and the ssl.* and sasl.* settings against the brokers' listener; what is mended there is tried again without a restart";
+    /// The brokers know us, and an operation is not allowed.
+    KafkaDenied = "LF-KAFKA-DENIED", Retry,
+        "allow the principal the operation named (kafka-acls --add); it is tried again without a restart";
+    /// A topic's settings would lose data or break order: its retention, cleanup policy, replicas or
+    /// timestamps are not what a stream needs.
     TopicSettings = "LF-TOPIC-SETTINGS", Halt,
         "change the topic's settings as listed (kafka-configs --alter), then it goes on by itself";
-    /// The publication is gone, lost a table, or filters what it publishes.
+    /// The publication is gone, lost a table of the scope, or filters rows, columns or operations.
     PublicationChanged = "LF-PUBLICATION", Halt,
         "run the SQL shown as the publication's owner; changes made to the table meanwhile are not in the log: compare it afterwards";
-    /// The slot is gone though the stream has begun.
+    /// The replication slot is gone though the stream has begun: somebody dropped it, or the server failed
+    /// over to one that never had it.
     SlotMissing = "LF-SLOT-MISSING", Halt,
         "the changes in the range shown are gone from the log; copy the tables anew under a new incarnation";
-    /// The server invalidated the slot.
+    /// The server invalidated the slot, most often because more log was waiting for it than
+    /// `max_slot_wal_keep_size` allows.
     SlotLost = "LF-SLOT-LOST", Halt,
         "the changes in the range shown are gone from the server; raise max_slot_wal_keep_size and copy the tables anew under a new incarnation";
-    /// The slot stands beyond what the stream holds.
+    /// The slot stands beyond what the stream in Kafka holds, so the changes between can come from nowhere.
     SlotAhead = "LF-SLOT-AHEAD", Halt,
         "the range shown was released by the server without being in the log: the slot was advanced or recreated by hand, or Kafka lost acknowledged records; copy the tables anew under a new incarnation";
-    /// Another process reads the slot.
+    /// Another process reads the slot: a second daemon of this region, or one whose connection the server
+    /// has not yet given up.
     SlotBusy = "LF-SLOT-BUSY", Retry,
         "another daemon serves this region; this one stands by and takes over when the slot is free";
-    /// The database is another server than the stream came from.
+    /// The database's system identifier is another one than that of the server the stream came from.
     ServerChanged = "LF-SERVER-CHANGED", Halt,
         "point the url at the stream's server, or begin a new incarnation and copy the tables anew";
-    /// The server lacks the log's last transaction, or has another in its place.
+    /// The server lacks the last transaction the log holds, or has another in its place: its history is not
+    /// the one that was replicated.
     ServerDiverged = "LF-SERVER-DIVERGED", Halt,
         "the server was restored, or promoted with loss: the other regions hold transactions it does not; compare the tables and begin a new incarnation";
-    /// The topic is gone, or lives another life than the stream.
+    /// The topic is gone, or was made anew: what is in it does not continue what was read from it.
     TopicLost = "LF-TOPIC-LOST", Halt,
         "the topic was deleted or recreated; the range shown is gone from it; begin a new incarnation and copy the tables anew";
     /// The topic holds a stream this database knows nothing of.
     StreamForeign = "LF-STREAM-FOREIGN", Halt,
         "the topic belongs to another database or the schema `landfall` was dropped; restore it, or use another region name";
-    /// Retention, or somebody, deleted records before they were read.
+    /// Retention, or somebody, deleted records of the topic before this region had read them.
     RetentionPassed = "LF-RETENTION-PASSED", Halt,
-        "the records in the range shown are gone; copy the tables they touched anew";
-    /// The topic has not exactly one partition.
+        "the records in the range shown are gone; `landfall recover` in this region has the rows they touched come anew";
+    /// The topic has not exactly one partition. The order of a stream is the order of one partition.
     PartitionsChanged = "LF-PARTITIONS", Halt,
         "partitions cannot be taken away: begin a new incarnation on a topic with one partition";
-    /// A sequence number repeats or is missing.
+    /// A sequence number of the stream repeats or is missing, where records stand without a hole.
     SequenceBroken = "LF-SEQUENCE", Halt,
         "the log is damaged at the place shown; nothing past it was applied; copy the tables anew under a new incarnation";
-    /// A record is damaged, foreign, or of a kind this version does not know.
+    /// A record is damaged, was written by somebody else, or is of a kind this version does not know.
     RecordCorrupt = "LF-RECORD", Halt,
         "nothing past the record was applied; if another program wrote it, take its write permission away; if a newer Landfall did, update this one";
-    /// The database sent something pgoutput version 1 does not have.
+    /// The database sent something that pgoutput version 1 does not have.
     ProtocolUnknown = "LF-PROTOCOL", Halt,
         "nothing past it was taken; report the message with the server's version";
-    /// The sink stands beyond the end of the topic.
+    /// The sink has applied more than the topic holds now.
     PositionBeyondEnd = "LF-POSITION-BEYOND-END", Halt,
         "Kafka lost records that were applied here (unclean election, restored disk): compare the regions before going on";
-    /// The stream's beginning is no longer in the topic, and this target holds nothing of it.
+    /// The stream's beginning is no longer in the topic, and this target holds nothing of the stream: it has
+    /// no rows to go on from.
     GenesisGone = "LF-GENESIS-GONE", Halt,
-        "existing rows come across by a backfill; begin a new incarnation for now";
-    /// A newer apply epoch holds the target.
+        "run `landfall backfill --to` with this region's name in the region the stream comes from; it goes on by itself";
+    /// A newer apply epoch holds the target: another daemon took hold of it after this one.
     Superseded = "LF-SUPERSEDED", Retry,
         "another daemon took the link over; this one stands by";
-    /// Another daemon holds the target and is alive.
+    /// Another daemon holds the target for this link and is alive.
     TargetHeld = "LF-TARGET-HELD", Retry,
         "another daemon serves this link; this one stands by and takes over when it is gone";
-    /// A row is there that should not be, or is not there that should.
+    /// No daemon does what was asked of it, or it does not get on with it.
+    NotServed = "LF-NOT-SERVED", Retry,
+        "see with `landfall status`, in both regions, that the daemons run and what their streams wait for; then ask again";
+    /// A row is there that should not be, or is not there that should: the target is not what the source
+    /// was when it made the change.
     Conflict = "LF-CONFLICT", Halt,
-        "somebody else wrote to a table with one writing region; make the row as the message says, it goes on by itself";
-    /// The target refuses a row for a constraint of its own.
+        "somebody else wrote to a table with one writing region; make the row as the message says, it goes on by itself; where there are many, `landfall recover` in this region mends them all";
+    /// The target refuses a row for a constraint, a domain or a trigger of its own.
     RowRejected = "LF-ROW-REJECTED", Halt,
         "make the target's table accept the row as the message says, it goes on by itself";
     /// A table is missing on the target, or its columns do not take the source's.
     TableDiffers = "LF-TABLE", Halt,
         "make the target's table as the message says, it goes on by itself";
-    /// The target is busy: locks, deadlocks, connections, disk.
+    /// The target is busy: a lock, a deadlock, no connection left, a full disk, or it is read-only.
     TargetBusy = "LF-TARGET-BUSY", Retry,
         "it is tried again; the message names who holds the lock, where it is one";
     /// A transaction was begun in the log and its rest does not come.
     TransactionStalled = "LF-TRANSACTION-STALLED", Retry,
         "the open transaction was rolled back and is read again; look at the source's daemon";
-    /// The process is asked to stop.
+    /// The process was asked to stop.
     Stopping = "LF-STOPPING", Retry,
         "nothing to do";
-    /// Something that cannot be, was.
+    /// Something was that should not be possible. It is a fault of Landfall, or a message of a server that it
+    /// does not know.
     Internal = "LF-INTERNAL", Halt,
         "report it with the log around it";
 }
@@ -252,6 +276,9 @@ mod tests {
         assert_eq!(names.len(), Code::ALL.len());
         for code in Code::ALL {
             assert!(code.as_str().starts_with("LF-") && !code.remedy().is_empty(), "{code:?}");
+            // Lines of the source are joined as a sentence is.
+            let meaning = code.meaning();
+            assert!(meaning.ends_with('.') && !meaning.contains("  "), "{code:?}: {meaning:?}");
         }
     }
 

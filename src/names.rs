@@ -8,8 +8,10 @@ pub const SCHEMA: &str = "landfall";
 pub const PUBLICATION: &str = "landfall";
 /// The stream a link reads, unless the config says otherwise.
 pub const STREAM: &str = "main";
-/// The prefix of our own messages in a database's log (`pg_logical_emit_message`).
+/// The prefix of our heartbeats in a database's log (`pg_logical_emit_message`).
 pub const HEARTBEAT_PREFIX: &str = "landfall.heartbeat";
+/// The prefix of a backfill's watermarks there.
+pub const WATERMARK_PREFIX: &str = "landfall.watermark";
 /// What every replication origin of ours begins with.
 const ORIGIN_PREFIX: &str = "landfall/";
 
@@ -32,6 +34,16 @@ pub fn topic(region: &Region, stream: &str) -> String {
 /// The compacted topic that keeps a region's stream checkpoints.
 pub fn state_topic(region: &Region) -> String {
     topic(region, "state")
+}
+
+/// The topic in which other regions ask a region for something.
+pub fn control_topic(region: &Region) -> String {
+    topic(region, "control")
+}
+
+/// The key in the state topic under which it stands where a region may begin `topic` in its middle.
+pub fn start_key(topic: &str, to: &str) -> String {
+    format!("{topic}/start/{to}")
 }
 
 /// The replication origin under which a stream is applied: `landfall/<region>/<stream>/<lane>`.

@@ -32,11 +32,22 @@ pub struct Cursor {
     pub position: Option<Position>,
 }
 
+/// When a record came, on two clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When its log took it in, on the log's clock.
+    pub appended: Micros,
+    /// When it was read, on the sink daemon's clock.
+    pub fetched: Micros,
+}
+
 /// A heartbeat's times, on two clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// When it was sent, on the source daemon's clock.
     pub sent: Micros,
+    /// When its log took it in, on the log's clock; unknown of one that was read from a progress row.
+    pub appended: Option<Micros>,
     /// When it arrived, on the sink daemon's clock.
     pub arrived: Micros,
 }

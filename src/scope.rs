@@ -55,7 +55,8 @@ pub enum InvalidPattern {
 }
 
 impl Pattern {
-    fn matches(&self, schema: &str, table: &str) -> bool {
+    /// Whether it means the table.
+    pub fn matches(&self, schema: &str, table: &str) -> bool {
         self.schema.matches(schema) && self.table.matches(table)
     }
 

@@ -1,8 +1,16 @@
 //! Where tasks are spawned: each has a name, an owner that holds its handle, and an end.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 /// Spawns a task on the runtime. The owner keeps the handle, and aborts or joins it.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -25,6 +33,57 @@ where
 {
     let thread = std::thread::Builder::new().name(name.to_owned());
     thread.spawn(work).expect("the system starts a thread")
+}
+
+/// Spawns a task on a thread and a runtime of its own, where whatever it spawns runs as well. What it hands
+/// from task to task wakes no other thread, and what it computes keeps nobody else waiting.
+///
+/// # Panics
+/// Where the system refuses another thread: nothing can run then.
+pub fn spawn_alone<F>(name: &'static str, future: F) -> Alone
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (ended, end) = oneshot::channel();
+    let (cancel, cancelled) = oneshot::channel::<()>();
+    // Ends when the future does, or when its owner lets go of it.
+    spawn_thread(name, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("the system gives a runtime its descriptors");
+        let work = AssertUnwindSafe(|| {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = future => (),
+                    _ = cancelled => (),
+                }
+            });
+        });
+        let outcome = catch_unwind(work).map_err(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "a panic".to_owned())
+        });
+        // A question to Kafka that is still being asked is bounded, and nobody needs its answer.
+        runtime.shutdown_background();
+        let _ = ended.send(outcome);
+    });
+    Alone { end, _cancel: cancel }
+}
+
+/// A task on a thread of its own. Awaited, it says how it ended, with the panic's words where it broke;
+/// dropped, it is cut off at its next wait.
+#[derive(Debug)]
+pub struct Alone {
+    end: oneshot::Receiver<std::result::Result<(), String>>,
+    _cancel: oneshot::Sender<()>,
+}
+
+impl Future for Alone {
+    type Output = std::result::Result<(), String>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let ended = Pin::new(&mut self.end).poll(context);
+        ended.map(|ended| ended.unwrap_or_else(|_| Err("its thread is gone".to_owned())))
+    }
 }
 
 /// Tells everyone who holds a [`Stop`] to end.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use landfall::{
     changelog::{
         Log, Reader, Writer,
-        kafka::{KafkaLog, WriterLimits},
+        kafka::{KafkaLog, Topics, WriterLimits},
         memory::MemoryLog,
     },
     envelope::{Flags, Header, Kind},
@@ -33,6 +33,10 @@ async fn read<R: Reader>(reader: &mut R, count: usize) -> Vec<(i64, u64, Vec<u8>
         }
     }
     found
+}
+
+fn topics() -> Topics {
+    Topics { stream: "log".into(), state: "state".into(), control: "control".into() }
 }
 
 /// The suite. `low` moves the log's beginning, as retention would.
@@ -77,6 +81,18 @@ async fn promises<L: Log>(log: L, low: impl AsyncFn(i64)) {
     }
     assert_eq!(log.checkpoint().await.unwrap().as_deref(), Some(&b"other"[..]));
 
+    // Questions come as they were put, to whoever listens then.
+    log.questions().await.unwrap();
+    log.ask(b"nobody listens").await.unwrap();
+    let mut questions = log.questions().await.unwrap();
+    log.ask(b"one").await.unwrap();
+    log.ask(b"another").await.unwrap();
+    let mut asked = Vec::new();
+    while asked.len() < 2 {
+        asked.extend(questions.read().await.unwrap().into_iter().map(|entry| entry.value.to_vec()));
+    }
+    assert_eq!(asked, [b"one".to_vec(), b"another".to_vec()]);
+
     // A place that is gone, or not there yet, is an error and never a jump.
     low(100).await;
     assert_eq!(log.bounds().await.unwrap().unwrap().low, Offset(100));
@@ -104,9 +120,7 @@ async fn the_log_in_kafka_keeps_its_promises() {
         min_insync_replicas: 1,
         compacted: false,
     };
-    let log =
-        KafkaLog::new(cluster, "log".into(), "state".into(), "group".into(), rules, WriterLimits::default())
-            .unwrap();
+    let log = KafkaLog::new(cluster, topics(), "group".into(), rules, WriterLimits::default()).unwrap();
     promises(log, async |low| assert_eq!(kafka.delete_records("log", low).await.unwrap(), low)).await;
 }
 
@@ -118,9 +132,7 @@ async fn a_log_across_the_wan_answers_after_its_round_trip() {
     kafka.create_topic("log", 1, &[]).await.unwrap();
     let cluster = Cluster { brokers: vec![kafka.remote()], properties: Vec::new() };
     let limits = WriterLimits::default();
-    let log =
-        KafkaLog::new(cluster, "log".into(), "state".into(), "group".into(), TopicRules::default(), limits)
-            .unwrap();
+    let log = KafkaLog::new(cluster, topics(), "group".into(), TopicRules::default(), limits).unwrap();
     log.bounds().await.unwrap().unwrap();
     kafka.wan().set_rtt(Duration::from_millis(200));
     let asked = tokio::time::Instant::now();

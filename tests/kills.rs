@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use testbed::{
-    Daemon, Ledger, TwoRegions, checksum, eventually,
+    Daemon, Ledger, TwoRegions, eventually,
     ledger::{self, Plan},
     postgres::Shutdown,
 };
@@ -23,6 +23,8 @@ const AT_SOURCE: &[&str] = &[
     "capture.after_confirm",
 ];
 const AT_SINK: &[&str] = &["apply.mid_batch", "apply.before_commit", "apply.after_commit"];
+/// What is awaited takes a second or two; on a machine that compiles meanwhile many times that.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn number(name: &str, otherwise: impl FnOnce() -> u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or_else(otherwise)
@@ -45,16 +47,10 @@ impl Stage {
         }
         let mut us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
         let mut eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
-        us.wait_ready(Duration::from_secs(30)).await.unwrap();
-        eu.wait_ready(Duration::from_secs(30)).await.unwrap();
+        us.wait_ready(PATIENCE).await.unwrap();
+        eu.wait_ready(PATIENCE).await.unwrap();
         let source = regions.us.connect().await.unwrap();
-        eventually(Duration::from_secs(30), "the stream has begun", async || {
-            let row =
-                source.query_one("select coalesce(bool_or(live), false) from landfall.stream", &[]).await;
-            Ok(row.is_ok_and(|row| row.get(0)))
-        })
-        .await
-        .unwrap();
+        regions.us.begun(PATIENCE).await.unwrap();
         let plan = Plan { writers: 4, accounts: 50, rate: Some(300.0), seed };
         ledger::open_accounts(&source, &plan).await.unwrap();
         let ledger = Ledger::start(&regions.us.url(), &plan);
@@ -74,12 +70,8 @@ impl Stage {
         let record = self.ledger.stop().await.unwrap();
         let source = self.regions.us.connect().await.unwrap();
         let target = self.regions.eu.connect().await.unwrap();
-        let arrived = eventually(Duration::from_secs(90), "both regions hold the same rows", async || {
-            let (source, target) = (checksum::database(&source).await?, checksum::database(&target).await?);
-            Ok(checksum::differences(&source, &target).is_empty())
-        });
-        if let Err(error) = arrived.await {
-            panic!("{error}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
+        if let Err(error) = self.regions.equal(2 * PATIENCE).await {
+            panic!("{error:#}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
         }
         let report = record.compare(&source, &target).await.unwrap();
         assert!(report.is_clean() && acked > 0, "{report}");
@@ -92,7 +84,7 @@ async fn die_at(daemon: &mut Daemon, point: &str, reach: u64) {
     daemon.kill9().unwrap();
     daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
     daemon.start_again().unwrap();
-    let died = daemon.wait_exit(Duration::from_secs(30)).await;
+    let died = daemon.wait_exit(PATIENCE).await;
     daemon.remove_env("LANDFALL_CRASH_AT");
     assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
     println!("killed at {point}, reached {reach} times");
@@ -184,7 +176,7 @@ async fn the_leader_of_three_brokers_may_be_killed() {
         kafka.start_again(leader).await.unwrap();
         let acked = stage.us.metric("replication_captured_transactions_total").await.unwrap();
         let us = &stage.us;
-        eventually(Duration::from_secs(60), "changes are captured again", async || {
+        eventually(PATIENCE, "changes are captured again", async || {
             Ok(us.metric("replication_captured_transactions_total").await? > acked)
         })
         .await
@@ -247,7 +239,7 @@ async fn nothing_is_told_that_a_killed_target_had_not_flushed() {
                 insert into ledger_entry values (-{from} - i, -1, i, 0, 'burst'); commit; end loop; end $$"
         );
         let eu = &stage.eu;
-        eventually(Duration::from_secs(60), "the link keeps up", async || {
+        eventually(PATIENCE, "the link keeps up", async || {
             Ok(eu.metric("replication_lag_seconds").await?.is_some_and(|lag| lag < 2.0))
         })
         .await
@@ -255,11 +247,9 @@ async fn nothing_is_told_that_a_killed_target_had_not_flushed() {
         let client = stage.regions.us.connect().await.unwrap();
         let burst = tokio::spawn(async move { client.batch_execute(&many).await });
         let before = applied(&stage.eu).await;
-        eventually(Duration::from_secs(30), "the burst is being applied", async || {
-            Ok(applied(eu).await > before + 300)
-        })
-        .await
-        .unwrap();
+        eventually(PATIENCE, "the burst is being applied", async || Ok(applied(eu).await > before + 300))
+            .await
+            .unwrap();
         let told = applied(&stage.eu).await;
         stage.regions.eu.postgres.kill().await.unwrap();
         stage.eu.kill9().unwrap();
@@ -270,7 +260,7 @@ async fn nothing_is_told_that_a_killed_target_had_not_flushed() {
         assert!(found.parse::<u64>().unwrap() >= told, "told {told}, found {found}");
         burst.await.unwrap().unwrap();
         stage.eu.start_again().unwrap();
-        stage.eu.wait_ready(Duration::from_secs(30)).await.unwrap();
+        stage.eu.wait_ready(PATIENCE).await.unwrap();
     }
     let clean = "delete from ledger_entry where writer = -1";
     stage.regions.us.execute(clean).await.unwrap();

@@ -6,16 +6,16 @@ use std::{fs, path::Path};
 #[rustfmt::skip]
 const RANKS: &[(&str, u8)] = &[
     // Words: what everything is called.
-    ("region", 0), ("lsn", 0), ("fault", 0), ("secret", 0), ("crash", 0), ("gate", 0),
+    ("region", 0), ("lsn", 0), ("fault", 0), ("secret", 0), ("gate", 0),
     ("names", 1), ("stamp", 1),
     ("position", 2), ("scope", 2),
-    ("change", 3),
+    ("change", 3), ("verify", 3),
     ("progress", 4), ("envelope", 4),
     // Rules: decide with values.
     ("policy", 10), ("resolve", 10), ("translate", 10), ("topology", 10),
     ("plan", 11),
     // Tools: one technology each.
-    ("clock", 20), ("task", 20), ("retry", 20),
+    ("clock", 20), ("crash", 20), ("pace", 20), ("task", 20), ("retry", 20),
     ("roster", 21),
     ("metrics", 22),
     ("postgres", 23), ("kafka", 23),
@@ -23,7 +23,7 @@ const RANKS: &[(&str, u8)] = &[
     ("source", 30), ("changelog", 30), ("sink", 30),
     ("pipeline", 40), ("control", 40),
     // The edge.
-    ("config", 50), ("api", 51), ("check", 51), ("daemon", 52), ("cli", 53),
+    ("config", 50), ("api", 51), ("check", 51), ("daemon", 52), ("init", 52), ("cli", 53),
 ];
 
 /// Modules that must not know about rows, and what they would learn about rows from.

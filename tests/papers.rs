@@ -10,18 +10,20 @@ use std::{
 };
 
 use landfall::{
-    change::{Cell, Change, Column, Identity, Row, Shape},
+    change::{Cell, Change, Column, Identity, Mark, Row, Shape},
     config::Settings,
     envelope::{
         Encoded, Encoder, Flags, HEADER_LEN, HEADER_NAME, Header, Kind,
         body::{
-            Abort, Anchor, Barrier, Beat, Commit, Genesis, HeartbeatBody, Idle, Schema, Server, to_value,
+            Abort, Anchor, Answered, Barrier, Beat, Chunk, Commit, Genesis, HeartbeatBody, Idle, Schema,
+            Server, Watermark, to_value,
         },
     },
     fault::Code,
     lsn::Lsn,
     position::{Incarnation, Position, PostgresPosition, Sequence, WriterEpoch},
     stamp::Micros,
+    verify::{Answer, Found, Layout, Sum},
 };
 use serde_json::Value;
 
@@ -31,8 +33,11 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn papers() -> Vec<PathBuf> {
-    let mut papers: Vec<PathBuf> =
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/wire-format.md"].map(PathBuf::from).into();
+    let mut papers: Vec<PathBuf> = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(PathBuf::from).into();
+    let mut docs: Vec<PathBuf> = fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path()).collect();
+    docs.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    docs.sort();
+    papers.extend(docs);
     papers.extend(decisions());
     papers
 }
@@ -100,17 +105,142 @@ fn every_code_named_exists() {
 
 #[test]
 fn every_path_named_exists() {
-    let places = ["src/", "tests/", "testbed/", "docs/", "config/", "scripts/", ".ci/"];
+    let places = ["src/", "tests/", "testbed/", "docs/", "config/", "scripts/", "packaging/", ".ci/"];
     let files = [".md", ".toml", ".rs"];
     for paper in papers() {
         let text = prose(&read(&paper));
         for span in spans(&text) {
             let is_path = places.iter().any(|place| span.starts_with(place))
-                || (files.iter().any(|file| span.ends_with(file)) && !span.contains(['*', ' ', '<']));
+                || (files.iter().any(|file| span.ends_with(file)) && !span.contains(['*', ' ', '<', '=']));
+            // What begins at the root is a place on a user's machine.
+            let is_path = is_path && !span.starts_with('/');
+            // A test, named as `tests/file.rs::name`.
+            let (path, test) = span.split_once("::").map_or((span, None), |(path, test)| (path, Some(test)));
             if is_path {
-                assert!(Path::new(span).exists(), "{}: there is no {span}", paper.display());
+                assert!(Path::new(path).exists(), "{}: there is no {path}", paper.display());
+            }
+            if let Some(test) = test.filter(|_| is_path) {
+                assert!(has_test(&read(path), test), "{}: {path} has no test `{test}`", paper.display());
             }
         }
+    }
+}
+
+/// Whether a source has this test: a function marked as one, or one of a suite that others run.
+fn has_test(source: &str, name: &str) -> bool {
+    let name = format!("async fn {name}(");
+    let plain = name.trim_start_matches("async ").to_owned();
+    let marked = |line: &str| line.starts_with("#[tokio::test") || line.starts_with("#[test]");
+    let lines: Vec<&str> = source.lines().collect();
+    lines.iter().enumerate().any(|(at, line)| {
+        line.starts_with(&format!("pub(crate) {name}"))
+            || ((line.starts_with(&name) || line.starts_with(&plain)) && at > 0 && marked(lines[at - 1]))
+    })
+}
+
+/// What a heading is called in links to it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .collect::<String>()
+        .replace(' ', "-")
+}
+
+#[test]
+fn every_link_between_papers_leads_somewhere() {
+    for paper in papers() {
+        let text = prose(&read(&paper));
+        for tail in text.split("](").skip(1) {
+            let link = tail.split(')').next().unwrap();
+            if link.contains("://") {
+                continue;
+            }
+            let (file, place) =
+                link.split_once('#').map_or((link, None), |(file, place)| (file, Some(place)));
+            let target = if file.is_empty() { paper.clone() } else { paper.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: the link {link} leads nowhere", paper.display());
+            if let Some(place) = place {
+                let headings = prose(&read(&target));
+                let mut headings = headings.lines().filter(|line| line.starts_with('#'));
+                let found = headings.any(|line| anchor(line.trim_start_matches('#')) == place);
+                assert!(found, "{}: {link}: there is no such heading", paper.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_metric_named_exists() {
+    let sources = all_sources();
+    for paper in papers() {
+        let text = read(&paper);
+        for (at, _) in text.match_indices("replication_") {
+            let word = text[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_');
+            let tail = &text[at..];
+            let end = tail.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(tail.len());
+            let name = &tail[..end];
+            // A family, `replication_*`; and what else begins so, in Kafka and in the settings.
+            let other = ["replication_factor"].contains(&name) || name.ends_with('_');
+            if !word && !other {
+                assert!(sources.contains(&format!("\"{name}\"")), "{}: there is no {name}", paper.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn sizing_reckons_with_the_limits_there_are() {
+    let (paper, code) = (read("docs/sizing.md"), all_sources());
+    for (told, written) in [
+        ("2 gulps of 256 KiB", "const GULPS: usize = 2;"),
+        ("2 gulps of 256 KiB", "const GULP: usize = 256 << 10;"),
+        ("producer's queue of 8 MiB", "queue_bytes: 8 << 20"),
+        ("3 chunks of 4 MiB", "const CHUNK_BYTES: u64 = 4 << 20"),
+        ("8 MiB of changes kept aside", "const ASIDE_BYTES: usize = 8 << 20"),
+        ("64 MiB for a table without a key", "const KEYLESS_BYTES: usize = 64 << 20"),
+        ("fetch queue of 4 MiB", "\"queued.max.messages.kbytes\", \"4096\""),
+        ("A fetch is 512 KiB", "\"fetch.message.max.bytes\", \"524288\""),
+        ("4 helpings", "const HELPINGS: usize = 4;"),
+        ("segments of an hour", "\"segment.ms\", \"3600000\""),
+    ] {
+        assert!(paper.contains(told), "docs/sizing.md does not say {told}");
+        assert!(code.contains(written), "docs/sizing.md says {told}; the code has no {written}");
+    }
+}
+
+#[test]
+fn every_alert_has_its_runbook() {
+    let paper = read("docs/operating.md");
+    let alerts = [
+        "LandfallLinkStalled",
+        "LandfallLagOverBudget",
+        "LandfallSlotInvalidatingSoon",
+        "LandfallSlotInactive",
+        "LandfallBufferHeadroomLow",
+        "LandfallStreamHalted",
+        "LandfallConflicts",
+        "LandfallRetriesRising",
+        "LandfallClockOffset",
+        "LandfallRegionsDiffer",
+        "LandfallLinkNotRunning",
+    ];
+    let sections: Vec<&str> =
+        paper.split("\n## ").filter(|section| section.starts_with("Landfall")).collect();
+    let headed: Vec<&str> = sections.iter().map(|section| section.lines().next().unwrap()).collect();
+    assert_eq!(headed, alerts);
+    for section in sections {
+        for part in ["What it means", "How to look", "What to do", "What not to do"] {
+            assert_eq!(section.matches(&format!("\n**{part}.** ")).count(), 1, "{part} of {section}");
+        }
+    }
+    // Every code that halts says in which of the kinds it is.
+    let halted = paper.split("\n## LandfallStreamHalted").nth(1).unwrap().split("\n## ").next().unwrap();
+    for code in Code::ALL.iter().filter(|code| code.consequence() == landfall::fault::Consequence::Halt) {
+        let known = halted.contains(&format!("`{}`", code.as_str()));
+        // Met before anything runs.
+        let elsewhere = matches!(code, Code::ConfigInvalid);
+        assert!(known || elsewhere, "docs/operating.md: {code} halts, and nothing is said of it");
     }
 }
 
@@ -158,6 +288,18 @@ fn the_configuration_of_the_readme_is_one() {
     let settings = Settings::from_parts(blocks[0], [password], &|_| Ok(String::new())).unwrap();
     assert_eq!(settings.region.as_str(), "eu-west-1");
     assert!(settings.source.is_some() && settings.kafka.is_some() && settings.links.len() == 1);
+}
+
+#[test]
+fn what_the_package_holds_exists() {
+    let manifest = read("Cargo.toml");
+    let assets = manifest.split("\nassets = [").nth(1).unwrap().split("\n]").next().unwrap();
+    let files: Vec<&str> = assets.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(files.contains(&"target/release/landfall"), "{files:?}");
+    for file in files.iter().filter(|file| !file.starts_with("target/")) {
+        let fixed = file.split('*').next().unwrap();
+        assert!(Path::new(fixed).exists(), "the package holds {file}, which is not there");
+    }
 }
 
 #[test]
@@ -315,8 +457,55 @@ fn examples() -> Vec<(Kind, Vec<(String, Value)>)> {
         ),
         (Kind::Idle, vec![body(&Idle { position: place() })]),
         (Kind::Truncate, vec![encoded(&truncate, 0, Some(&ended()))]),
-        (Kind::Chunk, vec![]),
-        (Kind::Watermark, vec![]),
+        (
+            Kind::Chunk,
+            vec![body(&Chunk {
+                position: begun(),
+                ordinal: 1,
+                origin: "us-east-1".into(),
+                to: vec!["eu-west-1".into()],
+                shape: shape().fingerprint().to_string().into(),
+                rows: 2,
+                again: false,
+                keys: None,
+                copy: "1\t3\tt\t19.90\t\\N\n2\t1\tf\tNaN\ttwo\\nlines\n".into(),
+            })],
+        ),
+        (
+            Kind::Watermark,
+            vec![body(&Watermark {
+                position: begun(),
+                ordinal: 0,
+                origin: "us-east-1".into(),
+                to: vec!["eu-west-1".into()],
+                shapes: vec![shape().fingerprint().to_string()],
+                mark: Mark::Begin,
+            })],
+        ),
+        (
+            Kind::Answer,
+            vec![body(&Answered {
+                position: ended(),
+                ordinal: 0,
+                origin: "us-east-1".into(),
+                to: vec!["eu-west-1".into()],
+                answer: Answer {
+                    verification: "5eed0001".into(),
+                    number: 4,
+                    took_micros: 1_800,
+                    layout: Some(Layout {
+                        columns: vec!["id".into(), "note".into()],
+                        key: vec!["id".into()],
+                    }),
+                    found: Found::Sums(vec![
+                        Sum { upto: Some(vec!["2000".into()]), rows: 2_000, sum: "-83647712033".into() },
+                        Sum { upto: None, rows: 17, sum: "1204".into() },
+                    ]),
+                    unsure: vec![vec!["7".into()]],
+                    all_unsure: false,
+                },
+            })],
+        ),
     ]
 }
 
@@ -358,6 +547,7 @@ fn the_wire_format_lists_header_kinds_and_flags() {
         ("LAST", Flags::LAST),
         ("PART_FIRST", Flags::PART_FIRST),
         ("PART_LAST", Flags::PART_LAST),
+        ("OF_CHUNK", Flags::OF_CHUNK),
     ];
     for (name, flag) in flags {
         assert!(paper.contains(&format!("| `{name}` | {} |", flag.0)), "flag {name}");

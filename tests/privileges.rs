@@ -6,7 +6,7 @@ use std::time::Duration;
 use testbed::{Daemon, TwoRegions, eventually};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The statements in what a road says is to be done; none while it says nothing of privileges.
 async fn told(daemon: &Daemon) -> Option<String> {
@@ -37,10 +37,6 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
             let sql = "select count(*)::text from sales.t";
             Ok(regions.eu.postgres.query_text("shop", sql).await?.as_deref() == Some("1"))
         };
-        let begun = async || {
-            let sql = "select count(*)::text from landfall.stream where live";
-            regions.us.postgres.query_text("shop", sql).await.is_ok_and(|live| live.as_deref() == Some("1"))
-        };
         let ran = std::cell::RefCell::new(Vec::new());
         let written = std::cell::Cell::new(false);
         let outcome = eventually(PATIENCE, "what is told leads to a row across", async || {
@@ -51,7 +47,7 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
                     ran.borrow_mut().push(sql);
                 }
             }
-            if !written.get() && begun().await {
+            if !written.get() && regions.us.has_begun().await {
                 regions.us.execute("insert into sales.t values (1)").await?;
                 written.set(true);
             }
@@ -63,9 +59,15 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
         // Read the log, publish, apply, write the table: each was said once.
         assert_eq!(ran.borrow().len(), 4, "{:#?}", ran.borrow());
         for daemon in [&us, &eu] {
-            let check = daemon.command(&["check"]).await.unwrap();
-            let page = String::from_utf8_lossy(&check.stdout).into_owned();
-            assert_eq!(check.status.code(), Some(0), "{page}");
+            // A heartbeat that was long on its way here is taken for a clock that is wrong, until the next one.
+            let mut page = String::new();
+            eventually(PATIENCE, "nothing is left to be found", async || {
+                let check = daemon.command(&["check"]).await?;
+                page = String::from_utf8_lossy(&check.stdout).into_owned();
+                Ok(check.status.success())
+            })
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{page}"));
         }
     }
 }
@@ -145,8 +147,7 @@ async fn server_and_role_prove_who_they_are() {
         started.push(daemon);
     }
     let arrived = eventually(PATIENCE, "a row crosses between proven parts", async || {
-        let live = "select count(*)::text from landfall.stream where live";
-        if regions.us.postgres.query_text("shop", live).await.ok().flatten().as_deref() == Some("1") {
+        if regions.us.has_begun().await {
             regions.us.execute("insert into t values (1) on conflict do nothing").await?;
         }
         let sql = "select count(*)::text from t";

@@ -155,4 +155,8 @@ promises! {
     a_conflict_in_a_slice_takes_the_transaction_back
     one_source_transaction_may_be_one_target_transaction
     empty_batches_move_progress
+    a_table_that_is_filled_is_lenient_and_then_strict
+    rows_that_are_mended_are_as_they_were_sent
+    a_table_that_may_be_stale_keeps_its_rows_and_is_lenient
+    a_mark_that_is_taken_back_was_never_made
 }

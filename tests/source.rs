@@ -6,6 +6,8 @@ use std::{sync::Arc, time::Duration};
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
     changelog::memory::MemoryLog,
+    check,
+    config::Settings,
     fault::Code,
     metrics::Metrics,
     pipeline::{
@@ -13,11 +15,9 @@ use landfall::{
         deliver::{self, BatchLimits, DeliverParams},
     },
     position::{Position, WriterEpoch},
-    postgres::{Address, TlsMode},
     roster::Roster,
     scope::Scope,
-    secret::Secret,
-    sink::memory::{MemorySink, MemoryTarget},
+    sink::memory::{MemoryInspector, MemorySink, MemoryTarget},
     source::{
         Event, Keeper, Source,
         memory::{MemoryDatabase, MemorySource},
@@ -26,6 +26,8 @@ use landfall::{
     task,
 };
 use testbed::{Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn shape() -> Arc<Shape> {
     let column = Column {
@@ -63,7 +65,7 @@ async fn transaction<S: Source>(source: &mut S) -> (Position, usize, Position) {
 
 /// The suite. `commit` commits a transaction of so many inserts.
 async fn promises<S: Source>(mut source: S, mut second: S, commit: impl AsyncFn(usize)) {
-    let (opened, mut keeper) = source.open().await.unwrap();
+    let (opened, mut keeper, _) = source.open().await.unwrap();
     assert!(!opened.live);
     // Everything committed after the consistent point comes, in commit order, whole.
     commit(3).await;
@@ -91,8 +93,7 @@ async fn promises<S: Source>(mut source: S, mut second: S, commit: impl AsyncFn(
     keeper.mark_live().await.unwrap();
     // What was not confirmed comes again, the same; what was does not.
     drop(source);
-    let reopened =
-        eventually(Duration::from_secs(20), "the log is let go", async || Ok(second.open().await.is_ok()));
+    let reopened = eventually(PATIENCE, "the log is let go", async || Ok(second.open().await.is_ok()));
     reopened.await.unwrap();
     assert_eq!(transaction(&mut second).await, (first, 3, first_end));
     second.confirm(&first_end);
@@ -120,16 +121,18 @@ async fn a_slot_keeps_its_promises() {
             .execute("shop", "create table t (id int8 generated always as identity primary key)")
             .await
             .unwrap();
+        // As a role that was given what `check --grants` prints, and nothing else.
+        postgres.execute("shop", "create role landfall login").await.unwrap();
+        let settings = format!(
+            "region = \"us-east-1\"\n[database]\nurl = \"{}\"\n[kafka]\nbrokers = [\"k:1\"]\n[source]\ntables = [\"public.*\"]",
+            postgres.url_as("landfall", "shop")
+        );
+        let settings = Settings::from_parts(&settings, [], &|_| unreachable!("no file is named")).unwrap();
+        for sql in check::grants(&settings).await.unwrap() {
+            postgres.execute("shop", &sql).await.unwrap();
+        }
         let config = PostgresSourceConfig {
-            address: Address {
-                host: "127.0.0.1".into(),
-                port: postgres.port(),
-                user: "postgres".into(),
-                password: Secret::default(),
-                database: "shop".into(),
-                tls: TlsMode::Disable,
-                tls_root: None,
-            },
+            address: settings.database,
             stream: "main".into(),
             scope: Scope(vec!["public.*".parse().unwrap()]),
             publication: "landfall".into(),
@@ -186,20 +189,17 @@ async fn wherever_a_writer_dies_the_roads_carry_each_transaction_once() {
             limits: BatchLimits { changes: 3, bytes: 1 << 20 },
             open_transaction_timeout: Duration::from_secs(60),
         };
-        let sink = MemorySink::new(target.clone());
+        let sink = (MemorySink::new(target.clone()), MemoryInspector);
         let deliver = deliver::run(params, Arc::new(log.clone()), sink, link, metrics.clone(), stop.clone());
         let judge = async {
-            let arrived = eventually(Duration::from_secs(20), "every row arrives", async || {
-                Ok(target.rows("public.t").len() == id)
-            });
+            let arrived =
+                eventually(PATIENCE, "every row arrives", async || Ok(target.rows("public.t").len() == id));
             arrived.await.unwrap_or_else(|error| panic!("refused {refused}: {error}; {:?}", log.entries()));
             // Each insert once: a second one would have been a conflict.
             assert!(target.conflicts().is_empty(), "refused {refused}");
-            eventually(Duration::from_secs(20), "everything is confirmed", async || {
-                Ok(database.confirmed().0 >= 408)
-            })
-            .await
-            .unwrap();
+            eventually(PATIENCE, "everything is confirmed", async || Ok(database.confirmed().0 >= 408))
+                .await
+                .unwrap();
             stopper.stop();
         };
         tokio::join!(capture, deliver, judge);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use landfall::{
     changelog::{
         Log, Writer,
-        kafka::{KafkaLog, WriterLimits},
+        kafka::{KafkaLog, Topics, WriterLimits},
     },
     envelope::{Flags, HEADER_NAME, Header, Kind, body},
     kafka::{Cluster, TopicRules},
@@ -26,8 +26,8 @@ use testbed::{Daemon, Postgres, TwoRegions, eventually, postgres::Shutdown};
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const TOPIC: &str = "landfall.us-east-1.main";
 const SLOT: &str = "landfall_us_east_1_shop";
-const PATIENCE: Duration = Duration::from_secs(40);
-const DOWN: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(180);
+const DOWN: Duration = Duration::from_secs(60);
 
 /// Two regions with one table, a daemon each, one row across.
 struct Stage {
@@ -49,12 +49,7 @@ impl Stage {
         let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
         let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
         let stage = Self { regions, us, eu };
-        eventually(PATIENCE, "the stream has begun", async || {
-            let sql = "select count(*)::text from landfall.stream where live";
-            Ok(stage.regions.us.postgres.query_text("shop", sql).await.ok().flatten().as_deref() == Some("1"))
-        })
-        .await
-        .unwrap();
+        stage.regions.us.begun(PATIENCE).await.unwrap();
         stage.write(1).await;
         stage.arrives(1).await;
         stage
@@ -83,6 +78,12 @@ impl Stage {
 
     async fn stop_source(&mut self) {
         self.us.sigterm(DOWN).await.unwrap();
+        // The server notices a moment later that nobody reads the slot any more.
+        eventually(PATIENCE, "nobody reads the slot", async || {
+            Ok(self.sql("select bool_or(active)::text from pg_replication_slots").await == "false")
+        })
+        .await
+        .unwrap();
     }
 
     /// Copies the source's server as it is now, and leaves its daemon stopped.
@@ -202,8 +203,14 @@ async fn another_server_under_the_same_name() {
              values ('main', '{incarnation}', true, 3, '{system}', '0/1', '{SLOT}', '{{public.t}}');"
     );
     other.execute("shop", &copied).await.unwrap();
-    let config = stage.regions.us.config().source(&["public.*"]).database_url(&other.url("shop")).to_toml();
+    let owned = "create role landfall login; alter schema landfall owner to landfall;
+                 alter table landfall.stream owner to landfall";
+    other.execute("shop", owned).await.unwrap();
+    let url = other.url_as("landfall", "shop");
+    let config = stage.regions.us.config().source(&["public.*"]).database_url(&url).to_toml();
     stage.us.set_config(&config).unwrap();
+    let grants = stage.us.command(&["check", "--grants"]).await.unwrap();
+    other.execute("shop", &String::from_utf8_lossy(&grants.stdout)).await.unwrap();
     stage.us.start_again().unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-SERVER-CHANGED").await;
     assert!(said.contains("system"), "{said}");
@@ -301,15 +308,23 @@ async fn a_tail_that_retention_took_while_the_source_was_down() {
     let mut stage = Stage::set("checkpoint_interval = \"1s\"").await;
     stage.write(2).await;
     stage.arrives(2).await;
-    // Whatever a checkpoint a second may lie behind the end, the sink has it.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Whatever the last checkpoint may lie behind the end, there is no row in it.
+    let kept = async |stage: &Stage| stage.regions.us.kafka.end_offset("landfall.us-east-1.state").await;
+    let before = kept(&stage).await.unwrap();
+    eventually(PATIENCE, "two checkpoints more are kept", async || Ok(kept(&stage).await? >= before + 2))
+        .await
+        .unwrap();
     stage.stop_source().await;
     stage.write(3).await;
     let kafka = &stage.regions.us.kafka;
     let end = kafka.end_offset(TOPIC).await.unwrap();
-    let applied = async || Ok(stage.eu.metric("replication_lag_seconds").await?.is_some());
-    eventually(PATIENCE, "the sink tells where it stands", applied).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    // And the sink has all of it: a place alone is kept a few seconds later.
+    let reached = format!("select bool_and(kafka_offset + 1 >= {end})::text from landfall.progress");
+    eventually(PATIENCE, "the sink is at the end", async || {
+        Ok(stage.regions.eu.postgres.query_text("shop", &reached).await?.as_deref() == Some("true"))
+    })
+    .await
+    .unwrap();
     kafka.delete_records(TOPIC, end).await.unwrap();
     stage.us.start_again().unwrap();
     stage.arrives(3).await;
@@ -362,10 +377,8 @@ impl Forged {
             min_insync_replicas: 1,
             compacted: false,
         };
-        let state = names::state_topic(&region);
-        let log =
-            KafkaLog::new(cluster, topic.clone(), state, "forge".into(), rules, WriterLimits::default())
-                .unwrap();
+        let topics = Topics::of(&region, "main");
+        let log = KafkaLog::new(cluster, topics, "forge".into(), rules, WriterLimits::default()).unwrap();
         log.ensure(true).await.unwrap();
         let forged = Self { log, topic, brokers: brokers.to_owned() };
         let consistent = at(1);
@@ -456,7 +469,13 @@ async fn a_damaged_stream_stops_alone() {
     let mut spoiled = value.clone();
     spoiled[20] ^= 1;
     corrupt.append_raw(Some(&good), &spoiled);
-    unknown.append(&[(Kind::Watermark, 3, b"{}".to_vec())]).await;
+    let mut kind = good;
+    kind[1] = 200;
+    let mut sum = crc32fast::Hasher::new();
+    // The key is empty, and its length stands before it.
+    [&kind[..28], &[0; 4], &value].into_iter().for_each(|part| sum.update(part));
+    kind[28..].copy_from_slice(&sum.finalize().to_be_bytes());
+    unknown.append_raw(Some(&kind), &value);
     let mut version = good;
     version[0] = 2;
     newer.append_raw(Some(&version), &value);
@@ -474,16 +493,20 @@ async fn a_damaged_stream_stops_alone() {
         ("repeat", "LF-SEQUENCE", "#2 comes #2 again"),
         ("foreign", "LF-RECORD", "something else than Landfall"),
         ("corrupt", "LF-RECORD", "checksum"),
-        ("unknown", "LF-RECORD", "does not know"),
+        ("unknown", "LF-RECORD", "unknown kind 200"),
         ("newer", "LF-RECORD", "version is 2"),
     ] {
         let said = halts(&eu, name, code).await;
         assert!(said.contains(says) && said.contains("offset"), "{said}");
     }
     shows(&eu, "late", "running", None).await;
-    let stale = eu.metric("replication_stale_records_dropped_total{from=\"late\"}").await.unwrap();
-    assert_eq!(stale, Some(1.0));
-    // Another stream of the same daemon goes on.
+    eventually(PATIENCE, "the late record is dropped and counted", async || {
+        Ok(eu.metric("replication_stale_records_dropped_total{from=\"late\"}").await? == Some(1.0))
+    })
+    .await
+    .unwrap();
+    // Another stream of the same daemon goes on. What was written before it began no link can find.
+    regions.us.begun(PATIENCE).await.unwrap();
     regions.us.execute("insert into t values (1, 'row')").await.unwrap();
     let target = regions.eu.connect().await.unwrap();
     eventually(PATIENCE, "the healthy stream goes on", async || {
@@ -537,9 +560,14 @@ async fn a_row_somebody_else_wrote() {
     stage.write(2).await;
     let said = halts(&stage.eu, "us-east-1", "LF-CONFLICT").await;
     assert!(said.contains("public") && said.contains("t") && said.contains('2'), "{said}");
+    let looks = eventually(PATIENCE, "it was looked at again and again", async || {
+        let looks = stage.eu.metric("replication_retries_total{class=\"LF-CONFLICT\"}").await?;
+        Ok(looks.is_some_and(|looks| looks >= 2.0))
+    });
+    looks.await.unwrap();
     let conflicts =
         stage.eu.metric("replication_conflicts_total{conflict_type=\"insert_exists\"}").await.unwrap();
-    assert!(conflicts.is_some_and(|conflicts| conflicts >= 1.0));
+    assert_eq!(conflicts, Some(1.0));
     stage.write(3).await;
     assert!(!stage.holds(3).await);
     target("delete from t where id = 2").await.unwrap();

@@ -13,7 +13,7 @@ use landfall::{
     change::{Change, Column, Identity, Shape},
     envelope::{
         Encoded, Encoder, HEADER_LEN, Header, Kind,
-        body::{self, Abort, Barrier, Commit, Genesis, HeartbeatBody, Idle},
+        body::{self, Abort, Answered, Barrier, Commit, Genesis, HeartbeatBody, Idle},
         decode::{self, Decoded, Shapes},
     },
     stamp::Micros,
@@ -74,8 +74,11 @@ fuzz_target!(|data: &[u8]| {
         Kind::Abort => plain::<Abort>(value),
         Kind::Heartbeat => plain::<HeartbeatBody>(value),
         Kind::Idle => plain::<Idle>(value),
-        // A part is put together with others first; the last two nobody writes yet.
-        Kind::Part | Kind::Chunk | Kind::Watermark => (),
+        Kind::Chunk => copied(value, |value| decode::chunk(value, &SHAPES)),
+        Kind::Watermark => copied(value, |value| decode::watermark(value, &SHAPES)),
+        Kind::Answer => plain::<Answered>(value),
+        // A part is put together with others first.
+        Kind::Part => (),
     }
 });
 
@@ -101,6 +104,18 @@ fn same(read: &Decoded, decode: impl Fn(&Bytes) -> Result<Decoded, decode::Unrea
     if let Change::Truncate { .. } = again.change {
         assert!(written.key.is_empty(), "a truncate has no key");
     }
+}
+
+/// The same of what a backfill brings.
+fn copied(value: &[u8], decode: impl Fn(&Bytes) -> Result<Decoded, decode::Unreadable>) {
+    let Ok(read) = decode(&Bytes::copy_from_slice(value)) else { return };
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    encoder.begin(&read.position, Micros(0));
+    let mut written = Encoded::default();
+    let to = read.to.as_deref().unwrap_or_default();
+    encoder.copy(&read.change, read.ordinal, Some(&read.position), to, &mut written).unwrap();
+    let again = decode(&Bytes::from(written.value)).unwrap();
+    assert_eq!((again.change, again.ordinal, again.to), (read.change, read.ordinal, read.to));
 }
 
 fn plain<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &[u8]) {

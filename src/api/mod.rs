@@ -1,6 +1,10 @@
-//! The HTTP listener: what machines and `landfall status` read. Nothing can be changed through it.
+//! The HTTP listener: what machines, `landfall status` and the page read. Nothing can be changed through it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod page;
+
+mod tls;
+
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -11,8 +15,11 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
+pub use tls::connect_pinned;
+
 use crate::{
     clock,
+    config::HttpSettings,
     control::{health::health, status::status},
     fault::{Code, Fault, Result},
     metrics::Metrics,
@@ -31,16 +38,29 @@ pub struct Board {
     pub max_lag: Option<Duration>,
 }
 
+/// A listener that has its address.
+pub struct Listening(Kind);
+
+enum Kind {
+    Plain(TcpListener),
+    Secured(tls::Secured),
+}
+
 /// Takes the address to listen on.
 ///
 /// # Errors
-/// Where it is taken, or not ours.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+/// Where it is taken, or not ours, or the certificate cannot be used.
+pub async fn listen(settings: &HttpSettings) -> Result<Listening> {
+    let address = settings.listen;
+    let tcp = TcpListener::bind(address).await.map_err(|error| {
         Fault::new(Code::ConfigInvalid, format!("http.listen: listen on {address}"))
             .because(error)
             .remedied_by("free the address, or set another")
-    })
+    })?;
+    Ok(Listening(match &settings.tls {
+        None => Kind::Plain(tcp),
+        Some(tls) => Kind::Secured(tls::Secured::new(tcp, tls)?),
+    }))
 }
 
 /// Serves until the end is asked for. Health is served to the last: a load balancer has to see that
@@ -48,8 +68,12 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
 ///
 /// # Errors
 /// Where the listener breaks.
-pub async fn serve(listener: TcpListener, board: Board, mut stop: Stop) -> std::io::Result<()> {
-    axum::serve(listener, router(board)).with_graceful_shutdown(async move { stop.asked().await }).await
+pub async fn serve(listener: Listening, board: Board, mut stop: Stop) -> std::io::Result<()> {
+    let ended = async move { stop.asked().await };
+    match listener.0 {
+        Kind::Plain(tcp) => axum::serve(tcp, router(board)).with_graceful_shutdown(ended).await,
+        Kind::Secured(tls) => axum::serve(tls, router(board)).with_graceful_shutdown(ended).await,
+    }
 }
 
 fn router(board: Board) -> Router {
@@ -58,6 +82,7 @@ fn router(board: Board) -> Router {
         .route("/health/shallow", get(shallow))
         .route("/health/ready", get(ready))
         .route("/status", get(whole_status))
+        .merge(page::router())
         .with_state(board)
 }
 
@@ -82,6 +107,8 @@ async fn whole_status(State(board): State<Board>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,
@@ -102,9 +129,12 @@ mod tests {
     async fn each_page_answers() {
         let roster = Arc::new(Roster::new("eu-west-1".parse().unwrap()));
         let board = Board { roster: roster.clone(), metrics: Metrics::new(roster.clone()), max_lag: None };
-        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        assert_eq!(listen(address).await.unwrap_err().code(), Code::ConfigInvalid, "taken");
+        let at = |listen| HttpSettings { listen, tls: None };
+        let listener = listen(&at(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
+        let Kind::Plain(tcp) = &listener.0 else { panic!("TLS was not asked for") };
+        let address = tcp.local_addr().unwrap();
+        let Err(taken) = listen(&at(address)).await else { panic!("it is taken") };
+        assert_eq!(taken.code(), Code::ConfigInvalid);
         let (stopper, stop) = task::stopper();
         let serving = task::spawn("http", serve(listener, board, stop));
 
@@ -117,8 +147,24 @@ mod tests {
         assert!(ready.starts_with("HTTP/1.0 200") && ready.contains(r#""status":"READY""#), "{ready}");
         let metrics = get(address, "/metrics").await;
         assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
-        assert!(metrics.contains("\nreplication_slot_retained_bytes 7\n"), "{metrics}");
+        let line = "\nreplication_slot_retained_bytes{region=\"eu-west-1\"} 7\n";
+        assert!(metrics.contains(line), "{metrics}");
         assert!(get(address, "/status").await.contains(r#""slot_retained_bytes":7"#));
+        let page = get(address, "/").await;
+        assert!(
+            page.contains("\r\ncontent-security-policy: default-src 'none'; script-src 'self';"),
+            "{page}"
+        );
+        let parts = page
+            .split([' ', '>'])
+            .filter_map(|word| word.strip_prefix("href=\"").or(word.strip_prefix("src=\"")));
+        let parts: Vec<&str> =
+            parts.map(|part| part.trim_end_matches('"')).filter(|part| !part.starts_with("data:")).collect();
+        assert!(parts.contains(&"page.js") && parts.contains(&"page.css"), "{parts:?}");
+        for part in parts {
+            let answer = get(address, &format!("/{part}")).await;
+            assert!(answer.starts_with("HTTP/1.0 200"), "{part}: {answer}");
+        }
         assert!(get(address, "/nothing").await.starts_with("HTTP/1.0 404"));
 
         stopper.stop();

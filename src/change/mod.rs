@@ -3,11 +3,13 @@
 //! Values are Postgres's own text from end to end and are never parsed into anything narrower, so a
 //! NaN, a date BC or an array of arrays arrives as it left.
 
+pub mod copy_text;
 mod shape;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 pub use shape::{Column, Fingerprint, Identity, Shape};
 
@@ -91,15 +93,94 @@ pub enum Change {
         /// `RESTART IDENTITY` was given.
         restart_identity: bool,
     },
+    /// Rows of one table as they are here in the stream: a backfill copied them.
+    Chunk {
+        /// The table's shape.
+        shape: Arc<Shape>,
+        /// How many rows.
+        rows: u32,
+        /// Some of them may have come before: the process that copied them died.
+        again: bool,
+        /// Set where rows are mended: what is said is said of these rows alone, and whichever of them `text` does not
+        /// hold is not there. In the same form, the key's columns given and the others NULL.
+        keys: Option<Bytes>,
+        /// The rows, in the text format of `COPY` ([`copy_text`]), every column of the shape in its order.
+        text: Bytes,
+    },
+    /// Where a backfill stands with these tables.
+    Watermark {
+        /// The tables; one, unless they begin to wait.
+        shapes: Vec<Arc<Shape>>,
+        /// How it stands with them.
+        mark: Mark,
+    },
+}
+
+/// How a backfill stands with a table.
+///
+/// ```text
+///  Wait           Begin          Done
+///    │ rows: stale  │ empty, then  │ exactly as at the source
+///    │ changes: not │ rows chunk by chunk; changes to
+///    │ applied      │ rows that are not there yet pass
+///
+///  Stale                         Done
+///    │ as it is, and mended; changes to rows that are not there pass
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// The tables will be copied. Until then nothing of them counts.
+    Wait,
+    /// The table is empty now, and its rows begin to come.
+    Begin,
+    /// The table's rows may be older than this place, and stay. A change to a row that is not there passes, one that
+    /// comes takes the place of what is there, and what differs is mended.
+    Stale,
+    /// Every row of the table has come.
+    Done,
+}
+
+impl Mark {
+    /// The word used in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wait => "wait",
+            Self::Begin => "begin",
+            Self::Stale => "stale",
+            Self::Done => "done",
+        }
+    }
 }
 
 impl Change {
-    /// The table, or for a truncate the first of its tables.
+    /// The table, or the first of them.
     pub fn shape(&self) -> &Arc<Shape> {
         match self {
-            Self::Insert { shape, .. } | Self::Update { shape, .. } | Self::Delete { shape, .. } => shape,
-            Self::Truncate { shapes, .. } => &shapes[0],
+            Self::Insert { shape, .. }
+            | Self::Update { shape, .. }
+            | Self::Delete { shape, .. }
+            | Self::Chunk { shape, .. } => shape,
+            Self::Truncate { shapes, .. } | Self::Watermark { shapes, .. } => &shapes[0],
         }
+    }
+
+    /// Every table it names.
+    pub fn shapes(&self) -> &[Arc<Shape>] {
+        match self {
+            Self::Truncate { shapes, .. } | Self::Watermark { shapes, .. } => shapes,
+            change => std::slice::from_ref(change.shape()),
+        }
+    }
+
+    /// Whether it is a backfill's: it is applied alone, never planned together with others.
+    pub fn is_copy(&self) -> bool {
+        matches!(self, Self::Chunk { .. } | Self::Watermark { .. })
+    }
+
+    /// How many rows it is of; 1 for what is not of rows.
+    pub fn rows(&self) -> u64 {
+        if let Self::Chunk { rows, .. } = self { u64::from(*rows) } else { 1 }
     }
 
     /// The operation's name in metrics and messages.
@@ -109,6 +190,8 @@ impl Change {
             Self::Update { .. } => Operation::Update,
             Self::Delete { .. } => Operation::Delete,
             Self::Truncate { .. } => Operation::Truncate,
+            Self::Chunk { .. } => Operation::Copy,
+            Self::Watermark { .. } => Operation::Watermark,
         }
     }
 
@@ -119,7 +202,8 @@ impl Change {
                 Self::Insert { new, .. } => new.weight(),
                 Self::Update { old, new, .. } => old.as_ref().map_or(0, Row::weight) + new.weight(),
                 Self::Delete { old, .. } => old.weight(),
-                Self::Truncate { .. } => 0,
+                Self::Truncate { .. } | Self::Watermark { .. } => 0,
+                Self::Chunk { text, keys, .. } => text.len() + keys.as_ref().map_or(0, Bytes::len),
             }
     }
 }
@@ -135,9 +219,17 @@ pub enum Operation {
     Delete,
     /// TRUNCATE.
     Truncate,
+    /// A backfill's rows.
+    Copy,
+    /// A backfill's mark.
+    Watermark,
 }
 
 impl Operation {
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Insert, Self::Update, Self::Delete, Self::Truncate, Self::Copy, Self::Watermark];
+
     /// The word used in metrics, logs and messages.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -145,6 +237,8 @@ impl Operation {
             Self::Update => "update",
             Self::Delete => "delete",
             Self::Truncate => "truncate",
+            Self::Copy => "copy",
+            Self::Watermark => "watermark",
         }
     }
 }

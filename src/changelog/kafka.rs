@@ -1,58 +1,92 @@
 //! A log in Kafka: one topic of one partition.
 
+mod control;
 mod reader;
+mod traffic;
 mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     Offset as KafkaOffset, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer},
+    consumer::{CommitMode, Consumer},
 };
 
+use control::Control;
 pub use reader::KafkaReader;
 pub use writer::{KafkaWriter, WriterLimits};
 
 use crate::{
     changelog::{Bounds, Log},
     fault::{Code, Fault, Result},
-    kafka::{Cluster, REQUEST_TIMEOUT, TopicRules, ensure_topic, fault_of, topic_facts},
+    kafka::{Asker, Cluster, REQUEST_TIMEOUT, Resource, TopicRules, ensure_topic, topic_facts},
+    names,
     position::Offset,
+    region::Region,
+    stamp::Micros,
     task,
 };
 
 /// The one partition of a stream's topic.
 const PARTITION: i32 = 0;
 
+/// How soon it is asked again whether a topic that was made is there.
+const MADE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The topics of a stream.
+#[derive(Clone, Debug)]
+pub struct Topics {
+    /// Its records.
+    pub stream: String,
+    /// Its region's checkpoints, and where a stream may be begun in its middle.
+    pub state: String,
+    /// What other regions ask its region.
+    pub control: String,
+}
+
+impl Topics {
+    /// Of a region's stream.
+    pub fn of(region: &Region, stream: &str) -> Self {
+        Self {
+            stream: names::topic(region, stream),
+            state: names::state_topic(region),
+            control: names::control_topic(region),
+        }
+    }
+}
+
 /// One stream's topic in one cluster.
 pub struct KafkaLog {
     cluster: Cluster,
     topic: String,
     state_topic: String,
+    control: Control,
     group: String,
     rules: TopicRules,
     limits: WriterLimits,
     /// Asks for bounds and publishes group offsets; reads nothing.
-    probe: Arc<BaseConsumer>,
+    asker: Arc<Asker>,
 }
 
 impl KafkaLog {
-    /// For `topic`, with its checkpoints in `state_topic`; `group` shows where a reader stands.
+    /// For a stream's topics; `group` shows where a reader stands.
     ///
     /// # Errors
     /// The client cannot be set up (a property it does not know).
     pub fn new(
         cluster: Cluster,
-        topic: String,
-        state_topic: String,
+        topics: Topics,
         group: String,
         rules: TopicRules,
         limits: WriterLimits,
     ) -> Result<Self> {
-        let mut config = cluster.client("probe");
-        config.set("group.id", &group).set("enable.auto.commit", "false");
-        let probe = config.create().map_err(|error| fault_of("set up a Kafka client", error))?;
-        Ok(Self { cluster, topic, state_topic, group, rules, limits, probe: Arc::new(probe) })
+        let asker = Arc::new(Asker::new(&cluster, Some(&group))?);
+        let Topics { stream: topic, state: state_topic, control } = topics;
+        let control = Control::new(cluster.clone(), control);
+        Ok(Self { cluster, topic, state_topic, control, group, rules, limits, asker })
     }
 
     /// Its topic.
@@ -60,16 +94,56 @@ impl KafkaLog {
         &self.topic
     }
 
+    /// Up to where the reader this log was opened for has told that it applied it; none where it never did. For
+    /// people: never the truth.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or does not let us know.
+    pub async fn published(&self) -> Result<Option<Offset>> {
+        let doing = format!("ask where {} stands in topic {} at {}", self.group, self.topic, self.cluster);
+        let found = self.ask(move |asker, topic| {
+            asker.ask(doing, |client| {
+                let mut list = TopicPartitionList::new();
+                list.add_partition(topic, PARTITION);
+                let found = client.committed_offsets(list, REQUEST_TIMEOUT)?;
+                Ok(found.find_partition(topic, PARTITION).and_then(|found| found.offset().to_raw()))
+            })
+        });
+        Ok(found.await?.filter(|offset| *offset >= 0).map(Offset))
+    }
+
+    /// The first record that was appended at `time` or later; none where none was.
+    ///
+    /// # Errors
+    /// The cluster does not answer.
+    pub async fn since(&self, time: Micros) -> Result<Option<Offset>> {
+        let doing = format!("ask for the records of topic {} since a time at {}", self.topic, self.cluster);
+        let found = self.ask(move |asker, topic| {
+            asker.ask(doing, |client| {
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(topic, PARTITION, KafkaOffset::Offset(time.0 / 1000))?;
+                let found = client.offsets_for_times(list, REQUEST_TIMEOUT)?;
+                Ok(found.find_partition(topic, PARTITION).and_then(|found| found.offset().to_raw()))
+            })
+        });
+        Ok(found.await?.filter(|offset| *offset >= 0).map(Offset))
+    }
+
+    /// What was last kept in the state topic under `key`.
+    async fn kept(&self, key: String) -> Result<Option<Vec<u8>>> {
+        let (cluster, topic, group) = (self.cluster.clone(), self.state_topic.clone(), self.group.clone());
+        let place = format!("read what is kept in topic {topic} at {cluster}");
+        let last = task::blocking(move || reader::last_value(&cluster, &topic, key.as_bytes(), &group)).await;
+        let resource = Resource::Topic(&self.state_topic);
+        last.map_err(|error| self.cluster.fault_of(place, error, "Read", resource))
+    }
+
     async fn ask<T: Send + 'static>(
         &self,
-        what: &'static str,
-        question: impl FnOnce(&BaseConsumer, &str) -> rdkafka::error::KafkaResult<T> + Send + 'static,
+        question: impl FnOnce(&Asker, &str) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (probe, topic) = (Arc::clone(&self.probe), self.topic.clone());
-        let answer = task::blocking(move || question(&probe, &topic)).await;
-        answer.map_err(|error| {
-            fault_of(format_args!("{what} of topic {} at {}", self.topic, self.cluster), error)
-        })
+        let (asker, topic) = (Arc::clone(&self.asker), self.topic.clone());
+        task::blocking(move || question(&asker, &topic)).await
     }
 }
 
@@ -86,22 +160,17 @@ impl Log for KafkaLog {
     }
 
     async fn bounds(&self) -> Result<Option<Bounds>> {
-        let partitions = self.ask("ask for the partitions", |probe, topic| {
-            let metadata = probe.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
-            let found =
-                metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-            Ok(found.map_or(0, |found| found.partitions().len()))
-        });
-        match partitions.await? {
-            0 => return Ok(None),
-            1 => (),
-            many => {
+        match self.ask(|asker, topic| asker.layout(topic)).await?.map(|(partitions, _)| partitions) {
+            None => return Ok(None),
+            Some(1) => (),
+            Some(many) => {
                 let message = format!("topic {} has {many} partitions, a stream has exactly 1", self.topic);
                 return Err(Fault::new(Code::PartitionsChanged, message));
             }
         }
-        let bounds = self.ask("ask for the bounds", |probe, topic| {
-            probe.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT)
+        let doing = format!("ask for the bounds of topic {} at {}", self.topic, self.cluster);
+        let bounds = self.ask(|asker, topic| {
+            asker.ask(doing, |client| client.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT))
         });
         let (low, high) = bounds.await?;
         Ok(Some(Bounds { low: Offset(low), high: Offset(high) }))
@@ -121,17 +190,50 @@ impl Log for KafkaLog {
     }
 
     async fn checkpoint(&self) -> Result<Option<Vec<u8>>> {
-        let (cluster, topic, group) = (self.cluster.clone(), self.state_topic.clone(), self.group.clone());
-        let place = format!("read checkpoints of topic {topic} at {cluster}");
-        let key = self.topic.clone();
-        let last = task::blocking(move || reader::last_value(&cluster, &topic, key.as_bytes(), &group)).await;
-        last.map_err(|error| fault_of(place, error))
+        self.kept(self.topic.clone()).await
+    }
+
+    async fn start(&self, to: &str) -> Result<Option<Vec<u8>>> {
+        // Asked first: to one who may not read it, a topic looks as if it had no partition.
+        let (asker, topic) = (Arc::clone(&self.asker), self.state_topic.clone());
+        if task::blocking(move || asker.layout(&topic)).await?.is_none() {
+            return Ok(None);
+        }
+        self.kept(names::start_key(&self.topic, to)).await
+    }
+
+    async fn ask(&self, question: &[u8]) -> Result<()> {
+        self.control.ask(question.to_vec()).await
+    }
+
+    async fn questions(&self) -> Result<KafkaReader> {
+        let rules = TopicRules { retention: control::RETENTION, ..self.rules.clone() };
+        let topic = self.control.topic();
+        let layout = || {
+            let (asker, asked) = (Arc::clone(&self.asker), topic.to_owned());
+            task::blocking(move || asker.layout(&asked))
+        };
+        if layout().await?.is_none() {
+            ensure_topic(&self.cluster, topic, &rules, true).await?;
+            // Every broker learns of a topic a moment after it was made.
+            let deadline = Instant::now() + REQUEST_TIMEOUT;
+            while layout().await?.is_none() && Instant::now() < deadline {
+                tokio::time::sleep(MADE_INTERVAL).await;
+            }
+        }
+        let (asker, asked) = (Arc::clone(&self.asker), topic.to_owned());
+        let doing = format!("ask for the bounds of topic {topic} at {}", self.cluster);
+        let (_, high) = task::blocking(move || {
+            asker.ask(doing, |client| client.fetch_watermarks(&asked, PARTITION, REQUEST_TIMEOUT))
+        })
+        .await?;
+        KafkaReader::open(&self.cluster, topic, &self.group, Offset(high))
     }
 
     fn publish(&self, next: Offset) {
         let mut list = TopicPartitionList::new();
         let added = list.add_partition_offset(&self.topic, PARTITION, KafkaOffset::Offset(next.0));
-        if let Err(error) = added.and_then(|()| self.probe.commit(&list, CommitMode::Async)) {
+        if let Err(error) = added.and_then(|()| self.asker.client().commit(&list, CommitMode::Async)) {
             tracing::debug!(%error, topic = self.topic, "group offset not published");
         }
     }

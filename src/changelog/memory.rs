@@ -1,6 +1,7 @@
 //! A log in memory: the same promises, for the contract suite and for pipelines under test.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::{
     changelog::{Bounds, Entry, Log, Reader, Writer},
-    envelope::Header,
+    envelope::{Header, InvalidHeader},
     fault::{Code, Fault, Result},
     position::Offset,
     stamp::Micros,
@@ -32,14 +33,30 @@ struct State {
     low: i64,
     entries: Vec<Entry>,
     checkpoint: Option<Vec<u8>>,
+    starts: BTreeMap<String, Vec<u8>>,
     published: Option<Offset>,
     /// How many more records are taken before one is refused.
     refuse_after: Option<usize>,
+    /// What was asked, in a log of its own.
+    questions: Option<MemoryLog>,
 }
 
 impl MemoryLog {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, header: std::result::Result<Header, InvalidHeader>, value: &[u8]) {
+        let mut state = self.state();
+        let offset = Offset(state.low + state.entries.len() as i64);
+        state.entries.push(Entry {
+            offset,
+            appended: Micros(0),
+            header,
+            value: Bytes::copy_from_slice(value),
+        });
+        drop(state);
+        self.0.grown.notify_waiters();
     }
 
     /// Forgets everything before `offset`, as retention would.
@@ -58,6 +75,10 @@ impl MemoryLog {
     /// What was last published.
     pub fn published(&self) -> Option<Offset> {
         self.state().published
+    }
+
+    fn asked(&self) -> MemoryLog {
+        self.state().questions.get_or_insert_default().clone()
     }
 
     /// Every entry kept.
@@ -96,6 +117,21 @@ impl Log for MemoryLog {
         Ok(self.state().checkpoint.clone())
     }
 
+    async fn start(&self, to: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.state().starts.get(to).cloned())
+    }
+
+    async fn ask(&self, question: &[u8]) -> Result<()> {
+        self.asked().put(Err(InvalidHeader::Missing), question);
+        Ok(())
+    }
+
+    async fn questions(&self) -> Result<MemoryReader> {
+        let log = self.asked();
+        let next = Offset(log.entries().len() as i64);
+        Ok(MemoryReader { log, next })
+    }
+
     fn publish(&self, next: Offset) {
         self.state().published = Some(next);
     }
@@ -120,16 +156,9 @@ impl Writer for MemoryWriter {
             Some(left) => *left -= 1,
             None => (),
         }
-        let offset = Offset(state.low + state.entries.len() as i64);
-        state.entries.push(Entry {
-            offset,
-            appended: Micros(0),
-            header,
-            value: Bytes::copy_from_slice(value),
-        });
         drop(state);
+        self.log.put(header, value);
         self.appended += 1;
-        self.log.0.grown.notify_waiters();
         Ok(Duration::ZERO)
     }
 
@@ -151,8 +180,17 @@ impl Writer for MemoryWriter {
         Ok(())
     }
 
+    fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()> {
+        self.log.state().starts.insert(to.to_owned(), value.to_vec());
+        Ok(())
+    }
+
     fn fill(&self) -> f64 {
         0.0
+    }
+
+    fn sent(&self) -> u64 {
+        0
     }
 }
 
@@ -184,5 +222,9 @@ impl Reader for MemoryReader {
         let entries = state.entries[(self.next.0 - state.low) as usize..].to_vec();
         self.next = Offset(high);
         Ok((!entries.is_empty()).then_some(entries))
+    }
+
+    fn received(&self) -> u64 {
+        0
     }
 }

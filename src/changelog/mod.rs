@@ -69,6 +69,20 @@ pub trait Log: Send + Sync + 'static {
     /// The last checkpoint kept beside it.
     fn checkpoint(&self) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
 
+    /// Where region `to` may begin the stream in its middle, as it was last kept.
+    fn start(&self, to: &str) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
+
+    /// Asks the region whose log it is for something. Nobody promises an answer: what is asked while its source is
+    /// away is lost.
+    ///
+    /// # Errors
+    /// It could not be put where that region reads it.
+    fn ask(&self, question: &[u8]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads what other regions ask, from now on: each question is a record's value, without a header of ours. Makes
+    /// the place they are put in, where there is none.
+    fn questions(&self) -> impl Future<Output = Result<Self::Reader>> + Send;
+
     /// Shows people and tools up to where a reader has applied it. Never the truth.
     fn publish(&self, next: Offset);
 }
@@ -102,8 +116,15 @@ pub trait Writer: Send + 'static {
     /// Queues a checkpoint beside the log, in place of the one before.
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()>;
 
+    /// Queues where region `to` may begin the stream, in place of where it could before.
+    fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()>;
+
     /// How full the queue is, 0 to 1.
     fn fill(&self) -> f64;
+
+    /// Bytes that went over the line so far, as they went: compressed, with all that the protocol adds.
+    /// Known some seconds later; 0 where there is no line.
+    fn sent(&self) -> u64;
 }
 
 /// Reads a log, in order, from where it was opened.
@@ -121,4 +142,8 @@ pub trait Reader: Send + 'static {
     /// # Errors
     /// As for [`Reader::read`].
     fn read_now(&mut self) -> Result<Option<Vec<Entry>>>;
+
+    /// Bytes that came over the line so far, as they came: compressed, with all that the protocol adds.
+    /// Known some seconds later; 0 where there is no line.
+    fn received(&self) -> u64;
 }

@@ -1,7 +1,16 @@
 //! What stands in the way in the database: asked of its catalogs, then judged without it.
 
-use super::{Finding, Severity};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+
+use super::{
+    Finding, Kind, Options, Severity, clocks, disk, error, kafka::Streams, note, pair, room, tables, target,
+    warning,
+};
 use crate::{
+    clock,
     config::{Settings, SourceSettings},
     fault::Result,
     names::{qualified, quoted},
@@ -13,28 +22,133 @@ use crate::{
             type_schemas_not_usable,
         },
         connect,
-        grants::{Duties, create_publication, lacking, use_schemas, write_tables},
+        grants::{Duties, Privilege, create_publication, lacking, use_schemas, write_tables},
+        tables::{shapes, traits},
     },
+    region::Region,
+    scope::Scope,
+    stamp::Micros,
 };
 
+/// The least time the log's growth is watched for.
+const RATE_SPAN: Duration = Duration::from_secs(1);
+/// Our own reports to the server are four a second; a busy machine may miss some.
+const SENDER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+
 /// Asks and judges.
-pub(super) async fn check(settings: &Settings) -> Result<Vec<Finding>> {
+pub(super) async fn check(settings: &Settings, options: &Options, streams: &Streams) -> Result<Vec<Finding>> {
     let client = ask(settings).await?;
+    let before = clock::now();
     let server = server_facts(&client).await?;
+    let (after, since) = (clock::now(), Instant::now());
     let mut findings = of_server(&server, settings);
+    findings.push(clocks::asked("the clock of the database", before, Micros(server.clock), after));
     if server.version_number < VERSION_MIN {
         // The other questions are not understood by so old a server.
         return Ok(findings);
     }
     let role = role_privileges(&client).await?;
     findings.extend(of_role(&role, duties(settings)));
-    if let Some(source) = &settings.source {
-        let tables = tables_in_scope(&client, &source.scope).await?;
-        let published = publication(&client, &source.publication).await?;
-        let slot = slot(&client, &source.slot).await?;
-        findings.extend(of_tables(&tables, source));
-        findings.extend(of_publication(published.as_ref(), &tables, &role, source));
-        findings.extend(of_slot(slot.as_ref(), &server, source));
+    let other = match &options.against {
+        Some(other) => {
+            Some(Other { settings: other, client: connect(&other.database, "landfall check").await? })
+        }
+        None => None,
+    };
+    let slot = match &settings.source {
+        Some(source) => {
+            let found = tables_in_scope(&client, &source.scope).await?;
+            let published = publication(&client, &source.publication).await?;
+            let slot = slot(&client, &source.slot).await?;
+            findings.extend(tables::of_scope(&found, source));
+            findings.extend(tables::of_traits(&traits(&client, &source.scope).await?));
+            findings.extend(of_publication(published.as_ref(), &found, &role, source));
+            findings.extend(of_slot(slot.as_ref(), &server, source));
+            slot
+        }
+        None => None,
+    };
+    for (link, stream) in settings.links.iter().zip(streams) {
+        let authority = match other.as_ref().filter(|other| other.settings.region == link.from) {
+            Some(other) => match &other.settings.source {
+                Some(source) => Some(carried(&other.client, &source.scope).await?),
+                None => None,
+            },
+            None => None,
+        };
+        // Brokers that do not answer say nothing of the topic; it is not taken for gone.
+        let Some(stream) = stream else { continue };
+        findings.extend(target::of_link(&client, link, stream.as_ref(), authority.as_deref()).await?);
+    }
+    findings.extend(of_other(settings, &client, other.as_ref(), options.deep).await?);
+    if settings.source.is_some() {
+        // Watched while everything else was asked.
+        sleep(RATE_SPAN.saturating_sub(since.elapsed())).await;
+        let (grown, seconds) = (server_facts(&client).await?.wal_bytes - server.wal_bytes, since.elapsed());
+        let rate = grown.max(0) as f64 / seconds.as_secs_f64();
+        let free = disk::of_server(&settings.database, server.data_directory.as_deref());
+        findings.extend(room::of_log(server.slot_keep_bytes, slot.as_ref(), free.as_ref(), rate));
+    }
+    Ok(findings)
+}
+
+/// Another region, whose database can be asked too.
+struct Other<'a> {
+    settings: &'a Settings,
+    client: Connection,
+}
+
+/// The shapes of what is carried: what could not be is a finding of its own.
+async fn carried(client: &Connection, scope: &Scope) -> Result<Vec<crate::change::Shape>> {
+    let tables = tables_in_scope(client, scope).await?;
+    let mut shapes = shapes(client, scope).await?;
+    shapes.retain(|shape| {
+        let same = |table: &&TableFacts| *table.schema == *shape.schema && *table.table == *shape.table;
+        tables.iter().find(same).is_some_and(TableFacts::is_usable)
+    });
+    Ok(shapes)
+}
+
+/// What both regions' databases, held against each other, show.
+async fn of_other(
+    settings: &Settings,
+    client: &Connection,
+    other: Option<&Other<'_>>,
+    deep: bool,
+) -> Result<Vec<Finding>> {
+    let Some(other) = other else {
+        let evidence = "whether tables look equal on both sides cannot be told from one side";
+        return Ok(vec![note(Kind::TablesUntold, evidence).mended_by(
+            "landfall check --against FILE, with the other region's settings; --deep counts rows",
+        )]);
+    };
+    let (here, there) = (&settings.region, &other.settings.region);
+    let mut findings = Vec::new();
+    let before = clock::now();
+    let theirs = server_facts(&other.client).await?.clock;
+    let whose = format!("the clock of the database of {there}");
+    findings.push(clocks::asked(&whose, before, Micros(theirs), clock::now()));
+    let linked = |to: &Settings, from: &Region| to.links.iter().any(|link| link.from == *from);
+    let mut paired = false;
+    if let Some(source) = other.settings.source.as_ref().filter(|_| linked(settings, there)) {
+        let between = format!("{there} to {here}");
+        let shapes = carried(&other.client, &source.scope).await?;
+        findings.extend(pair::of_rows(&other.client, client, &source.scope, &shapes, &between, deep).await?);
+        paired = true;
+    }
+    if let Some(source) = settings.source.as_ref().filter(|_| linked(other.settings, here)) {
+        let between = format!("{here} to {there}");
+        let shapes = carried(client, &source.scope).await?;
+        findings.extend(pair::of_rows(client, &other.client, &source.scope, &shapes, &between, deep).await?);
+        for link in other.settings.links.iter().filter(|link| link.from == *here) {
+            findings.extend(target::of_tables(&other.client, link, &shapes, there).await?);
+        }
+        paired = true;
+    }
+    if !paired {
+        let evidence =
+            format!("neither of {here} and {there} links to the other: there is nothing to compare");
+        findings.push(note(Kind::TablesUntold, evidence));
     }
     Ok(findings)
 }
@@ -50,79 +164,87 @@ fn duties(settings: &Settings) -> Duties {
 /// The statements that let the role of the settings do its work, for a superuser, in the database of the
 /// settings. For a link they name every table the role may not write. None where nothing is missing.
 pub(super) async fn grants(settings: &Settings) -> Result<Vec<String>> {
-    let client = ask(settings).await?;
-    let role = role_privileges(&client).await?;
+    grants_of(&*ask(settings).await?, settings, None).await
+}
+
+/// The statements that let the current role of a session do the work of the settings; for a link, on the
+/// tables in `scope` or else on every one, since only its stream says which it writes to.
+///
+/// # Errors
+/// Where the database does not answer.
+pub async fn grants_of(client: &Client, settings: &Settings, scope: Option<&Scope>) -> Result<Vec<String>> {
+    let role = role_privileges(client).await?;
     let mut sql: Vec<String> = lacking(&role, duties(settings)).into_iter().map(|lack| lack.sql).collect();
     if let Some(source) = &settings.source {
-        let tables = tables_in_scope(&client, &source.scope).await?;
-        let published = publication(&client, &source.publication).await?;
+        let tables = tables_in_scope(client, &source.scope).await?;
+        let published = publication(client, &source.publication).await?;
         let findings = of_publication(published.as_ref(), &tables, &role, source);
         let refused = findings.into_iter().filter(|finding| finding.severity == Severity::Error);
         sql.extend(refused.filter_map(|finding| finding.mend));
     }
     if !settings.links.is_empty() {
-        // Which of them a link writes to, only its stream says.
-        let tables = tables_not_writable(&client).await?;
-        sql.extend((!tables.is_empty()).then(|| {
-            let grants = write_tables(&role.role, &tables);
-            format!("-- every table there is: strike out what no other region sends\n{grants}")
-        }));
-        let schemas = type_schemas_not_usable(&client).await?;
+        let mut tables = tables_not_writable(client).await?;
+        let strike = match scope {
+            Some(scope) => {
+                tables.retain(|(schema, table)| scope.holds(schema, table));
+                ""
+            }
+            None => "-- every table there is: strike out what no other region sends\n",
+        };
+        sql.extend((!tables.is_empty()).then(|| format!("{strike}{}", write_tables(&role.role, &tables))));
+        let schemas = type_schemas_not_usable(client).await?;
         sql.extend((!schemas.is_empty()).then(|| use_schemas(&role.role, &schemas)));
     }
     Ok(sql)
-}
-
-fn error(id: &'static str, evidence: impl Into<String>, mend: impl Into<String>) -> Finding {
-    Finding::new(id, Severity::Error, evidence).mended_by(mend)
-}
-
-fn warning(id: &'static str, evidence: impl Into<String>, mend: impl Into<String>) -> Finding {
-    Finding::new(id, Severity::Warning, evidence).mended_by(mend)
 }
 
 fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
     if server.version_number < VERSION_MIN {
         findings.push(error(
-            "server-version",
+            Kind::ServerVersion,
             format!("PostgreSQL {} is older than 15", server.version),
             "upgrade the server to PostgreSQL 15 or newer",
         ));
     }
     if server.in_recovery {
         findings.push(error(
-            "server-standby",
+            Kind::ServerStandby,
             "the server is a standby: it can neither be written to nor keep the slot",
             "point database.url at the primary",
         ));
     }
     if settings.source.is_some() && server.wal_level != "logical" {
         findings.push(error(
-            "wal-level",
+            Kind::WalLevel,
             format!("wal_level is {}, a source needs logical", server.wal_level),
             "ALTER SYSTEM SET wal_level = logical;  -- then restart the server",
         ));
     }
     if !server.track_commit_timestamp {
-        findings.push(warning(
-            "track-commit-timestamp",
-            "track_commit_timestamp is off: rows keep no version to resolve conflicts by",
-            "ALTER SYSTEM SET track_commit_timestamp = on;  -- then restart the server",
-        ));
+        let evidence = "track_commit_timestamp is off: rows keep no version, which a table with several writing regions would need";
+        let sql = "ALTER SYSTEM SET track_commit_timestamp = on;  -- then restart the server";
+        findings.push(note(Kind::TrackCommitTimestamp, evidence).mended_by(sql));
     }
-    if settings.source.is_some() && server.slot_keep_bytes.is_none() {
-        findings.push(Finding::new(
-            "slot-unlimited",
-            Severity::Note,
-            "max_slot_wal_keep_size is unlimited: while this region's Kafka is away the log stays on the \
-             server's disk",
-        ));
+    let timeout = server.sender_timeout;
+    if settings.source.is_some() && timeout.is_none_or(|timeout| timeout < SENDER_TIMEOUT_MIN) {
+        let evidence = match timeout {
+            None => {
+                "wal_sender_timeout is 0: a connection that died is never given up, and keeps the slot busy"
+                    .to_owned()
+            }
+            Some(timeout) => format!(
+                "wal_sender_timeout is {} ms: a short stall of the network ends the connection",
+                timeout.as_millis()
+            ),
+        };
+        let sql = "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();";
+        findings.push(warning(Kind::SenderTimeout, evidence, sql));
     }
     let links = settings.links.len() as i64;
     if server.origins_used + links > server.origins_max {
         findings.push(warning(
-            "origins-left",
+            Kind::OriginsLeft,
             format!(
                 "{} of {} replication origins exist, and {links} link(s) may need one each",
                 server.origins_used, server.origins_max
@@ -134,47 +256,14 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
 }
 
 fn of_role(role: &RolePrivileges, duties: Duties) -> Vec<Finding> {
-    lacking(role, duties).into_iter().map(|lack| error(lack.id, lack.evidence, lack.sql)).collect()
-}
-
-fn of_tables(tables: &[TableFacts], source: &SourceSettings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if tables.is_empty() {
-        findings.push(error(
-            "scope-empty",
-            format!("no table matches {}", source.scope),
-            "correct source.tables, or create the tables",
-        ));
-    }
-    for pattern in &source.scope.0 {
-        let named = pattern.as_table();
-        let there = |(schema, table)| tables.iter().any(|it| it.schema == schema && it.table == table);
-        if !tables.is_empty() && named.is_some_and(|named| !there(named)) {
-            findings.push(warning(
-                "table-missing",
-                format!("there is no table {}", pattern.as_str()),
-                "correct source.tables, or create the table",
-            ));
-        }
-    }
-    for table in tables {
-        let (name, sql) =
-            (format!("{}.{}", table.schema, table.table), qualified(&table.schema, &table.table));
-        if !table.logged {
-            findings.push(warning(
-                "table-unlogged",
-                format!("{name} is unlogged: its changes are not in the log and are not carried"),
-                format!("ALTER TABLE {sql} SET LOGGED;"),
-            ));
-        } else if !table.identity_usable {
-            findings.push(warning(
-                "replica-identity",
-                format!("{name} has no usable replica identity, and is left out"),
-                format!("ALTER TABLE {sql} ADD PRIMARY KEY (...);  -- or: ALTER TABLE {sql} REPLICA IDENTITY FULL;"),
-            ));
-        }
-    }
-    findings
+    let kind = |privilege| match privilege {
+        Privilege::Replication => Kind::RoleReplication,
+        Privilege::SessionReplicationRole => Kind::RoleSessionReplicationRole,
+        Privilege::OriginFunctions => Kind::RoleOriginFunctions,
+        Privilege::Schema => Kind::Schema,
+    };
+    let lacks = lacking(role, duties).into_iter();
+    lacks.map(|lack| error(kind(lack.privilege), lack.evidence, lack.sql)).collect()
 }
 
 fn of_publication(
@@ -200,7 +289,7 @@ fn of_publication(
             if able { "the first start creates it" } else { "the role may not create it: its owner must" };
         let evidence = format!("there is no publication {}; {who}", source.publication);
         let sql = create_publication(&source.publication, &carried);
-        return vec![Finding::new("publication-missing", severity, evidence).mended_by(sql)];
+        return vec![Finding::new(Kind::PublicationMissing, severity, evidence).mended_by(sql)];
     };
     let mut findings = Vec::new();
     let missing: Vec<&TableFacts> = carried
@@ -210,7 +299,7 @@ fn of_publication(
         .collect();
     if !missing.is_empty() {
         findings.push(error(
-            "publication-tables",
+            Kind::PublicationTables,
             format!(
                 "the publication {} lacks {} table(s) of the scope: {}",
                 source.publication,
@@ -222,7 +311,7 @@ fn of_publication(
     }
     if !published.operations_missing.is_empty() {
         findings.push(error(
-            "publication-operations",
+            Kind::PublicationOperations,
             format!(
                 "the publication {} leaves out {}",
                 source.publication,
@@ -234,7 +323,7 @@ fn of_publication(
     let parted = tables.iter().find(|table| table.partitioned);
     if let Some(table) = parted.filter(|_| !published.via_root) {
         findings.push(error(
-            "publication-partitions",
+            Kind::PublicationPartitions,
             format!(
                 "the publication {} publishes {} partition by partition, not as one table",
                 source.publication,
@@ -253,7 +342,7 @@ fn of_publication(
             && let Some(filter) = &table.row_filter
         {
             findings.push(error(
-                "publication-row-filter",
+                Kind::PublicationRowFilter,
                 format!(
                     "the publication {} lets only rows of {said} through where {filter}",
                     source.publication
@@ -263,7 +352,7 @@ fn of_publication(
         }
         if facts.is_some() && !table.columns_left_out.is_empty() {
             findings.push(error(
-                "publication-columns",
+                Kind::PublicationColumns,
                 format!(
                     "the publication {} leaves out columns of {said}: {}",
                     source.publication,
@@ -274,7 +363,7 @@ fn of_publication(
         }
         if facts.is_some_and(|facts| !facts.identity_usable) {
             findings.push(error(
-                "publication-breaks-updates",
+                Kind::PublicationBreaksUpdates,
                 format!("{said} is published without a replica identity: the application's UPDATEs and DELETEs fail"),
                 if published.all_tables {
                     format!("ALTER TABLE {sql} REPLICA IDENTITY FULL;")
@@ -293,7 +382,7 @@ fn of_slot(slot: Option<&SlotFacts>, server: &ServerFacts, source: &SourceSettin
     let Some(slot) = slot else {
         if server.slots_used >= server.slots_max {
             findings.push(error(
-                "slots-left",
+                Kind::SlotsLeft,
                 format!("all {} replication slots are taken, and {name} is not among them", server.slots_max),
                 "drop a slot nobody reads, or raise max_replication_slots and restart",
             ));
@@ -304,7 +393,7 @@ fn of_slot(slot: Option<&SlotFacts>, server: &ServerFacts, source: &SourceSettin
     if slot.plugin.as_deref() != Some("pgoutput") || slot.database.as_deref() != Some(&*server.database) {
         let (plugin, database) = (slot.plugin.as_deref(), slot.database.as_deref());
         findings.push(error(
-            "slot-foreign",
+            Kind::SlotForeign,
             format!(
                 "the slot {name} is for {} in {}, not for pgoutput in {}",
                 plugin.unwrap_or("physical replication"),
@@ -316,7 +405,7 @@ fn of_slot(slot: Option<&SlotFacts>, server: &ServerFacts, source: &SourceSettin
     } else if slot.is_lost() {
         let why = slot.invalidation.as_deref().unwrap_or("it was over max_slot_wal_keep_size");
         findings.push(error(
-            "slot-lost",
+            Kind::SlotLost,
             format!(
                 "the server invalidated the slot {name} ({why}): the changes it held are gone from the server"
             ),
@@ -324,14 +413,14 @@ fn of_slot(slot: Option<&SlotFacts>, server: &ServerFacts, source: &SourceSettin
         ));
     } else if slot.wal_status.as_deref() == Some("unreserved") {
         findings.push(warning(
-            "slot-unreserved",
+            Kind::SlotUnreserved,
             format!("the slot {name} is over its limit, and is lost at the next checkpoint"),
             "start the source now, or raise max_slot_wal_keep_size and reload",
         ));
     }
     match slot.active_pid {
         Some(pid) => findings.push(Finding::new(
-            "slot-active",
+            Kind::SlotActive,
             Severity::Note,
             format!("the slot {name} is being read, by the server process {pid}"),
         )),
@@ -343,7 +432,7 @@ fn of_slot(slot: Option<&SlotFacts>, server: &ServerFacts, source: &SourceSettin
 fn senders(server: &ServerFacts) -> Option<Finding> {
     (server.senders_used >= server.senders_max).then(|| {
         error(
-            "senders-left",
+            Kind::SendersLeft,
             format!("all {} senders are at work", server.senders_max),
             "raise max_wal_senders and restart",
         )

@@ -1,58 +1,156 @@
-//! Kafka: whether the brokers answer, and whether the topics are what they must be.
+//! Kafka: whether the brokers answer, whether the topics are what they must be, whether the brokers can hold
+//! what is coming, and what their clocks say.
 
-use super::{Finding, Severity};
+use futures_util::future::join_all;
+
+use super::{
+    Finding, Kind, clocks, error, note, of_fault,
+    room::{Growth, of_buffer},
+    stream::{self, Stream},
+    warning,
+};
 use crate::{
     config::{KafkaSettings, LinkSettings, Settings, SourceSettings},
-    fault::{Code, Fault},
-    kafka::{Cluster, refuse_differences, topic_facts},
+    fault::{Fault, Result},
+    kafka::{Cluster, cluster_facts, refuse_differences, rooms, topic_facts},
     names,
 };
 
-pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if let Some((source, kafka)) = settings.source.as_ref().zip(settings.kafka.as_ref()) {
-        findings.extend(of_source(settings, source, kafka).await);
+/// What Kafka adds to a record of ours beside its key and value.
+const RECORD_ROOM: u64 = 1 << 10;
+/// What a link must be able to make up for.
+const DAY_MILLIS: i64 = 86_400_000;
+
+/// What was seen of the links' streams, in their order; none where the brokers did not answer.
+pub(super) type Streams = Vec<Option<Option<Stream>>>;
+
+pub(super) async fn check(settings: &Settings) -> (Streams, Vec<Finding>) {
+    let source = async {
+        match settings.source.as_ref().zip(settings.kafka.as_ref()) {
+            Some((source, kafka)) => of_source(settings, source, kafka).await,
+            None => Vec::new(),
+        }
+    };
+    let links = join_all(settings.links.iter().map(of_link));
+    let (mut findings, links) = tokio::join!(source, links);
+    let mut streams = Vec::new();
+    for (stream, found) in links {
+        streams.push(stream);
+        findings.extend(found);
     }
-    for link in &settings.links {
-        findings.extend(of_link(link).await);
+    (streams, findings)
+}
+
+async fn of_source(settings: &Settings, source: &SourceSettings, kafka: &KafkaSettings) -> Vec<Finding> {
+    let topic = names::topic(&settings.region, &source.stream);
+    let mut findings = Vec::new();
+    if let Err(fault) = look_at_source(settings, source, kafka, &topic, &mut findings).await {
+        findings.push(of_fault(Kind::Brokers, &fault));
     }
     findings
 }
 
-async fn of_source(settings: &Settings, source: &SourceSettings, kafka: &KafkaSettings) -> Option<Finding> {
-    let topic = names::topic(&settings.region, &source.stream);
-    match topic_facts(&kafka.cluster(), &topic).await {
-        Ok(Some(facts)) => refuse_differences(&topic, &facts, &kafka.topic_rules())
-            .err()
-            .map(|fault| of_fault("topic", &fault)),
-        Ok(None) => {
-            let evidence = format!("topic {topic} is not there yet; the source creates it when it begins");
-            Some(Finding::new("topic", Severity::Note, evidence))
+async fn look_at_source(
+    settings: &Settings,
+    source: &SourceSettings,
+    kafka: &KafkaSettings,
+    topic: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let cluster = kafka.cluster();
+    let brokers = cluster_facts(&cluster).await?;
+    let Some(facts) = topic_facts(&cluster, topic).await? else {
+        let evidence = format!("topic {topic} is not there yet; the source creates it when it begins");
+        findings.push(note(Kind::Topic, evidence));
+        if brokers.brokers.len() < usize::from(kafka.replication_factor) {
+            findings.push(error(
+                Kind::BrokersFew,
+                format!(
+                    "{} broker(s) answer, and {} copies of each record are wanted",
+                    brokers.brokers.len(),
+                    kafka.replication_factor
+                ),
+                "start more brokers, or set kafka.replication_factor and kafka.min_insync_replicas",
+            ));
         }
-        Err(fault) => Some(of_fault("brokers", &fault)),
+        return Ok(());
+    };
+    findings.extend(
+        refuse_differences(topic, &facts, &kafka.topic_rules()).err().map(|it| of_fault(Kind::Topic, &it)),
+    );
+    let most: Option<u64> = facts.setting("max.message.bytes").and_then(|most| most.parse().ok());
+    let wanted = source.max_record_bytes as u64 + RECORD_ROOM;
+    if let Some(most) = most.filter(|most| *most < wanted) {
+        findings.push(error(
+            Kind::TopicRecordSize,
+            format!(
+                "topic {topic} takes records of up to {most} bytes, source.max_record_bytes is {}",
+                source.max_record_bytes
+            ),
+            format!(
+                "kafka-configs.sh --bootstrap-server {} --alter --topic {topic} --add-config max.message.bytes={wanted}",
+                kafka.brokers.join(",")
+            ),
+        ));
+    }
+    let stream = stream::own(cluster.clone(), &settings.region, &source.stream).await?;
+    let rooms = rooms(&cluster, &brokers, topic).await;
+    let growth = stream.as_ref().and_then(|stream| {
+        let ((records, seconds), record_bytes) = stream.rate.zip(stream.record_bytes)?;
+        Some(Growth { records, seconds, record_bytes, held: stream.bounds.high.0 - stream.bounds.low.0 })
+    });
+    findings.push(of_buffer(topic, growth, rooms.as_deref(), kafka));
+    let whose = "the clock of this region's Kafka";
+    findings.extend(
+        stream.and_then(|stream| stream.arrival).map(|(stamped, here)| clocks::heard(whose, stamped, here)),
+    );
+    Ok(())
+}
+
+async fn of_link(link: &LinkSettings) -> (Option<Option<Stream>>, Vec<Finding>) {
+    let mut findings = Vec::new();
+    let stream = look_at_link(link, &mut findings).await;
+    match stream {
+        Ok(stream) => (Some(stream), findings),
+        Err(fault) => {
+            let kind = match fault.code() {
+                crate::fault::Code::PartitionsChanged => Kind::LinkTopic,
+                _ => Kind::LinkBrokers,
+            };
+            findings.push(of_fault(kind, &fault));
+            (None, findings)
+        }
     }
 }
 
-async fn of_link(link: &LinkSettings) -> Option<Finding> {
+async fn look_at_link(
+    link: &LinkSettings,
+    findings: &mut Vec<Finding>,
+) -> std::result::Result<Option<Stream>, Fault> {
     let topic = names::topic(&link.from, &link.stream);
     let cluster = Cluster { brokers: link.brokers.clone(), properties: link.properties.0.clone() };
-    match topic_facts(&cluster, &topic).await {
-        Ok(Some(facts)) if facts.partitions != 1 => {
-            let message =
-                format!("topic {topic} has {} partitions, a stream has exactly 1", facts.partitions);
-            Some(of_fault("link-topic", &Fault::new(Code::PartitionsChanged, message)))
-        }
-        Ok(Some(_)) => None,
-        Ok(None) => {
-            let evidence =
-                format!("topic {topic} is not there yet: start the daemon of {} with a [source]", link.from);
-            Some(Finding::new("link-topic", Severity::Warning, evidence))
-        }
-        Err(fault) => Some(of_fault("link-brokers", &fault)),
+    let (facts, stream) = tokio::try_join!(topic_facts(&cluster, &topic), stream::of_link(link))?;
+    let Some((facts, stream)) = facts.zip(stream) else {
+        let evidence =
+            format!("topic {topic} is not there yet: start the daemon of {} with a [source]", link.from);
+        findings.push(note(Kind::LinkTopic, evidence));
+        return Ok(None);
+    };
+    let kept: Option<i64> = facts.setting("retention.ms").and_then(|kept| kept.parse().ok());
+    if let Some(kept) = kept.filter(|kept| (0..DAY_MILLIS).contains(kept)) {
+        findings.push(warning(
+            Kind::LinkRetention,
+            format!("topic {topic} keeps records for {} s: a longer cut loses changes", kept / 1000),
+            format!(
+                "kafka.retention = \"24h\" in the settings of {}, and retention.ms={DAY_MILLIS} on the topic",
+                link.from
+            ),
+        ));
     }
-}
-
-fn of_fault(id: &'static str, fault: &Fault) -> Finding {
-    Finding::new(id, Severity::Error, format!("{} ({})", fault.message(), fault.code()))
-        .mended_by(fault.remedy())
+    let whose = format!("the clock of {}'s Kafka", link.from);
+    findings.push(match stream.arrival {
+        Some((stamped, here)) => clocks::heard(&whose, stamped, here),
+        None => clocks::unheard(&whose, "no record came while we listened"),
+    });
+    Ok(Some(stream))
 }

@@ -6,12 +6,16 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
 
-use crate::fault::{Code, Fault, Result};
+use crate::{
+    api::connect_pinned,
+    config::HttpSettings,
+    fault::{Code, Fault, Result},
+};
 
 /// A daemon on the same machine answers in milliseconds, or not at all.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,17 +23,25 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Far more than a status of thousands of streams.
 const ANSWER_MAX: u64 = 16 << 20;
 
-/// Asks the daemon that listens on `listen`, and returns what it answered.
-pub(super) async fn get(listen: SocketAddr, path: &str) -> Result<String> {
-    let address = reachable(listen);
+/// Asks the daemon that was started with these settings, and returns what it answered.
+pub(super) async fn get(settings: &HttpSettings, path: &str) -> Result<String> {
+    let address = reachable(settings.listen);
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let fault = |message: String| {
-        Fault::new(Code::Internal, format!("ask the daemon at http://{address}{path}: {message}"))
+        Fault::new(Code::Internal, format!("ask the daemon at {scheme}://{address}{path}: {message}"))
             .remedied_by("start it with `landfall run`, or name the settings it was started with")
     };
-    let asked = timeout(TIMEOUT, exchange(address, path)).await;
-    let answer = asked
-        .map_err(|_| fault(format!("no answer within {} s", TIMEOUT.as_secs())))?
-        .map_err(|error| fault(error.to_string()))?;
+    let asked = async {
+        let tcp = TcpStream::connect(address).await.map_err(|error| fault(error.to_string()))?;
+        let answer = match &settings.tls {
+            None => exchange(tcp, address, path).await,
+            Some(tls) => exchange(connect_pinned(tcp, tls).await?, address, path).await,
+        };
+        answer.map_err(|error| fault(error.to_string()))
+    };
+    let answer = timeout(TIMEOUT, asked)
+        .await
+        .unwrap_or_else(|_| Err(fault(format!("no answer within {} s", TIMEOUT.as_secs()))))?;
     body(&answer).map(str::to_owned).map_err(fault)
 }
 
@@ -43,9 +55,13 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-async fn exchange(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: SocketAddr,
+    path: &str,
+) -> std::io::Result<String> {
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    stream.flush().await?;
     let mut answer = String::new();
     stream.take(ANSWER_MAX).read_to_string(&mut answer).await?;
     Ok(answer)

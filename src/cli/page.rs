@@ -12,6 +12,7 @@ pub(super) fn painted(word: &str, badness: usize, colour: bool) -> String {
 /// Seconds, in the largest unit that leaves a figure to read.
 pub(super) fn seconds(seconds: f64) -> String {
     match seconds {
+        s if s < 0.9995 => format!("{:.0} ms", s * 1e3),
         s if s < 60.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
@@ -66,9 +67,15 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
-        for (value, expected) in
-            [(0.42, "0.4 s"), (59.0, "59.0 s"), (600.0, "10 min"), (86_400.0, "24.0 h"), (1e6, "11.6 d")]
-        {
+        for (value, expected) in [
+            (0.42, "420 ms"),
+            (0.0, "0 ms"),
+            (1.04, "1.0 s"),
+            (59.0, "59.0 s"),
+            (600.0, "10 min"),
+            (86_400.0, "24.0 h"),
+            (1e6, "11.6 d"),
+        ] {
             assert_eq!(seconds(value), expected);
         }
         for (value, expected) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")] {

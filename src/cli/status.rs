@@ -1,19 +1,31 @@
-//! `landfall status`: the daemon's own account of itself, for people.
+//! `landfall status`: the daemon's own account of itself, once or again and again.
 
-use std::{fmt::Write, path::Path};
+mod table;
 
-use super::{
-    FOUND, GOOD, UNKNOWN, complain, environment, give_up,
-    http::get,
-    page::{bytes, cut, painted, seconds, wrapped},
+use std::{
+    io::{IsTerminal, Write, stdout},
+    path::Path,
+    time::Duration,
 };
+
+use super::{FOUND, GOOD, UNKNOWN, complain, environment, give_up, http::get};
 use crate::{
-    config::Settings,
+    config::{HttpSettings, Settings},
     control::status::{Status, StreamStatus},
-    fault::{Code, Fault},
+    fault::{Code, Fault, Result},
 };
+use table::table;
 
-pub(super) async fn run(path: &Path, json: bool) -> u8 {
+/// How often `--watch` looks: as often as heartbeats come.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What a terminal is told: go to the upper left; erase to the end of the line; of the screen; everything.
+const HOME: &str = "\x1b[H";
+const ERASE_LINE: &str = "\x1b[K";
+const ERASE_BELOW: &str = "\x1b[J";
+const ERASE_ALL: &str = "\x1b[2J";
+
+pub(super) async fn run(path: &Path, json: bool, watching: bool) -> u8 {
     // Only the listener's address is needed: whoever may ask need not be able to read the secrets.
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -22,7 +34,7 @@ pub(super) async fn run(path: &Path, json: bool) -> u8 {
             return give_up(json, &Fault::new(Code::ConfigInvalid, message));
         }
     };
-    let settings = match Settings::from_parts(&text, environment(), &|_| Ok("unread".to_owned())) {
+    let settings = match Settings::from_parts(&text, environment(), &unread) {
         Ok(settings) => settings,
         Err(mistakes) if json => return give_up(json, &mistakes.into()),
         Err(mistakes) => {
@@ -30,93 +42,88 @@ pub(super) async fn run(path: &Path, json: bool) -> u8 {
             return UNKNOWN;
         }
     };
-    let answer = match get(settings.http.listen, "/status").await {
-        Ok(answer) => answer,
-        Err(fault) => return give_up(json, &fault),
-    };
-    let status: Status = match serde_json::from_str(&answer) {
-        Ok(status) => status,
-        Err(error) => {
-            let message = "read the daemon's answer: it is of another version, or no daemon of ours";
-            return give_up(json, &Fault::new(Code::Internal, message).because(error));
-        }
-    };
-    if json {
-        println!("{answer}");
-    } else {
-        print!("{}", page(&status, super::colour()));
+    if watching {
+        return watch(&settings.http, json).await;
     }
-    if is_good(&status) { GOOD } else { FOUND }
+    match ask(&settings.http).await {
+        Ok((answer, status)) => {
+            if json {
+                println!("{answer}");
+            } else {
+                print!("{}", table(&status, super::colour()));
+            }
+            verdict(&status)
+        }
+        Err(fault) => give_up(json, &fault),
+    }
 }
 
-fn is_good(status: &Status) -> bool {
+/// A file that whoever asks may not read holds a secret, which is not needed here.
+fn unread(path: &Path) -> std::io::Result<String> {
+    std::fs::read_to_string(path).or_else(|_| Ok("unread".to_owned()))
+}
+
+/// Looks again and again, until it is interrupted or nobody reads any more; ends as the last look did.
+/// On a terminal each look takes the place of the one before, elsewhere it follows it.
+async fn watch(http: &HttpSettings, json: bool) -> u8 {
+    let in_place = stdout().is_terminal() && !json;
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    if in_place {
+        print!("{ERASE_ALL}");
+    }
+    let mut last = UNKNOWN;
+    loop {
+        let look = async {
+            tick.tick().await;
+            ask(http).await
+        };
+        let looked = tokio::select! {
+            looked = look => looked,
+            _ = tokio::signal::ctrl_c() => return last,
+        };
+        let text = match &looked {
+            Ok((answer, _)) if json => format!("{answer}\n"),
+            Err(fault) if json => format!("{}\n", super::as_json(fault)),
+            Ok((_, status)) => table(status, super::colour()),
+            Err(fault) => format!("{fault}\n"),
+        };
+        last = looked.map_or(UNKNOWN, |(_, status)| verdict(&status));
+        let text = if in_place { redrawn(&text) } else { text };
+        let mut out = stdout().lock();
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            return last;
+        }
+    }
+}
+
+/// The text over what stood there before.
+fn redrawn(text: &str) -> String {
+    let mut redrawn = String::from(HOME);
+    text.lines().for_each(|line| redrawn.extend([line, ERASE_LINE, "\r\n"]));
+    redrawn + ERASE_BELOW
+}
+
+async fn ask(http: &HttpSettings) -> Result<(String, Status)> {
+    let answer = get(http, "/status").await?;
+    let status = serde_json::from_str(&answer).map_err(|error| {
+        let message = "read the daemon's answer: it is of another version, or no daemon of ours";
+        Fault::new(Code::Internal, message).because(error)
+    })?;
+    Ok((answer, status))
+}
+
+fn verdict(status: &Status) -> u8 {
     let well = |stream: &StreamStatus| badness(&stream.state) < 2 && stream.warnings.is_empty();
-    status.ready && status.streams.iter().all(well)
+    if status.ready && status.streams.iter().all(well) { GOOD } else { FOUND }
 }
 
+/// 0 good, 1 to be looked at, 2 bad.
 fn badness(state: &str) -> usize {
     match state {
         "running" | "standby" => 0,
         "starting" => 1,
         _ => 2,
-    }
-}
-
-/// The page, at most 80 columns wide: a line for each stream, and below it what there is to say.
-fn page(status: &Status, colour: bool) -> String {
-    let mut page = String::new();
-    let ready = if status.ready { painted("ready", 0, colour) } else { painted("not ready", 2, colour) };
-    let _ = writeln!(page, "{} is {ready}, {}, database {}", status.region, status.mode, status.database);
-    if let Some(why) = &status.not_ready_because {
-        wrapped(why, 4).iter().for_each(|line| page.extend([line, "\n"]));
-    }
-    if status.streams.is_empty() {
-        return page;
-    }
-    let _ = writeln!(page, "\n{:<9} {:<7} {:<30} {:>9}  FIGURES", "STATE", "ROLE", "STREAM", "LAG");
-    for stream in &status.streams {
-        let state = format!("{:<9}", stream.state);
-        let name = cut(&format!("{}/{}", stream.from, stream.stream), 30);
-        let lag = match &stream.link {
-            None => "-".to_owned(),
-            Some(link) => link.lag_seconds.map_or("unknown".to_owned(), seconds),
-        };
-        let _ = writeln!(
-            page,
-            "{} {:<7} {name:<30} {lag:>9}  {}",
-            painted(&state, badness(&stream.state), colour),
-            stream.role,
-            figures(stream)
-        );
-        below(&mut page, stream);
-    }
-    page
-}
-
-/// At most 20 columns.
-fn figures(stream: &StreamStatus) -> String {
-    let source = stream.source.iter().filter_map(|source| source.slot_retained_bytes);
-    let slot = source.map(|retained| format!("slot {}", bytes(retained)));
-    let link = stream.link.iter().filter_map(|link| link.headroom_seconds);
-    let room = link.map(|left| format!("head-room {}", seconds(left)));
-    slot.chain(room).next().unwrap_or_default()
-}
-
-fn below(page: &mut String, stream: &StreamStatus) {
-    let mut say = |text: String| wrapped(&text, 4).iter().for_each(|line| page.extend([line, "\n"]));
-    if let Some(message) = &stream.message {
-        let code = stream.code.as_ref().map(|code| format!("[{code}] ")).unwrap_or_default();
-        let attempt = stream.attempt.map(|attempt| format!(" (attempt {attempt})")).unwrap_or_default();
-        say(format!("{code}{message}{attempt}"));
-    }
-    if let Some(remedy) = &stream.remedy {
-        say(format!("next: {remedy}"));
-    }
-    if let Some(left) = stream.source.as_ref().and_then(|source| source.slot_seconds_to_invalidation) {
-        say(format!("the slot is lost in {} at the present rate of writing", seconds(left)));
-    }
-    for warning in &stream.warnings {
-        say(format!("warning: {warning}"));
     }
 }
 
@@ -126,51 +133,28 @@ mod tests {
     use crate::{
         clock,
         control::status::status,
-        progress::Heartbeat,
         roster::{Roster, State},
-        stamp::Micros,
     };
 
-    fn roster() -> Roster {
+    #[test]
+    fn it_ends_with_what_it_found() {
         let roster = Roster::new("eu-west-1".parse().unwrap());
+        let seen = |roster: &Roster| verdict(&status(roster, None, clock::now()));
+        assert_eq!(seen(&roster), FOUND, "the database was not asked yet");
         roster.database_healthy(true, "");
-        let source = roster.source();
-        source.set(State::Running);
-        source.slot_retained_bytes.set(3 << 30);
+        assert_eq!(seen(&roster), GOOD);
         let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+        link.set(State::standby("another holds it"));
+        assert_eq!(seen(&roster), GOOD);
+        link.set(State::halted(&Fault::new(Code::SequenceBroken, "read #9")));
+        assert_eq!(seen(&roster), FOUND);
         link.set(State::Running);
-        let sent = Micros(clock::now().0 - 400_000);
-        link.heartbeat.set(Heartbeat { sent, arrived: sent });
-        link.headroom_seconds.set(86_000.0);
-        roster
+        roster.source().warnings.set(vec!["public.t is not published".into()]);
+        assert_eq!(seen(&roster), FOUND);
     }
 
     #[test]
-    fn a_page_reads_well_and_fits() {
-        let roster = roster();
-        let shown = status(&roster, None, clock::now());
-        assert!(is_good(&shown));
-        let text = page(&shown, false);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "eu-west-1 is ready, active, database healthy");
-        assert_eq!(lines[2], "STATE     ROLE    STREAM                               LAG  FIGURES");
-        assert_eq!(lines[3], "running   link    us-east-1/main                     0.4 s  head-room 23.9 h");
-        assert_eq!(lines[4], "running   source  eu-west-1/main                         -  slot 3.0 GiB");
-
-        let fault = Fault::new(
-            Code::SequenceBroken,
-            "read the topic landfall.us-east-1.main at offset 12: ".repeat(4),
-        );
-        roster.link(&"us-east-1".parse().unwrap(), "main").set(State::halted(&fault));
-        roster.link(&"a-region-name-of-32-bytes-exactly".get(..32).unwrap().parse().unwrap(), "main");
-        roster.source().warnings.set(vec!["public.t is in scope and not published".into()]);
-        let shown = status(&roster, None, clock::now());
-        assert!(!is_good(&shown));
-        let text = page(&shown, false);
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        assert!(text.lines().nth(3).unwrap().starts_with("halted    link"), "{text}");
-        assert!(text.contains("[LF-SEQUENCE]") && text.contains("next: the log is damaged"), "{text}");
-        assert!(text.contains("warning: public.t") && text.contains("unknown"), "{text}");
-        assert!(!text.contains('\x1b') && page(&shown, true).contains('\x1b'));
+    fn a_shorter_look_leaves_nothing_of_a_longer_one() {
+        assert_eq!(redrawn("a\nb\n"), "\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J");
     }
 }

@@ -1,9 +1,9 @@
 //! `[kafka]`, and what a link says of the other region's Kafka.
 
-use std::time::Duration;
+use std::{io, path::Path, time::Duration};
 
 use super::{
-    DAY,
+    DAY, secret_of,
     walk::{Section, nearest},
 };
 use crate::{
@@ -82,7 +82,10 @@ const WORDS: &[(&str, &[&str])] = &[
 /// Those the library has without Kerberos and without an HTTP client.
 const MECHANISMS: &[&str] = &["plain", "scram-sha-256", "scram-sha-512"];
 
-pub(super) fn walk(mut section: Section<'_>) -> Option<KafkaSettings> {
+pub(super) fn walk(
+    mut section: Section<'_>,
+    read: &dyn Fn(&Path) -> io::Result<String>,
+) -> Option<KafkaSettings> {
     section.require("brokers", "[\"kafka.internal:9092\"]");
     let brokers = section.list("brokers", broker);
     let replication_factor = section.number("replication_factor", 1..=100).map_or(3, small);
@@ -100,7 +103,7 @@ pub(super) fn walk(mut section: Section<'_>) -> Option<KafkaSettings> {
     if retention.is_some_and(|retention| retention < least) {
         section.wrong("retention", "below 24h a link that is cut for a day loses changes");
     }
-    let properties = properties(&mut section);
+    let properties = properties(&mut section, read);
     section.finish();
     if given && retention.is_none() {
         return None;
@@ -119,7 +122,7 @@ fn small(number: u64) -> u16 {
 }
 
 /// `host:port`, the host in brackets where it is an IPv6 address.
-pub(super) fn broker(text: &str) -> Result<String, String> {
+pub fn broker(text: &str) -> Result<String, String> {
     let wrong = || format!("`{text}` is no broker: expected host:port, as in kafka.internal:9092");
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -134,9 +137,15 @@ pub(super) fn broker(text: &str) -> Result<String, String> {
     if host_fits && port_fits { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
-/// The `properties` of a section.
-pub(super) fn properties(section: &mut Section<'_>) -> Properties {
+/// The `properties` of a section, and its `sasl_password_file`.
+pub(super) fn properties(
+    section: &mut Section<'_>,
+    read: &dyn Fn(&Path) -> io::Result<String>,
+) -> Properties {
+    const PASSWORD: &str = "sasl.password";
     let mut properties = Vec::new();
+    let file = section.text("sasl_password_file");
+    let from_file = file.and_then(|path| secret_of(section, "sasl_password_file", &path, read));
     for (path, name, text) in section.names_and_texts("properties") {
         let name = name.as_str();
         if !ALLOWED.contains(&name) {
@@ -154,7 +163,11 @@ pub(super) fn properties(section: &mut Section<'_>) -> Properties {
             section.note_at(path, format!("`{text}` is none of {}", words.join(", ")));
             continue;
         }
+        if name == PASSWORD && from_file.is_some() {
+            section.note_at(path, "given more than once: here and by sasl_password_file");
+        }
         properties.push((name.to_owned(), Secret::new(text)));
     }
+    properties.extend(from_file.map(|password| (PASSWORD.to_owned(), password)));
     Properties(properties)
 }

@@ -1,9 +1,9 @@
 //! `[[link]]`: how another region's changes come in.
 
-use std::time::Duration;
+use std::{io, path::Path, time::Duration};
 
 use super::{
-    SECOND,
+    DAY, SECOND,
     kafka::{Properties, broker, properties},
     stream_name,
     walk::Section,
@@ -29,9 +29,15 @@ pub struct LinkSettings {
     pub open_transaction_timeout: Duration,
     /// How long an applied batch may wait to be flushed.
     pub flush_interval: Duration,
+    /// How often the region is compared with the other; none where only when somebody asks.
+    pub verify_interval: Option<Duration>,
 }
 
-pub(super) fn walk(mut section: Section<'_>, here: Option<&Region>) -> Option<LinkSettings> {
+pub(super) fn walk(
+    mut section: Section<'_>,
+    here: Option<&Region>,
+    read: &dyn Fn(&Path) -> io::Result<String>,
+) -> Option<LinkSettings> {
     section.require("from", "\"us-east-1\"");
     let from: Option<Region> = section.parsed("from", str::parse);
     if from.is_some() && from.as_ref() == here {
@@ -41,7 +47,7 @@ pub(super) fn walk(mut section: Section<'_>, here: Option<&Region>) -> Option<Li
     let brokers = section.list("brokers", broker);
     let stream_given = section.has("stream");
     let stream = section.parsed("stream", stream_name);
-    let properties = properties(&mut section);
+    let properties = properties(&mut section, read);
     section.parsed("ordering", |text| match text {
         "transaction" => Ok(()),
         "key" => Err("`key` is not available yet: only `transaction` is".to_owned()),
@@ -51,6 +57,7 @@ pub(super) fn walk(mut section: Section<'_>, here: Option<&Region>) -> Option<Li
     let batch_bytes = section.size("batch_bytes", 64 << 10..=64 << 20);
     let open_timeout = section.duration("open_transaction_timeout", SECOND..=3600 * SECOND);
     let flush = section.duration("flush_interval", Duration::from_millis(1)..=2 * SECOND);
+    let verify = section.duration("verify_interval", 60 * SECOND..=30 * DAY);
     section.finish();
     if stream_given && stream.is_none() {
         return None;
@@ -66,6 +73,7 @@ pub(super) fn walk(mut section: Section<'_>, here: Option<&Region>) -> Option<Li
         batch_bytes: size(batch_bytes, 4 << 20),
         open_transaction_timeout: open_timeout.unwrap_or(60 * SECOND),
         flush_interval: flush.unwrap_or(Duration::from_millis(100)),
+        verify_interval: verify,
     })
 }
 

@@ -1,12 +1,15 @@
 //! What is wrong with the settings: everything at once, each with its place.
 
-use std::{cell::RefCell, fmt};
+use std::{cell::RefCell, collections::BTreeSet, fmt, io, path::Path};
 
+use super::places::Places;
 use crate::fault::{Code, Fault};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Mistake {
+    /// Where to look: `file:line`, or the variable of the environment.
+    pub place: Option<String>,
     /// The path of the setting, such as `link[0].from`; empty where the file as a whole is meant.
     pub path: String,
     /// What is wrong with it, and what would be right.
@@ -19,6 +22,9 @@ pub struct Mistakes(pub Vec<Mistake>);
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
         if self.path.is_empty() {
             f.write_str(&self.problem)
         } else {
@@ -47,23 +53,53 @@ impl From<Mistakes> for Fault {
     }
 }
 
-/// Where mistakes are noted while the settings are walked.
-#[derive(Debug, Default)]
-pub(super) struct Notes(RefCell<Vec<Mistake>>);
+/// What a walk over the settings needs beside them, and where it notes mistakes.
+pub(super) struct Notes<'a> {
+    mistakes: RefCell<Vec<Mistake>>,
+    asked: RefCell<BTreeSet<String>>,
+    /// Where each setting was given.
+    pub(super) places: Places,
+    /// Reads the files that settings name.
+    pub(super) read: &'a dyn Fn(&Path) -> io::Result<String>,
+    /// The whole environment, for settings that name one of its variables.
+    pub(super) environment: &'a [(String, String)],
+}
 
-impl Notes {
+impl<'a> Notes<'a> {
+    pub(super) fn new(
+        places: Places,
+        read: &'a dyn Fn(&Path) -> io::Result<String>,
+        environment: &'a [(String, String)],
+    ) -> Self {
+        Self { mistakes: RefCell::default(), asked: RefCell::default(), places, read, environment }
+    }
+
     pub(super) fn add(&self, path: impl Into<String>, problem: impl Into<String>) {
-        self.0.borrow_mut().push(Mistake { path: path.into(), problem: problem.into() });
+        let path = path.into();
+        // What concerns the file as a whole names its own line, where there is one.
+        let place = self.places.near(&path);
+        self.mistakes.borrow_mut().push(Mistake { place, path, problem: problem.into() });
+    }
+
+    /// Notes that a setting is known, whether it is given or not.
+    pub(super) fn ask(&self, path: String) {
+        self.asked.borrow_mut().insert(path);
+    }
+
+    /// Every setting and section that was asked for.
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> BTreeSet<String> {
+        self.asked.borrow().clone()
     }
 
     /// The mistakes noted, in the order of their paths, or else what was made of the settings.
     ///
     /// # Panics
     /// Where nothing was made and nothing noted: a setting was given up in silence.
-    pub(super) fn settle<T>(self, made: Option<T>) -> Result<T, Mistakes> {
-        let mut mistakes = self.0.into_inner();
+    pub(super) fn settle<T>(self, made: Option<T>) -> Result<(T, Places), Mistakes> {
+        let mut mistakes = self.mistakes.into_inner();
         if mistakes.is_empty() {
-            return Ok(made.expect("a setting that is given up leaves a mistake"));
+            return Ok((made.expect("a setting that is given up leaves a mistake"), self.places));
         }
         mistakes.sort_by(|a, b| a.path.cmp(&b.path));
         mistakes.dedup();

@@ -1,11 +1,15 @@
 //! Settings: one TOML file, then the environment (`LANDFALL__SECTION__KEY`), merged by the `config`
-//! crate and walked by hand, so that every mistake is told in one run, each with its path.
+//! crate and walked by hand, so that every mistake is told in one run, each with its path and its line.
+//! `manual` says what each setting is; docs/configuration.md and `landfall explain` show it.
 //!
 //! What leaves here cannot be invalid. Nothing below this layer knows TOML, a default or a unit.
 
 mod kafka;
 mod link;
+mod manual;
 mod mistake;
+mod places;
+mod show;
 mod source;
 mod units;
 mod url;
@@ -14,17 +18,28 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use ::config::{Config, Environment, File, FileFormat};
+use ::config::{Config, Environment, File, FileFormat, Value, ValueKind};
 use tracing_subscriber::EnvFilter;
 
-pub use kafka::{KafkaSettings, Properties};
+pub use kafka::{KafkaSettings, Properties, broker};
 pub use link::LinkSettings;
+pub use manual::{SETTINGS, Setting};
 use mistake::Notes;
 pub use mistake::{Mistake, Mistakes};
+use places::Places;
+pub use show::Effective;
 pub use source::SourceSettings;
-use walk::{PREFIX, Section};
+pub use units::size;
+pub use url::{address as database_address, url as database_url};
+pub use walk::nearest;
+use walk::{ENVIRONMENT, PREFIX, Section};
 
 use crate::{postgres::Address, region::Region, secret::Secret};
 
@@ -54,6 +69,17 @@ pub struct Settings {
 pub struct HttpSettings {
     /// The address listened on.
     pub listen: SocketAddr,
+    /// What it is encrypted with; none on loopback, or where plain text was asked for by name.
+    pub tls: Option<HttpTls>,
+}
+
+/// The listener's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTls {
+    /// Its certificate and those between it and its authority (PEM).
+    pub certificate: PathBuf,
+    /// Its private key (PEM).
+    pub key: PathBuf,
 }
 
 /// `[ready]`.
@@ -93,11 +119,19 @@ impl Settings {
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Mistakes> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let problem = format!("read {}: {error}", path.display());
-            Mistakes(vec![Mistake { path: String::new(), problem }])
-        })?;
-        Self::from_parts(&text, environment, &|path| std::fs::read_to_string(path))
+        Self::load_with_places(path, environment).map(|(settings, _)| settings)
+    }
+
+    /// The settings as they are in effect, secrets withheld, each with where it comes from.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn show(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Vec<Effective>, Mistakes> {
+        let (settings, places) = Self::load_with_places(path, environment)?;
+        Ok(show::effective(&settings, &places))
     }
 
     /// Makes settings of a file's text and an environment; `read` reads the files they name.
@@ -109,43 +143,100 @@ impl Settings {
         environment: impl IntoIterator<Item = (String, String)>,
         read: &dyn Fn(&Path) -> io::Result<String>,
     ) -> Result<Self, Mistakes> {
-        let notes = Notes::default();
-        let settings = merged(text, environment, &notes).and_then(|config| {
-            let mut root = Section::root(config.cache, &notes);
-            let settings = walk(&mut root, read);
-            root.finish();
-            settings
-        });
-        notes.settle(settings)
+        made(None, text, environment, read).map(|(settings, _)| settings)
+    }
+
+    fn load_with_places(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(Self, Places), Mistakes> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let problem = format!("read {}: {error}", path.display());
+            Mistakes(vec![Mistake { place: None, path: String::new(), problem }])
+        })?;
+        made(Some(&path.display().to_string()), &text, environment, &|path| std::fs::read_to_string(path))
     }
 }
 
-/// The file, and over it what the environment says.
-fn merged(
+fn made(
+    file: Option<&str>,
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
-    notes: &Notes,
-) -> Option<Config> {
-    let ours = format!("{PREFIX}__");
+    read: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<(Settings, Places), Mistakes> {
+    let environment: Vec<(String, String)> = environment.into_iter().collect();
+    let ours = environment.iter().map(|(key, _)| key).filter(|key| is_ours(key));
+    let notes = Notes::new(Places::of(file, text, ours), read, &environment);
+    let settings = merged(text, &environment, &notes).and_then(|root| {
+        let mut root = Section::root(root, &notes);
+        let settings = walk(&mut root, read);
+        root.finish();
+        settings
+    });
+    notes.settle(settings)
+}
+
+/// Whether a variable is one of Landfall's settings.
+fn is_ours(variable: &str) -> bool {
+    variable.to_uppercase().starts_with(&format!("{PREFIX}__"))
+}
+
+/// The file, and over it what the environment says.
+fn merged(text: &str, environment: &[(String, String)], notes: &Notes<'_>) -> Option<Value> {
     let listed = format!("{PREFIX}__LINK__");
     let mut variables = ::config::Map::new();
-    for (key, value) in environment {
+    let mut of_links = Vec::new();
+    for (key, value) in environment.iter().filter(|(key, _)| is_ours(key)) {
         let upper = key.to_uppercase();
-        if !upper.starts_with(&ours) {
-            continue;
-        }
         // Merged as a table, a link from the environment would replace every link of the file.
-        if upper.starts_with(&listed) || upper.trim_end_matches("__LINK") == PREFIX {
-            notes.add("link", format!("{key}: links are written in the file, not in the environment"));
-            continue;
+        if let Some(rest) = upper.strip_prefix(&listed) {
+            of_links.push((key, rest.to_lowercase(), value));
+        } else if upper.trim_end_matches("__LINK") == PREFIX {
+            notes.add("link", format!("{key}: links are written in the file; LANDFALL__LINK__0__BROKERS sets a value of the first"));
+        } else {
+            variables.insert(key.clone(), value.clone());
         }
-        variables.insert(key, value);
+    }
+    let broken = places::broken(text);
+    if !broken.is_empty() {
+        broken.into_iter().for_each(|problem| notes.add("", problem));
+        return None;
     }
     let environment =
         Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").source(Some(variables));
     let file = File::from_str(text, FileFormat::Toml);
     let built = Config::builder().add_source(file).add_source(environment).build();
-    built.map_err(|error| notes.add("", error.to_string().trim_end())).ok()
+    let mut root = built.map_err(|error| notes.add("", error.to_string().trim_end())).ok()?.cache;
+    for (variable, keys, value) in of_links {
+        if !set_in_link(&mut root, &keys, value) {
+            notes.add("link", format!("{variable}: the file has no such [[link]]; the first is number 0"));
+        }
+    }
+    Some(root)
+}
+
+/// Sets a value of a link that the file has: `0__properties__sasl__password`.
+fn set_in_link(root: &mut Value, keys: &str, value: &str) -> bool {
+    let mut keys = keys.split("__");
+    let at = keys.next().and_then(|at| at.parse::<usize>().ok());
+    let link = match &mut root.kind {
+        ValueKind::Table(root) => match root.get_mut("link").map(|links| &mut links.kind) {
+            Some(ValueKind::Array(links)) => at.and_then(|at| links.get_mut(at)),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some(mut place) = link else { return false };
+    let origin = ENVIRONMENT.to_owned();
+    for key in keys {
+        if !matches!(place.kind, ValueKind::Table(_)) {
+            *place = Value::new(Some(&origin), ValueKind::Table(::config::Map::new()));
+        }
+        let ValueKind::Table(table) = &mut place.kind else { return false };
+        place = table.entry(key.to_owned()).or_insert_with(|| Value::new(Some(&origin), ValueKind::Nil));
+    }
+    *place = Value::new(Some(&origin), ValueKind::String(value.to_owned()));
+    true
 }
 
 fn walk(root: &mut Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>) -> Option<Settings> {
@@ -156,14 +247,14 @@ fn walk(root: &mut Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>) -> O
     if root.has("source") {
         root.require_section("kafka", "brokers = [\"kafka.internal:9092\"]");
     }
-    let kafka = root.section("kafka").map(kafka::walk);
+    let kafka = root.section("kafka").map(|section| kafka::walk(section, read));
     let given = root.has("source");
     let source = root
         .section("source")
         .map(|section| source::walk(section, region.as_ref(), database.as_ref().and_then(Option::as_ref)));
     let links_given = root.has("link");
-    let links: Vec<_> =
-        root.sections("link").into_iter().map(|section| link::walk(section, region.as_ref())).collect();
+    let links = root.sections("link").into_iter();
+    let links: Vec<_> = links.map(|section| link::walk(section, region.as_ref(), read)).collect();
     if !given && !links_given {
         root.wrong(
             "",
@@ -220,24 +311,34 @@ fn database(mut section: Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>
     }
     let password = match (direct, file) {
         (Some(direct), _) => Some(direct),
-        (None, Some(path)) => match read(Path::new(&path)) {
-            Ok(text) => {
-                let text = text.strip_suffix('\n').unwrap_or(&text);
-                let text = text.strip_suffix('\r').unwrap_or(text);
-                if text.is_empty() {
-                    section.wrong("password_file", format!("{path} is empty"));
-                }
-                Some(Secret::new(text))
-            }
-            Err(error) => {
-                section.wrong("password_file", format!("read {path}: {error}"));
-                None
-            }
-        },
+        (None, Some(path)) => secret_of(&section, "password_file", &path, read),
         (None, None) => in_url,
     };
     section.finish();
     Some(Address { password: password.unwrap_or_default(), ..address? })
+}
+
+/// The first line of the file a key names: editors and `echo` end it, and it is no part of a secret.
+fn secret_of(
+    section: &Section<'_>,
+    key: &str,
+    path: &str,
+    read: &dyn Fn(&Path) -> io::Result<String>,
+) -> Option<Secret> {
+    match read(Path::new(path)) {
+        Ok(text) => {
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            if text.is_empty() {
+                section.wrong(key, format!("{path} is empty"));
+            }
+            Some(Secret::new(text))
+        }
+        Err(error) => {
+            section.wrong(key, format!("read {path}: {error}"));
+            None
+        }
+    }
 }
 
 fn http(mut section: Section<'_>) -> Option<HttpSettings> {
@@ -246,13 +347,37 @@ fn http(mut section: Section<'_>) -> Option<HttpSettings> {
         text.parse()
             .map_err(|_| format!("`{text}` is no address: expected an IP and a port, as in 127.0.0.1:9187"))
     });
-    section.finish();
-    match listen {
-        None if given => None,
-        listen => {
-            Some(HttpSettings { listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9187))) })
+    let tls = match (section.text("tls_certificate"), section.text("tls_key")) {
+        (Some(certificate), Some(key)) => Some(HttpTls { certificate: certificate.into(), key: key.into() }),
+        (Some(_), None) => {
+            section
+                .wrong("tls_key", "missing beside tls_certificate; for example \"/etc/landfall/http.key\"");
+            None
         }
+        (None, Some(_)) => {
+            section
+                .wrong("tls_certificate", "missing beside tls_key; for example \"/etc/landfall/http.pem\"");
+            None
+        }
+        (None, None) => None,
+    };
+    let plaintext = section.flag("allow_plaintext").unwrap_or(false);
+    let listen = match listen {
+        None if given => None,
+        listen => Some(listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9187)))),
+    };
+    if let Some(address) = listen.filter(|address| !address.ip().is_loopback() && tls.is_none() && !plaintext)
+    {
+        section.wrong(
+            "listen",
+            format!(
+                "{address} can be reached by other machines, in plain text: set tls_certificate and tls_key, \
+                 listen on 127.0.0.1, or say allow_plaintext = true"
+            ),
+        );
     }
+    section.finish();
+    Some(HttpSettings { listen: listen?, tls })
 }
 
 fn ready(mut section: Section<'_>) -> ReadySettings {

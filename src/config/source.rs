@@ -22,7 +22,7 @@ pub struct SourceSettings {
     pub max_record_bytes: usize,
     /// How often the stream's place is kept in the compacted topic.
     pub checkpoint_interval: Duration,
-    /// How long a record may wait for company on its way to Kafka.
+    /// How long a record waits for company on its way to Kafka while the stream is calm.
     pub linger: Duration,
 }
 
@@ -73,6 +73,6 @@ pub(super) fn walk(
         heartbeat_interval: heartbeat.unwrap_or(SECOND),
         max_record_bytes: record.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(900 << 10),
         checkpoint_interval: checkpoint.unwrap_or(10 * SECOND),
-        linger: linger.unwrap_or(Duration::from_micros(200)),
+        linger: linger.unwrap_or(Duration::ZERO),
     })
 }

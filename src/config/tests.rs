@@ -32,7 +32,10 @@ fn settings(text: &str, environment: &[(&str, &str)]) -> Result<Settings, Mistak
 
 fn mistakes(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
     let mistakes = settings(text, environment).expect_err("accepted");
-    mistakes.0.iter().map(ToString::to_string).collect()
+    let told = |it: &Mistake| {
+        if it.path.is_empty() { it.problem.clone() } else { format!("{}: {}", it.path, it.problem) }
+    };
+    mistakes.0.iter().map(told).collect()
 }
 
 #[test]
@@ -91,6 +94,47 @@ fn properties_are_named_with_dots_in_quotes_or_not_and_never_printed() {
         assert_eq!(told, [("sasl.password", "fromenv"), ("security.protocol", "sasl_ssl")]);
         let printed = format!("{found:?}");
         assert!(!printed.contains("fromenv") && !printed.contains("hunter2"), "{printed}");
+    }
+}
+
+#[test]
+fn a_kafka_password_may_stand_in_a_file() {
+    let file = "sasl_password_file = \"/run/secrets/landfall\"\n";
+    let text = WHOLE.replace("[source]", &format!("{file}[source]")) + file;
+    let found = settings(&text, &[]).unwrap();
+    let expected = Properties(vec![("sasl.password".into(), Secret::new("hunter2"))]);
+    assert_eq!(found.kafka.unwrap().properties, expected);
+    assert_eq!(found.links[0].properties, expected);
+    let twice = format!("{text}[link.properties]\n\"sasl.password\" = \"x\"\n");
+    let problem =
+        "link[0].properties.\"sasl.password\": given more than once: here and by sasl_password_file";
+    assert_eq!(mistakes(&twice, &[]), [problem]);
+    let nowhere =
+        text.replace("sasl_password_file = \"/run/secrets/landfall", "sasl_password_file = \"/empty");
+    let found = mistakes(&nowhere, &[]);
+    assert_eq!(found[0], "kafka.sasl_password_file: /empty is empty");
+}
+
+#[test]
+fn whoever_others_can_reach_speaks_tls_unless_told_otherwise() {
+    let http = |lines: &str| format!("{WHOLE}[http]\n{lines}");
+    let tls = "tls_certificate = \"/c.pem\"\ntls_key = \"/k.pem\"\n";
+    for (lines, address, secured) in [
+        (tls.to_owned(), "127.0.0.1:9187", true),
+        (format!("listen = \"0.0.0.0:1\"\n{tls}"), "0.0.0.0:1", true),
+        ("listen = \"10.0.0.1:1\"\nallow_plaintext = true\n".to_owned(), "10.0.0.1:1", false),
+        ("listen = \"[::1]:1\"\n".to_owned(), "[::1]:1", false),
+    ] {
+        let found = settings(&http(&lines), &[]).unwrap().http;
+        assert_eq!((found.listen.to_string().as_str(), found.tls.is_some()), (address, secured), "{lines}");
+    }
+    for lines in ["listen = \"0.0.0.0:1\"", "listen = \"[::]:1\"\nallow_plaintext = false"] {
+        let found = mistakes(&http(lines), &[]);
+        assert!(found[0].starts_with("http.listen: ") && found[0].contains("tls_certificate"), "{found:?}");
+    }
+    for (given, missing) in [("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")] {
+        let found = mistakes(&http(&format!("{given} = \"/x\"")), &[]);
+        assert!(found[0].starts_with(&format!("http.{missing}: missing beside {given}")), "{found:?}");
     }
 }
 
@@ -260,7 +304,14 @@ fn all_mistakes_are_told_together() {
 #[test]
 fn the_environment_is_checked_as_the_file_is() {
     for (key, value, expected) in [
-        ("LANDFALL__LINK__0__FROM", "x", "link: LANDFALL__LINK__0__FROM: links are written in the file"),
+        ("LANDFALL__LINK__1__FROM", "x", "link: LANDFALL__LINK__1__FROM: the file has no such [[link]]"),
+        ("LANDFALL__LINK__FROM", "x", "link: LANDFALL__LINK__FROM: the file has no such [[link]]"),
+        (
+            "LANDFALL__LINK__0__FORM",
+            "x",
+            "link[0].form: unknown (set by LANDFALL__LINK__0__FORM); did you mean `from`",
+        ),
+        ("LANDFALL__LINK__0__BROKERS", "b", "link[0].brokers[0]: `b` is no broker"),
         ("LANDFALL__LINK", "x", "link: LANDFALL__LINK: links are written in the file"),
         ("LANDFALL__DATABASE", "x", "database: expected a section, found a text"),
         ("LANDFALL__REGION__X", "x", "region: expected a text in quotes, found a section"),
@@ -298,9 +349,168 @@ fn the_examples_that_are_shipped_load() {
     let mut seen = 0;
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
         let text = std::fs::read_to_string(&path).unwrap();
         settings(&text, &[]).unwrap_or_else(|mistakes| panic!("{}:\n{mistakes}", path.display()));
         seen += 1;
     }
     assert!(seen >= 3, "{seen}");
+}
+
+/// A path as the manual has it: links without their numbers, quotes and the names of properties left out.
+fn general(path: &str) -> String {
+    let path = path.replace("link[0]", "link[]");
+    match path.split_once(".properties") {
+        Some((section, _)) => format!("{section}.properties"),
+        None => path,
+    }
+}
+
+#[test]
+fn the_manual_names_every_setting_that_is_asked_for_and_no_other() {
+    let notes = Notes::new(Places::default(), &read, &[]);
+    let root = merged(WHOLE, &[], &notes).unwrap();
+    let mut root = Section::root(root, &notes);
+    walk(&mut root, &read).unwrap();
+    root.finish();
+    let asked = notes.asked();
+    let is_section = |path: &str| {
+        asked
+            .iter()
+            .any(|other| other.starts_with(&format!("{path}.")) || other.starts_with(&format!("{path}[")))
+    };
+    let asked: std::collections::BTreeSet<String> =
+        asked.iter().filter(|path| !is_section(path)).map(|path| general(path)).collect();
+    let told: std::collections::BTreeSet<String> = SETTINGS.iter().map(|it| it.path.to_owned()).collect();
+    assert_eq!(asked, told);
+    assert_eq!(SETTINGS.len(), told.len(), "one is there twice");
+}
+
+#[test]
+fn the_defaults_of_the_manual_are_those_in_effect() {
+    let (found, places) = made(Some("f"), WHOLE, [], &read).unwrap();
+    let shown = show::effective(&found, &places);
+    for setting in SETTINGS {
+        let row = shown.iter().find(|row| general(&row.path) == setting.path);
+        match setting.default {
+            manual::Fallback::Is(default) => {
+                let row = row.unwrap_or_else(|| panic!("{} is not shown", setting.path));
+                assert_eq!((&*row.value, &*row.from), (default, "default"), "{}", setting.path);
+            }
+            manual::Fallback::Follows(_) => assert_eq!(row.unwrap().from, "default", "{}", setting.path),
+            manual::Fallback::Required => assert!(row.unwrap().from.starts_with("f:"), "{}", setting.path),
+            // The password is given in this file, by another setting.
+            manual::Fallback::Absent => {
+                assert!(row.is_none_or(|row| row.path == "database.password"), "{}", setting.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_in_effect_is_shown_with_its_place_and_without_secrets() {
+    let text = format!(
+        "{}\n[link.properties]\n\"sasl.password\" = \"hush1\"\nsasl.username = {{ env = \"KAFKA_USER\" }}\n",
+        WHOLE.trim_end()
+    );
+    let environment = [
+        ("KAFKA_USER", "hush2"),
+        ("LANDFALL__LINK__0__BATCH_CHANGES", "7"),
+        ("LANDFALL__KAFKA__REPLICATION_FACTOR__FILE", "/factor"),
+        ("LANDFALL__LOG__LEVEL", "warn"),
+    ];
+    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let files = |path: &Path| match path.to_str() {
+        Some("/factor") => Ok("5\n".to_owned()),
+        _ => read(path),
+    };
+    let (found, places) = made(Some("f.toml"), &text, environment, &files).unwrap();
+    assert_eq!(found.links[0].properties.0[1].1.reveal(), "hush2");
+    let shown = show::effective(&found, &places);
+    let row = |path: &str| {
+        let row = shown.iter().find(|row| row.path == path).unwrap_or_else(|| panic!("{path} is not shown"));
+        (row.value.clone(), row.from.clone())
+    };
+    let row_is = |path: &str, value: &str, from: &str| {
+        assert_eq!(row(path), (value.to_owned(), from.to_owned()), "{path}");
+    };
+    row_is("region", "\"eu-west-1\"", "f.toml:2");
+    row_is("database.url", "\"postgres://landfall@db.internal:5432/shop?sslmode=verify-full\"", "f.toml:4");
+    row_is("database.password", "\"***\"", "f.toml:5");
+    row_is("kafka.replication_factor", "5", "LANDFALL__KAFKA__REPLICATION_FACTOR__FILE");
+    row_is("link[0].batch_changes", "7", "LANDFALL__LINK__0__BATCH_CHANGES");
+    row_is("link[0].properties.\"sasl.password\"", "\"***\"", "f.toml:14");
+    row_is("source.slot", "\"landfall_eu_west_1_shop\"", "default");
+    row_is("log.level", "\"warn\"", "LANDFALL__LOG__LEVEL");
+    let printed = serde_json::to_string(&shown).unwrap();
+    assert!(!printed.contains("hunter2") && !printed.contains("hush"), "{printed}");
+}
+
+#[test]
+fn a_value_that_is_elsewhere_is_fetched_or_missed_by_name() {
+    let with = |value: &str| WHOLE.replace("tables = [\"public.*\"]", &format!("tables = {value}"));
+    let environment = [("TABLES", "a.b, c.d")];
+    let tables = |text: &str| {
+        settings(text, &environment)
+            .map(|it| it.source.unwrap().scope.to_string())
+            .map_err(|it| it.to_string())
+    };
+    assert_eq!(tables(&with("{ env = \"TABLES\" }")).unwrap(), "a.b, c.d");
+    assert_eq!(
+        tables(&with("[\"x.y\", { file = \"/empty\" }]")).unwrap_err(),
+        "line 9: source.tables[1]: `` is no table pattern: expected schema.table, as in public.* or sales.order_*"
+    );
+    let missed = tables(&with("{ env = \"NOTHING\" }")).unwrap_err();
+    assert_eq!(missed, "line 9: source.tables: the environment has no variable NOTHING");
+    let missed = tables(&with("{ file = \"/nothing\" }")).unwrap_err();
+    assert!(missed.starts_with("line 9: source.tables: read /nothing: "), "{missed}");
+}
+
+#[test]
+fn each_mistake_has_its_line_or_its_variable() {
+    let text =
+        WHOLE.replace("kafka.internal:9092", "kafka").replace("from = \"us-east-1\"", "form = \"us-east-1\"");
+    let found = settings(&text, &[("LANDFALL__LOG__LEVEL", "=,="), ("LANDFALL__LINK__0__BATCH_BYTES", "1B")]);
+    let places: Vec<_> =
+        found.unwrap_err().0.into_iter().map(|it| (it.path, it.place.unwrap_or_default())).collect();
+    for (path, place) in [
+        ("kafka.brokers[0]", "line 7"),
+        ("link[0].batch_bytes", "LANDFALL__LINK__0__BATCH_BYTES"),
+        ("link[0].form", "line 11"),
+        ("log.level", "LANDFALL__LOG__LEVEL"),
+    ] {
+        assert!(places.contains(&(path.to_owned(), place.to_owned())), "{path} at {place}: {places:?}");
+    }
+}
+
+#[test]
+fn the_document_of_settings_is_the_manual() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (head, shown) = text.split_once("<!-- the settings -->\n\n").expect("the mark before the settings");
+    let wanted = manual::document();
+    if std::env::var_os("LANDFALL_BLESS").is_some() {
+        std::fs::write(&path, format!("{head}<!-- the settings -->\n\n{}\n", wanted.trim_end())).unwrap();
+    } else {
+        assert_eq!(
+            shown.trim_end(),
+            wanted.trim_end(),
+            "run this test with LANDFALL_BLESS=1, which writes it"
+        );
+    }
+}
+
+#[test]
+fn a_text_that_is_no_toml_is_told_by_line_and_column_and_never_shown() {
+    let text = WHOLE
+        .replace("password_file = \"/run/secrets/landfall\"", "password = hunter2")
+        .replace("[source]", "[source");
+    let found = mistakes(&text, &[]);
+    assert!(found.len() >= 2, "{found:#?}");
+    for (told, place) in found.iter().zip(["line 5, column ", "line 8, column "]) {
+        assert!(told.starts_with(&format!("TOML parse error at {place}")), "{found:#?}");
+    }
+    assert!(!found.concat().contains("hunter2"), "{found:#?}");
 }

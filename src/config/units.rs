@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads a duration: a whole number and one of ms, s, m, h, d.
+/// Reads a duration: a whole number and one of us, ms, s, m, h, d.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("`{text}` is no duration: expected a whole number and us, ms, s, m, h or d, as in 10s");
@@ -20,7 +20,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Reads a size: a whole number and one of B, KiB, MiB, GiB.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// What was expected in its place.
+pub fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is no size: expected a whole number and B, KiB, MiB or GiB, as in 8MiB");
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let bytes = match unit {
@@ -42,11 +45,15 @@ fn split(text: &str) -> Option<(u64, &str)> {
 
 /// Writes a duration as it would be read, in the largest unit it is whole in.
 pub(super) fn show_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    let whole = units.into_iter().find(|(unit, _)| millis >= *unit && millis.is_multiple_of(*unit));
-    let (unit, name) = whole.unwrap_or((1, "ms"));
-    format!("{}{name}", millis / unit)
+    let micros = duration.as_micros();
+    if micros == 0 {
+        return "0ms".to_owned();
+    }
+    let units =
+        [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1000, "ms")];
+    let whole = units.into_iter().find(|(unit, _)| micros >= *unit && micros.is_multiple_of(*unit));
+    let (unit, name) = whole.unwrap_or((1, "us"));
+    format!("{}{name}", micros / unit)
 }
 
 /// Writes a size as it would be read, in the largest unit it is whole in.
@@ -93,11 +100,12 @@ mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        for text in ["250ms", "10s", "90s", "24h", "5m"] {
+        for text in ["200us", "250ms", "10s", "90s", "24h", "5m"] {
             let read = duration(text).unwrap();
             assert_eq!(duration(&show_duration(read)), Ok(read));
         }
         assert_eq!(show_duration(Duration::from_secs(86_400)), "1d");
+        assert_eq!(show_duration(Duration::from_micros(200)), "200us");
         assert_eq!(show_duration(Duration::ZERO), "0ms");
         assert_eq!(show_size(900 << 10), "900KiB");
         assert_eq!(show_size(1000), "1000B");

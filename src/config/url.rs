@@ -12,7 +12,7 @@ use crate::{
 
 /// Reads a url, or says everything that is wrong with it. No problem repeats the url: it may hold a
 /// password.
-pub(super) fn address(url: &str) -> Result<Address, Vec<String>> {
+pub fn address(url: &str) -> Result<Address, Vec<String>> {
     let Some(rest) = ["postgres://", "postgresql://"].iter().find_map(|scheme| url.strip_prefix(scheme))
     else {
         return Err(vec!["expected postgres://role@host:port/database".to_owned()]);
@@ -50,6 +50,40 @@ pub(super) fn address(url: &str) -> Result<Address, Vec<String>> {
         return Err(problems);
     }
     Ok(Address { host, port, user, password: Secret::new(password), database, tls, tls_root })
+}
+
+/// Writes an address as [`address`] reads it, without its password.
+pub fn url(address: &Address) -> String {
+    let host = if address.host.contains(':') { format!("[{}]", address.host) } else { encode(&address.host) };
+    let root = match &address.tls_root {
+        Some(root) => format!("&sslrootcert={}", encode(&root.display().to_string())),
+        None => String::new(),
+    };
+    format!(
+        "postgres://{}@{host}:{}/{}?sslmode={}{root}",
+        encode(&address.user),
+        address.port,
+        encode(&address.database),
+        mode_name(address.tls)
+    )
+}
+
+fn mode_name(mode: TlsMode) -> &'static str {
+    match mode {
+        TlsMode::Disable => "disable",
+        TlsMode::Prefer => "prefer",
+        TlsMode::Require => "require",
+        TlsMode::VerifyCa => "verify-ca",
+        TlsMode::VerifyFull => "verify-full",
+    }
+}
+
+/// Does percent-encoding, of everything that might mean something.
+fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 fn host_and_port(place: &str) -> Result<(String, u16), String> {
@@ -198,6 +232,19 @@ mod tests {
             let found = address(&format!("postgres://u@h/d{query}")).unwrap();
             assert_eq!((found.tls, found.tls_root), (mode, root.map(PathBuf::from)), "{query}");
         }
+    }
+
+    #[test]
+    fn an_address_is_written_as_it_is_read_without_its_password() {
+        for text in [
+            "postgres://u@db.internal:5433/shop?sslmode=verify-full",
+            "postgres://u@[2001:db8::1]:6000/d?sslmode=disable",
+            "postgres://a%40b@h:5432/d%20e?sslmode=require&sslrootcert=/a%20b.pem",
+        ] {
+            assert_eq!(url(&address(text).unwrap()), text);
+        }
+        let secret = address("postgres://u:hunter2@h/d").unwrap();
+        assert_eq!(url(&secret), "postgres://u@h:5432/d?sslmode=verify-full");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Walking the merged tree of settings: every key is asked for by name, what is left over is unknown.
 
-use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+use std::{fmt::Display, ops::RangeInclusive, path::Path, time::Duration};
 
 use ::config::{Map, Value, ValueKind};
 
@@ -17,16 +17,16 @@ pub(super) struct Section<'a> {
     path: String,
     table: Map<String, Value>,
     known: Vec<&'static str>,
-    notes: &'a Notes,
+    notes: &'a Notes<'a>,
 }
 
 impl<'a> Section<'a> {
     /// The whole tree.
-    pub(super) fn root(value: Value, notes: &'a Notes) -> Self {
+    pub(super) fn root(value: Value, notes: &'a Notes<'a>) -> Self {
         Self::new(String::new(), value, notes).unwrap_or_else(|| Self::empty(String::new(), notes))
     }
 
-    fn new(path: String, value: Value, notes: &'a Notes) -> Option<Self> {
+    fn new(path: String, value: Value, notes: &'a Notes<'a>) -> Option<Self> {
         match value.kind {
             ValueKind::Table(table) => Some(Self { path, table, known: Vec::new(), notes }),
             kind => {
@@ -36,7 +36,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn empty(path: String, notes: &'a Notes) -> Self {
+    fn empty(path: String, notes: &'a Notes<'a>) -> Self {
         Self { path, table: Map::new(), known: Vec::new(), notes }
     }
 
@@ -65,9 +65,42 @@ impl<'a> Section<'a> {
         self.table.get(key).is_some_and(from_environment)
     }
 
-    fn take(&mut self, key: &'static str) -> Option<Value> {
+    /// Takes a section, or a list of them.
+    fn take_raw(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
+        self.notes.ask(self.path(key));
         self.table.remove(key).filter(|value| value.kind != ValueKind::Nil)
+    }
+
+    /// Takes a value, from where it says it is.
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        let value = self.take_raw(key)?;
+        self.resolved(&self.path(key), value)
+    }
+
+    /// A value may be `{ file = "/run/secrets/x" }` or `{ env = "NAME" }` in place of itself: then its text is
+    /// what stands there, read as text from the environment is.
+    fn resolved(&self, path: &str, value: Value) -> Option<Value> {
+        let ValueKind::Table(table) = &value.kind else { return Some(value) };
+        let Some((from, name)) = indirect(table) else { return Some(value) };
+        let found = match from {
+            "file" => (self.notes.read)(Path::new(name)).map_err(|error| format!("read {name}: {error}")),
+            _ => self.notes.environment.iter().find(|(key, _)| key == name).map_or_else(
+                || Err(format!("the environment has no variable {name}")),
+                |(_, text)| Ok(text.clone()),
+            ),
+        };
+        match found {
+            Ok(text) => {
+                let text = text.strip_suffix('\n').unwrap_or(&text);
+                let text = text.strip_suffix('\r').unwrap_or(text).to_owned();
+                Some(Value::new(Some(&ENVIRONMENT.to_owned()), ValueKind::String(text)))
+            }
+            Err(problem) => {
+                self.notes.add(path, problem);
+                None
+            }
+        }
     }
 
     /// Notes that a key which has to be there is not.
@@ -192,13 +225,17 @@ impl<'a> Section<'a> {
         let value = self.take(key)?;
         let environment = from_environment(&value);
         let texts: Vec<Result<String, ValueKind>> = match value.kind {
-            ValueKind::Array(values) => values
-                .into_iter()
-                .map(|value| match value.kind {
-                    ValueKind::String(text) => Ok(text),
-                    kind => Err(kind),
-                })
-                .collect(),
+            ValueKind::Array(values) => {
+                let values = values.into_iter().enumerate();
+                let path = self.path(key);
+                values
+                    .filter_map(|(at, value)| self.resolved(&format!("{path}[{at}]"), value))
+                    .map(|value| match value.kind {
+                        ValueKind::String(text) => Ok(text),
+                        kind => Err(kind),
+                    })
+                    .collect()
+            }
             ValueKind::String(text) if environment => {
                 text.split(',').map(|part| Ok(part.trim().to_owned())).collect()
             }
@@ -229,7 +266,7 @@ impl<'a> Section<'a> {
 
     /// A section within this one.
     pub(super) fn section(&mut self, key: &'static str) -> Option<Section<'a>> {
-        let value = self.take(key)?;
+        let value = self.take_raw(key)?;
         Section::new(self.path(key), value, self.notes)
     }
 
@@ -240,7 +277,7 @@ impl<'a> Section<'a> {
 
     /// A list of sections, `[[key]]`.
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'a>> {
-        let Some(value) = self.take(key) else { return Vec::new() };
+        let Some(value) = self.take_raw(key) else { return Vec::new() };
         match value.kind {
             ValueKind::Array(values) => {
                 let values = values.into_iter().enumerate();
@@ -261,7 +298,7 @@ impl<'a> Section<'a> {
     /// A table of names and texts, whatever the names; dots in a name may also be nested tables. What
     /// the environment says goes before what the file says. Each comes with its path.
     pub(super) fn names_and_texts(&mut self, key: &'static str) -> Vec<(String, String, String)> {
-        let Some(value) = self.take(key) else { return Vec::new() };
+        let Some(value) = self.take_raw(key) else { return Vec::new() };
         let path = self.path(key);
         let ValueKind::Table(table) = value.kind else {
             self.wrong(key, format!("expected a section, found {}", name(&value.kind)));
@@ -280,6 +317,12 @@ impl<'a> Section<'a> {
             let environment = from_environment(&value);
             match value.kind {
                 ValueKind::String(text) => found.push((full, text, environment)),
+                ValueKind::Table(table) if indirect(&table).is_some() => {
+                    let path = format!("{}.properties.\"{full}\"", self.path);
+                    let value = self.resolved(&path, Value::new(None, ValueKind::Table(table)));
+                    let text = value.and_then(|value| value.into_string().ok());
+                    found.extend(text.map(|text| (full, text, environment)));
+                }
                 ValueKind::Table(table) => self.flatten(&full, table, found),
                 ValueKind::Boolean(flag) => found.push((full, flag.to_string(), environment)),
                 ValueKind::I64(number) => found.push((full, number.to_string(), environment)),
@@ -293,8 +336,8 @@ impl<'a> Section<'a> {
 
     /// The end of the section: every key nobody asked for is a mistake.
     pub(super) fn finish(self) {
-        for (key, value) in &self.table {
-            let origin = match variable(&self.path(key), value) {
+        for key in self.table.keys() {
+            let origin = match self.notes.places.variable(&self.path(key)) {
                 Some(variable) => format!(" (set by {variable})"),
                 None => String::new(),
             };
@@ -307,17 +350,19 @@ impl<'a> Section<'a> {
     }
 }
 
+/// How the `config` crate marks what the environment gave.
+pub(super) const ENVIRONMENT: &str = "the environment";
+
 fn from_environment(value: &Value) -> bool {
-    value.origin() == Some("the environment")
+    value.origin() == Some(ENVIRONMENT)
 }
 
-/// The variable that set a value, or something in it, where it was the environment.
-fn variable(path: &str, value: &Value) -> Option<String> {
+/// Where a value says it is, where it is not given itself.
+fn indirect(table: &Map<String, Value>) -> Option<(&'static str, &str)> {
+    let (key, value) = table.iter().next().filter(|_| table.len() == 1)?;
+    let from = ["file", "env"].into_iter().find(|from| from == key)?;
     match &value.kind {
-        ValueKind::Table(table) => {
-            table.iter().find_map(|(key, value)| variable(&format!("{path}.{key}"), value))
-        }
-        _ if from_environment(value) => Some(format!("{PREFIX}__{}", path.replace('.', "__").to_uppercase())),
+        ValueKind::String(name) => Some((from, name)),
         _ => None,
     }
 }
@@ -336,7 +381,7 @@ fn name(kind: &ValueKind) -> &'static str {
 
 /// The known word a misspelled one was most likely meant to be: at most a third of its letters may be
 /// wrong, or two (which two swapped letters are), or one in a short word.
-pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let letters = word.chars().count();
     let allowed = if letters < 4 { 1 } else { (letters / 3).max(2) };
     let near = known.iter().map(|known| (distance(word, known), *known)).min()?;

@@ -40,7 +40,7 @@ pub enum Health {
         database_connection: &'static str,
         /// Why not.
         error: String,
-        /// `active` or `draining`.
+        /// `active`, `joining` or `draining`.
         system_mode: &'static str,
     },
 }
@@ -61,7 +61,10 @@ pub fn health(roster: &Roster, max_lag: Option<Duration>, now: Micros) -> Health
         DatabaseHealth::Unasked => ("unhealthy", Some("the database has not answered yet".to_owned())),
     };
     let ending = roster.is_ending().then(|| "the daemon is shutting down".to_owned());
-    let error = unwell.or(ending).or_else(|| max_lag.and_then(|max_lag| stale(roster, max_lag, now)));
+    let error = unwell
+        .or(ending)
+        .or_else(|| joining(roster))
+        .or_else(|| max_lag.and_then(|max_lag| stale(roster, max_lag, now)));
     match error {
         None => Health::Ready {
             status: "READY",
@@ -84,6 +87,13 @@ pub fn health(roster: &Roster, max_lag: Option<Duration>, now: Micros) -> Health
 pub fn worst_lag(roster: &Roster, now: Micros) -> Option<f64> {
     let mut lags = roster.links().into_iter().map(|link| link.lag_seconds(now));
     lags.try_fold(0.0, |worst: f64, lag| Some(worst.max(lag?)))
+}
+
+/// A region that holds a part of its rows is none that readers may see.
+fn joining(roster: &Roster) -> Option<String> {
+    let links = roster.links();
+    let (link, why) = links.iter().find_map(|link| link.joining().map(|why| (link, why)))?;
+    Some(format!("link {}/{}: {why}", link.from(), link.stream()))
 }
 
 fn stale(roster: &Roster, max_lag: Duration, now: Micros) -> Option<String> {
@@ -124,7 +134,7 @@ mod tests {
             let link = roster.link(&format!("r{at}").parse().unwrap(), "main");
             if let Some(seconds) = beat {
                 let sent = Micros((seconds * 1e6) as i64);
-                link.heartbeat.set(Heartbeat { sent, arrived: sent });
+                link.heartbeat.set(Heartbeat { sent, appended: None, arrived: sent });
             }
         }
         roster
@@ -177,7 +187,11 @@ mod tests {
             json(&roster(None, &[Some(5.0), Some(9.0)]), Some(2)),
             degraded("healthy", stale, "active")
         );
-        let joining = "link r1/main: no heartbeat was applied yet, ready.max_lag is 2 s";
-        assert_eq!(json(&roster(None, &[Some(5.0), None]), Some(2)), degraded("healthy", joining, "active"));
+        let silent = "link r1/main: no heartbeat was applied yet, ready.max_lag is 2 s";
+        assert_eq!(json(&roster(None, &[Some(5.0), None]), Some(2)), degraded("healthy", silent, "active"));
+        let joining = roster(None, &[Some(9.9)]);
+        joining.links()[0].fill(3, NOW);
+        let filling = "link r0/main: a backfill has 3 tables still to fill";
+        assert_eq!(json(&joining, None), degraded("healthy", filling, "joining"));
     }
 }

@@ -2,5 +2,6 @@
 //! sees a row; what it knows of the data roads is what they wrote on the board.
 
 pub mod health;
+pub mod history;
 pub mod probe;
 pub mod status;

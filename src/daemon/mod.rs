@@ -5,23 +5,25 @@
 //! next start, from progress that lives with the rows.
 
 mod logs;
+mod manager;
 mod roads;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::{JoinError, JoinHandle},
+    task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
 use tracing::Instrument;
 
+use manager::{Manager, Turning, Turns};
 pub use roads::{Parts, Road};
 
 use crate::{
     api,
     config::Settings,
-    control::probe,
+    control::{history, probe},
     fault::{Code, Fault, Result},
     metrics::Metrics,
     roster::Roster,
@@ -52,7 +54,7 @@ async fn run_until_told(settings: Settings) -> Result<()> {
     let roster = Arc::new(Roster::new(settings.region.clone()));
     let metrics = Metrics::new(roster.clone());
     announce(&settings, &roster);
-    let listener = api::listen(settings.http.listen).await?;
+    let listener = api::listen(&settings.http).await?;
     tracing::info!(region = %settings.region, http = %settings.http.listen, "landfall {}", env!("CARGO_PKG_VERSION"));
 
     let (stop_roads, roads_stop) = task::stopper();
@@ -60,12 +62,21 @@ async fn run_until_told(settings: Settings) -> Result<()> {
     let board =
         api::Board { roster: roster.clone(), metrics: metrics.clone(), max_lag: settings.ready.max_lag };
     let http = task::spawn("http", api::serve(listener, board, rest_stop.clone()));
-    let probe = task::spawn("probe", probe::run(settings.database.clone(), roster.clone(), rest_stop));
+    let history = task::spawn("history", history::run(roster.clone(), rest_stop.clone()));
+    let probe =
+        task::spawn("probe", probe::run(settings.database.clone(), roster.clone(), rest_stop.clone()));
     let parts = Parts { settings, roster: roster.clone(), metrics, stop: roads_stop.clone() };
     let roads: Vec<Owned> =
         roads::roads(&parts)?.into_iter().map(|road| Owned::start(road, &roster, &roads_stop)).collect();
 
+    let manager = Arc::new(Manager::from_environment());
+    let turns = roads.iter().map(|road| Arc::clone(&road.turns)).collect();
+    let feeding = manager::feed(Arc::clone(&manager), turns, roster.clone(), rest_stop);
+    let watchdog = task::spawn("watchdog", feeding);
+    manager.say("READY=1");
+
     let told = signals.next().await;
+    manager.say("STOPPING=1");
     tracing::info!(signal = told, "ending: finishing what is in hand");
     roster.set_draining();
     stop_roads.stop();
@@ -74,6 +85,8 @@ async fn run_until_told(settings: Settings) -> Result<()> {
         road.end(deadline).await;
     }
     stop_rest.stop();
+    end("watchdog", watchdog).await;
+    end("history", history).await;
     end("probe", probe).await;
     if let Some(Err(error)) = end("http", http).await {
         tracing::warn!(%error, "the HTTP listener broke");
@@ -93,10 +106,11 @@ fn announce(settings: &Settings, roster: &Roster) {
     }
 }
 
-/// A road's task, and its name.
+/// A road, and its name. The task watches it: what drives the road is a thread of its own.
 struct Owned {
     name: String,
     task: JoinHandle<()>,
+    turns: Arc<Turns>,
 }
 
 impl Owned {
@@ -105,7 +119,9 @@ impl Owned {
         let Road { name, future } = road;
         let (roster, stop, watched) = (roster.clone(), stop.clone(), name.clone());
         let span = tracing::info_span!("road", name);
-        let road = Running(task::spawn("road", future.instrument(span)));
+        let turns = Arc::new(Turns::default());
+        let road = Turning::new(Box::pin(future.instrument(span)), Arc::clone(&turns));
+        let road = task::spawn_alone("road", road);
         let watch = async move {
             let ended = road.await;
             let problem = match ended {
@@ -115,7 +131,7 @@ impl Owned {
             };
             roster.halt(&watched, &Fault::new(Code::Internal, problem));
         };
-        Self { name, task: task::spawn("watch", watch) }
+        Self { name, task: task::spawn("watch", watch), turns }
     }
 
     async fn end(mut self, deadline: Instant) {
@@ -124,26 +140,6 @@ impl Owned {
             self.task.abort();
             let _ = self.task.await;
         }
-    }
-}
-
-/// A task that ends when its owner lets go of it.
-struct Running(JoinHandle<()>);
-
-impl Future for Running {
-    type Output = std::result::Result<(), JoinError>;
-
-    fn poll(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Self::Output> {
-        std::pin::Pin::new(&mut self.0).poll(context)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

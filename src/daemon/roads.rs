@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use crate::{
-    changelog::kafka::{KafkaLog, WriterLimits},
+    changelog::kafka::{KafkaLog, Topics, WriterLimits},
     config::{KafkaSettings, LinkSettings, Settings, SourceSettings},
     fault::Result,
     kafka::{Cluster, TopicRules},
@@ -16,7 +16,7 @@ use crate::{
         deliver::{self, BatchLimits, DeliverParams},
     },
     roster::Roster,
-    sink::postgres::{PostgresSink, PostgresSinkConfig},
+    sink::postgres::{PostgresInspector, PostgresSink, PostgresSinkConfig},
     source::postgres::{PostgresSource, PostgresSourceConfig},
     task::Stop,
 };
@@ -63,8 +63,7 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
     let region = &settings.region;
     let log = KafkaLog::new(
         kafka.cluster(),
-        names::topic(region, &source.stream),
-        names::state_topic(region),
+        Topics::of(region, &source.stream),
         format!("landfall.{region}.source"),
         kafka.topic_rules(),
         WriterLimits { linger: source.linger, ..WriterLimits::default() },
@@ -102,8 +101,7 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
     let settings = &parts.settings;
     let log = KafkaLog::new(
         Cluster { brokers: link.brokers.clone(), properties: link.properties.0.clone() },
-        names::topic(&link.from, &link.stream),
-        names::state_topic(&link.from),
+        Topics::of(&link.from, &link.stream),
         names::group(&settings.region, &link.from, &link.stream),
         // A link only reads: it makes no topic and holds none to rules that are its owner's.
         TopicRules::default(),
@@ -116,17 +114,19 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
         limits: BatchLimits { changes: link.batch_changes, bytes: link.batch_bytes },
         open_transaction_timeout: link.open_transaction_timeout,
     };
-    let sink = PostgresSink::new(PostgresSinkConfig {
+    let target = PostgresSinkConfig {
         flush_interval: link.flush_interval,
+        verify_interval: link.verify_interval,
         ..PostgresSinkConfig::new(
             settings.database.clone(),
             settings.region.clone(),
             link.from.clone(),
             link.stream.as_str(),
         )
-    });
+    };
+    let target = (PostgresSink::new(target.clone()), PostgresInspector::new(target));
     let entry = parts.roster.link(&link.from, &link.stream);
     let name = entry.road().to_owned();
-    let road = deliver::run(params, Arc::new(log), sink, entry, parts.metrics.clone(), parts.stop.clone());
+    let road = deliver::run(params, Arc::new(log), target, entry, parts.metrics.clone(), parts.stop.clone());
     Ok(Road { name, future: Box::pin(road) })
 }

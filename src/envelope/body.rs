@@ -1,11 +1,14 @@
 //! The values of records that carry no row: small, rare, and plain serde.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    change::Shape,
-    position::{Position, Sequence},
+    change::{Mark, Shape},
+    position::{Incarnation, Offset, Position, Sequence, WriterEpoch},
     stamp::Micros,
+    verify::Answer,
 };
 
 /// Every value of ours is a JSON object with our block under this name.
@@ -134,6 +137,82 @@ pub struct Truncate {
     pub cascade: bool,
     /// `RESTART IDENTITY` was given.
     pub restart_identity: bool,
+}
+
+/// Rows a backfill copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk<'a> {
+    /// Its transaction: the one that carried the high watermark.
+    pub position: Position,
+    /// Its place there.
+    pub ordinal: u64,
+    /// The region the rows are of.
+    pub origin: Cow<'a, str>,
+    /// The regions it is for. To the others it is nothing.
+    pub to: Vec<Cow<'a, str>>,
+    /// The table's shape, by fingerprint.
+    pub shape: Cow<'a, str>,
+    /// How many rows.
+    pub rows: u32,
+    /// Set where some of them may have come before: the process that copied them died.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+    /// Set where rows are mended: the keys of those the record speaks of, as rows with NULL in every other column.
+    /// Whichever of them `copy` does not hold is not there.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Cow<'a, str>>,
+    /// The rows, in the text format of `COPY`.
+    #[serde(borrow)]
+    pub copy: Cow<'a, str>,
+}
+
+/// Where a backfill stands with tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermark {
+    /// Its transaction.
+    pub position: Position,
+    /// Its place there.
+    pub ordinal: u64,
+    /// The region whose tables they are.
+    pub origin: String,
+    /// The regions it is for. To the others it is nothing.
+    pub to: Vec<String>,
+    /// The tables' shapes, by fingerprint.
+    pub shapes: Vec<String>,
+    /// How it stands with them.
+    pub mark: Mark,
+}
+
+/// What a region holds, at the place of its transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Its transaction.
+    pub position: Position,
+    /// Its place there.
+    pub ordinal: u64,
+    /// The region that answers.
+    pub origin: String,
+    /// The region it is for. To the others it is nothing.
+    pub to: Vec<String>,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// Where a stream may be begun in its middle: every table it carries is copied, or compared, from here on. Kept in the state
+/// topic for each region that was to be filled ([`crate::names::start_key`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The stream's life.
+    pub incarnation: Incarnation,
+    /// Who wrote.
+    pub epoch: WriterEpoch,
+    /// The first record that counts.
+    pub sequence: Sequence,
+    /// An offset at or before that record's.
+    pub offset: Offset,
+    /// Set where no rows follow but those in which one target differs: only who asked for it may begin there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovery: bool,
 }
 
 /// A table's shape, and the fingerprint changes name it by.

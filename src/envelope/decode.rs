@@ -10,8 +10,8 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    change::{Cell, Change, Fingerprint, Row, Shape},
-    envelope::{body, encode::Form},
+    change::{Cell, Change, Fingerprint, Row, Shape, copy_text},
+    envelope::{body, encode::Form, layout},
     position::Position,
 };
 
@@ -48,7 +48,7 @@ pub enum Unreadable {
 }
 
 /// A change as read: its transaction, its place there, itself.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Decoded {
     /// Its transaction; with the true end where it is the last.
     pub position: Position,
@@ -58,6 +58,8 @@ pub struct Decoded {
     pub ordinal: u64,
     /// What happened.
     pub change: Change,
+    /// The regions it is for, where it is not for all.
+    pub to: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +92,11 @@ struct Block<'a> {
 /// # Errors
 /// Whatever does not fit; nothing is guessed.
 pub fn change(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
+    layout::change(value, shapes).map_or_else(|| any_change(value, shapes), Ok)
+}
+
+/// The same, however the JSON is laid out.
+pub(super) fn any_change(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
     let envelope: Envelope<'_> = serde_json::from_slice(value)?;
     let block = envelope.landfall;
     let shape = shape_of(block.shape, shapes)?;
@@ -113,7 +120,13 @@ pub fn change(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
         "d" => Change::Delete { old: old.ok_or_else(|| missing("before"))?, shape },
         other => return Err(row(format!("unknown operation `{other}`"))),
     };
-    Ok(Decoded { position: block.position, origin: block.origin.to_owned(), ordinal: block.ordinal, change })
+    Ok(Decoded {
+        position: block.position,
+        origin: block.origin.to_owned(),
+        ordinal: block.ordinal,
+        change,
+        to: None,
+    })
 }
 
 /// Reads a truncate record's value.
@@ -128,7 +141,63 @@ pub fn truncate(value: &[u8], shapes: &Shapes) -> Result<Decoded, Unreadable> {
     }
     let change =
         Change::Truncate { shapes: named, cascade: body.cascade, restart_identity: body.restart_identity };
-    Ok(Decoded { position: body.position, origin: body.origin, ordinal: body.ordinal, change })
+    Ok(Decoded { position: body.position, origin: body.origin, ordinal: body.ordinal, change, to: None })
+}
+
+/// Reads a chunk record's value.
+///
+/// # Errors
+/// Whatever does not fit.
+pub fn chunk(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
+    let body: body::Chunk<'_> = body::from_value(value)?;
+    let shape = shape_of(&body.shape, shapes)?;
+    let slice = |text: Cow<'_, str>| match text {
+        Cow::Borrowed(text) => value.slice_ref(text.as_bytes()),
+        Cow::Owned(text) => Bytes::from(text),
+    };
+    let (text, keys) = (slice(body.copy), body.keys.map(slice));
+    // Counted, since a copy that brings in fewer rows than were sent is found out by this number.
+    let lines = memchr::memchr_iter(b'\n', &text).count();
+    if lines != body.rows as usize {
+        let why = format!("the chunk says {} rows and has {lines}", body.rows);
+        return Err(Unreadable::Row { table: shape.to_string(), why });
+    }
+    // A tab stands between two fields and nowhere else.
+    let tabs = shape.columns.len().saturating_sub(1);
+    let odd = |line: &Bytes| memchr::memchr_iter(b'\t', line).count() != tabs;
+    if let Some(line) =
+        [Some(&text), keys.as_ref()].into_iter().flatten().find_map(|text| copy_text::lines(text).find(odd))
+    {
+        let fields = memchr::memchr_iter(b'\t', &line).count() + 1;
+        let why = format!("a row of the chunk has {fields} fields for {} columns", shape.columns.len());
+        return Err(Unreadable::Row { table: shape.to_string(), why });
+    }
+    Ok(Decoded {
+        position: body.position,
+        origin: body.origin.into_owned(),
+        ordinal: body.ordinal,
+        change: Change::Chunk { shape, rows: body.rows, again: body.again, keys, text },
+        to: Some(body.to.into_iter().map(Cow::into_owned).collect()),
+    })
+}
+
+/// Reads a watermark record's value.
+///
+/// # Errors
+/// Whatever does not fit.
+pub fn watermark(value: &[u8], shapes: &Shapes) -> Result<Decoded, Unreadable> {
+    let body: body::Watermark = body::from_value(value)?;
+    let named = body.shapes.iter().map(|name| shape_of(name, shapes)).collect::<Result<Vec<_>, _>>()?;
+    if named.is_empty() {
+        return Err(Unreadable::Row { table: "watermark".into(), why: "it names no table".into() });
+    }
+    Ok(Decoded {
+        position: body.position,
+        origin: body.origin,
+        ordinal: body.ordinal,
+        change: Change::Watermark { shapes: named, mark: body.mark },
+        to: Some(body.to),
+    })
 }
 
 /// Reads a schema record's value.

@@ -5,11 +5,12 @@
 //! `int2`, `int4` and `bool` are JSON numbers and booleans, which every reader keeps exactly;
 //! everything else is a JSON string with Postgres's own text.
 
-use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     change::{Cell, Change, Column, Fingerprint, Identity, Row, Shape},
-    envelope::body::{self, Truncate},
+    envelope::body::{self, Chunk, Truncate, Watermark},
+    lsn::Lsn,
     position::Position,
     region::Region,
     stamp::Micros,
@@ -53,9 +54,11 @@ pub struct Encoder {
 #[derive(Default)]
 struct TransactionText {
     /// Ends `source`, gives `transaction` up to the ordinal.
-    head: String,
+    head: Vec<u8>,
     /// Our block's position while the transaction goes on.
-    open: String,
+    position: Option<Position>,
+    /// The same as text, once a change needs it: the only change of a transaction never does.
+    open: Vec<u8>,
 }
 
 /// What is constant for a table.
@@ -107,16 +110,23 @@ impl Encoder {
     pub fn begin(&mut self, position: &Position, time: Micros) {
         let Position::Postgres(at) = position;
         let text = &mut self.transaction;
-        text.head.clear();
-        let millis = time.millis();
-        write!(
-            text.head,
-            ",\"txId\":{},\"lsn\":{},\"ts_ms\":{millis}}},\"ts_ms\":{millis},\"transaction\":{{\"id\":\"{}:{}\",\"total_order\":",
-            at.xid, at.commit.0, at.xid, at.commit.0
-        )
-        .expect("text grows");
+        text.position = Some(*position);
         text.open.clear();
-        push_position(&mut text.open, position);
+        text.head.clear();
+        let head = &mut text.head;
+        head.extend_from_slice(b",\"txId\":");
+        push_number(head, at.xid);
+        head.extend_from_slice(b",\"lsn\":");
+        push_number(head, at.commit.0);
+        head.extend_from_slice(b",\"ts_ms\":");
+        push_number(head, time.millis());
+        head.extend_from_slice(b"},\"ts_ms\":");
+        push_number(head, time.millis());
+        head.extend_from_slice(b",\"transaction\":{\"id\":\"");
+        push_number(head, at.xid);
+        head.push(b':');
+        push_number(head, at.commit.0);
+        head.extend_from_slice(b"\",\"total_order\":");
     }
 
     /// Writes one change of the transaction begun; `end` is the transaction's where it is the last.
@@ -140,6 +150,9 @@ impl Encoder {
                 self.truncate(shapes, *cascade, *restart_identity, ordinal, end, out);
                 return Ok(());
             }
+            Change::Chunk { .. } | Change::Watermark { .. } => {
+                unreachable!("a backfill's are written by `Encoder::copy`")
+            }
         };
         let fingerprint = shape.fingerprint();
         let table = self.tables.entry(fingerprint).or_insert_with(|| TableText::new(shape, fingerprint));
@@ -153,7 +166,7 @@ impl Encoder {
         value.extend_from_slice(b"\",");
         value.extend_from_slice(self.source.as_bytes());
         value.extend_from_slice(table.source.as_bytes());
-        value.extend_from_slice(self.transaction.head.as_bytes());
+        value.extend_from_slice(&self.transaction.head);
         push_number(value, ordinal + 1);
         value.extend_from_slice(b"},\"landfall\":{\"shape\":\"");
         value.extend_from_slice(table.fingerprint.as_bytes());
@@ -163,18 +176,82 @@ impl Encoder {
         value.extend_from_slice(self.origin.as_bytes());
         value.extend_from_slice(b",\"position\":");
         match end {
-            Some(end) => {
-                let mut text = String::new();
-                push_position(&mut text, end);
-                value.extend_from_slice(text.as_bytes());
+            Some(end) => push_position(value, end),
+            None => {
+                let TransactionText { position, open, .. } = &mut self.transaction;
+                if let Some(position) = position.as_ref().filter(|_| open.is_empty()) {
+                    push_position(open, position);
+                }
+                value.extend_from_slice(open);
             }
-            None => value.extend_from_slice(self.transaction.open.as_bytes()),
         }
         if let Some(new) = after {
             push_absent(value, table, new);
         }
         value.extend_from_slice(b"}}");
         push_key(&mut out.key, table, shape, before, after)
+    }
+
+    /// Writes what a backfill brings into the transaction begun, for the regions it is for.
+    ///
+    /// # Errors
+    /// A chunk that is not UTF-8.
+    ///
+    /// # Panics
+    /// Where the change is no backfill's.
+    pub fn copy(
+        &self,
+        change: &Change,
+        ordinal: u64,
+        end: Option<&Position>,
+        to: &[String],
+        out: &mut Encoded,
+    ) -> Result<(), Unwritable> {
+        out.key.clear();
+        let position = self.position(end);
+        match change {
+            Change::Chunk { shape, rows, again, keys, text } => {
+                let utf8 = |text| {
+                    std::str::from_utf8(text).map_err(|_| Unwritable::Encoding {
+                        table: shape.to_string(),
+                        column: "(one of a chunk)".to_owned(),
+                    })
+                };
+                let text = utf8(text)?;
+                let keys = keys.as_ref().map(|keys| utf8(keys)).transpose()?;
+                out.value = body::to_value(&Chunk {
+                    position,
+                    ordinal,
+                    origin: self.origin().into(),
+                    to: to.iter().map(Into::into).collect(),
+                    shape: shape.fingerprint().to_string().into(),
+                    rows: *rows,
+                    again: *again,
+                    keys: keys.map(Into::into),
+                    copy: text.into(),
+                });
+            }
+            Change::Watermark { shapes, mark } => {
+                out.value = body::to_value(&Watermark {
+                    position,
+                    ordinal,
+                    origin: self.origin(),
+                    to: to.to_vec(),
+                    shapes: shapes.iter().map(|shape| shape.fingerprint().to_string()).collect(),
+                    mark: *mark,
+                });
+            }
+            _ => unreachable!("a change of the log is written by `Encoder::change`"),
+        }
+        Ok(())
+    }
+
+    fn position(&self, end: Option<&Position>) -> Position {
+        end.copied().or(self.transaction.position).expect("a transaction is begun before its changes")
+    }
+
+    fn origin(&self) -> String {
+        serde_json::from_str(&self.origin).expect("written by push_json")
     }
 
     fn truncate(
@@ -186,11 +263,10 @@ impl Encoder {
         end: Option<&Position>,
         out: &mut Encoded,
     ) {
-        let open = || serde_json::from_str(&self.transaction.open).expect("written by push_position");
         let body = Truncate {
-            position: end.copied().unwrap_or_else(open),
+            position: self.position(end),
             ordinal,
-            origin: serde_json::from_str(&self.origin).expect("written by push_json"),
+            origin: self.origin(),
             shapes: shapes.iter().map(|shape| shape.fingerprint().to_string()).collect(),
             cascade,
             restart_identity,
@@ -338,17 +414,33 @@ fn push_key(
     Ok(())
 }
 
-fn push_position(out: &mut String, position: &Position) {
+fn push_position(out: &mut Vec<u8>, position: &Position) {
     let Position::Postgres(at) = position;
-    write!(
-        out,
-        "{{\"postgres\":{{\"commit\":\"{}\",\"end\":\"{}\",\"xid\":{},\"time\":{}}}}}",
-        at.commit, at.end, at.xid, at.time.0
-    )
-    .expect("text grows");
+    out.extend_from_slice(b"{\"postgres\":{\"commit\":\"");
+    push_lsn(out, at.commit);
+    out.extend_from_slice(b"\",\"end\":\"");
+    push_lsn(out, at.end);
+    out.extend_from_slice(b"\",\"xid\":");
+    push_number(out, at.xid);
+    out.extend_from_slice(b",\"time\":");
+    push_number(out, at.time.0);
+    out.extend_from_slice(b"}}");
 }
 
-fn push_number(out: &mut Vec<u8>, number: u64) {
+/// As an LSN prints itself.
+fn push_lsn(out: &mut Vec<u8>, lsn: Lsn) {
+    push_hex(out, (lsn.0 >> 32) as u32);
+    out.push(b'/');
+    push_hex(out, lsn.0 as u32);
+}
+
+fn push_hex(out: &mut Vec<u8>, number: u32) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let digits = (35 - (number | 1).leading_zeros()) / 4;
+    out.extend((0..digits).rev().map(|at| DIGITS[(number >> (4 * at) & 15) as usize]));
+}
+
+fn push_number(out: &mut Vec<u8>, number: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
@@ -386,4 +478,18 @@ fn push_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), ()> {
     out.extend_from_slice(&text[from..]);
     out.push(b'"');
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_lsn_is_written_as_it_prints() {
+        for lsn in [0, 1, 15, 16, 0xff, 0x100, 0x16_b374_d848, 0x1_0000_0000, u64::MAX, 0xf000_0000] {
+            let mut out = Vec::new();
+            push_lsn(&mut out, Lsn(lsn));
+            assert_eq!(String::from_utf8(out).unwrap(), Lsn(lsn).to_string());
+        }
+    }
 }

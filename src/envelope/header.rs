@@ -52,10 +52,12 @@ pub enum Kind {
     Chunk = 11,
     /// A backfill's low or high mark.
     Watermark = 12,
+    /// What a region holds, for another that verifies.
+    Answer = 13,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Genesis,
         Self::Barrier,
         Self::Schema,
@@ -68,6 +70,7 @@ impl Kind {
         Self::Truncate,
         Self::Chunk,
         Self::Watermark,
+        Self::Answer,
     ];
 }
 
@@ -87,7 +90,9 @@ impl Flags {
     pub const PART_FIRST: Self = Self(4);
     /// The change ends with this part.
     pub const PART_LAST: Self = Self(8);
-    const KNOWN: u16 = 15;
+    /// The parts are of a chunk, not of a change.
+    pub const OF_CHUNK: Self = Self(16);
+    const KNOWN: u16 = 31;
 
     /// Whether all of `other` is set here.
     pub fn has(self, other: Self) -> bool {
@@ -223,6 +228,7 @@ impl fmt::Display for Kind {
             Self::Truncate => "truncate",
             Self::Chunk => "chunk",
             Self::Watermark => "watermark",
+            Self::Answer => "answer",
         })
     }
 }

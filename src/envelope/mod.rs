@@ -4,6 +4,7 @@ pub mod body;
 pub mod decode;
 mod encode;
 mod header;
+mod layout;
 #[cfg(test)]
 mod tests;
 mod tracker;

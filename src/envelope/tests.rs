@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    change::{Cell, Change, Column, Identity, Row, Shape},
+    change::{Cell, Change, Column, Identity, Mark, Row, Shape},
     lsn::Lsn,
     position::{Position, PostgresPosition},
     stamp::Micros,
@@ -59,6 +59,51 @@ fn round_trip(change: &Change, end: Option<&Position>) -> (Encoded, decode::Deco
         _ => decode::change(&value, &shapes).unwrap(),
     };
     (out, decoded)
+}
+
+#[test]
+fn what_a_backfill_brings_survives() {
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    encoder.begin(&position(77), Micros(1_700_000_000_123_456));
+    let shapes: decode::Shapes = [(shape().fingerprint(), shape())].into();
+    let to = ["eu-west-1".to_owned(), "ap-south-1".to_owned()];
+    let text = "1\t2\tt\tä \\t \"quoted\" \\\\\t\\N\n2\t\\N\tf\t\t{}\n";
+    let chunk = |text: &str, rows, again: bool| Change::Chunk {
+        keys: again.then(|| "7\t\\N\t\\N\t\\N\t\\N\n".into()),
+        shape: shape(),
+        rows,
+        again,
+        text: Bytes::copy_from_slice(text.as_bytes()),
+    };
+    let marks = [Mark::Wait, Mark::Begin, Mark::Done];
+    let changes = marks.map(|mark| Change::Watermark { shapes: vec![shape()], mark });
+    for change in changes.into_iter().chain([chunk(text, 2, false), chunk("1\t2\tt\tplain\t{}\n", 1, true)]) {
+        let mut out = Encoded::default();
+        encoder.copy(&change, 3, Some(&position(99)), &to, &mut out).unwrap();
+        let value = Bytes::from(out.value);
+        let read = match &change {
+            Change::Chunk { .. } => decode::chunk(&value, &shapes).unwrap(),
+            _ => decode::watermark(&value, &shapes).unwrap(),
+        };
+        let expected = decode::Decoded {
+            position: position(99),
+            origin: "us-east-1".into(),
+            ordinal: 3,
+            change,
+            to: Some(to.to_vec()),
+        };
+        assert_eq!(read, expected);
+    }
+    let mut out = Encoded::default();
+    encoder.copy(&chunk(text, 3, false), 0, None, &to, &mut out).unwrap();
+    assert!(decode::chunk(&out.value.into(), &shapes).is_err(), "it says three rows and holds two");
+    for (row, what) in
+        [("1\t2\tt\tshort\n", "a field too few"), ("1\t2\tt\tlong\t{}\t\n", "a field too many")]
+    {
+        let mut out = Encoded::default();
+        encoder.copy(&chunk(row, 1, false), 0, None, &to, &mut out).unwrap();
+        assert!(decode::chunk(&out.value.into(), &shapes).is_err(), "{what}");
+    }
 }
 
 #[test]
@@ -191,4 +236,63 @@ fn random_text_survives_and_damaged_text_never_panics() {
         }
         let _ = decode::change(&bytes.into(), &shapes);
     }
+}
+
+/// Both ways to read a change agree, on what we lay out and on what is nearly that.
+#[test]
+fn what_is_read_in_one_pass_is_read_by_the_parser_just_so() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let columns =
+        ["int8", "int4", "bool", "text"].map(|name| column(&format!("of {name}"), name, name == "int8"));
+    let shape = Arc::new(Shape::new("public", "t", Identity::Default, columns));
+    let shapes = [(shape.fingerprint(), shape.clone())].into();
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let (mut in_one_pass, mut damaged_and_read) = (0, 0);
+    for _ in 0..5_000 {
+        encoder.begin(&position(77), Micros(random.random_range(-9..9)));
+        let cell = |text: &str, random: &mut StdRng| {
+            if random.random_ratio(1, 9) { Cell::Null } else { value(text) }
+        };
+        let number = random.random_range(-12..12).to_string();
+        let text = ["", "plain", "é\u{10348}", "null", "a\"b"][random.random_range(0..5)];
+        let cells = [
+            value(&number),
+            cell(&number, &mut random),
+            cell(["t", "f"][random.random_range(0..2)], &mut random),
+            cell(text, &mut random),
+        ];
+        let (row, key) = (Row(cells.to_vec().into()), cells[0].clone());
+        let old = Row([key, Cell::Unchanged, Cell::Unchanged, Cell::Unchanged].into());
+        let change = match random.random_range(0..4) {
+            0 => Change::Insert { shape: shape.clone(), new: row },
+            1 => Change::Update { shape: shape.clone(), old: None, new: row },
+            2 => Change::Update { shape: shape.clone(), old: Some(old), new: row },
+            _ => Change::Delete { shape: shape.clone(), old },
+        };
+        let mut out = Encoded::default();
+        let end = random.random::<bool>().then(|| position(99));
+        encoder.change(&change, random.random_range(0..3), end.as_ref(), &mut out).unwrap();
+        let mut record = out.value;
+        assert_eq!(decode::change(&record.clone().into(), &shapes).unwrap().change, change);
+        in_one_pass += u32::from(layout::change(&record.clone().into(), &shapes).is_some());
+        for _ in 0..4 {
+            let at = random.random_range(0..record.len());
+            match random.random_range(0..4) {
+                0 => record[at] = b"\"\\{}[]:,0-1.eE tnu/\n\0"[random.random_range(0..21)],
+                1 => drop(record.remove(at)),
+                2 => record.insert(at, record[random.random_range(0..record.len())]),
+                _ => record.swap(at, random.random_range(0..at + 1)),
+            }
+            let damaged = Bytes::from(record.clone());
+            if let Some(read) = layout::change(&damaged, &shapes) {
+                damaged_and_read += 1;
+                let parsed = decode::any_change(&damaged, &shapes);
+                assert_eq!(parsed.ok(), Some(read), "{}", String::from_utf8_lossy(&damaged));
+            }
+        }
+    }
+    assert!(in_one_pass > 3_000, "{in_one_pass} of 5000");
+    assert!(damaged_and_read > 100, "{damaged_and_read}: nothing was tried");
 }

@@ -1,5 +1,7 @@
 //! Kafka as a technology: how its clients are set up, what its errors mean, what a topic must be.
 
+mod access;
+mod log_dirs;
 mod topic;
 
 use std::{fmt, time::Duration};
@@ -11,7 +13,12 @@ use crate::{
     secret::Secret,
 };
 
-pub use topic::{TopicFacts, TopicRules, ensure_topic, refuse_differences, topic_facts};
+pub use access::{Asker, Resource};
+pub use log_dirs::{Room, rooms};
+pub use topic::{
+    BrokerAddress, ClusterFacts, TopicFacts, TopicRules, cluster_facts, ensure_topic, refuse_differences,
+    topic_facts,
+};
 
 /// How long a request to a broker may take before it counts as unanswered. Several round trips over
 /// the widest area.
@@ -43,6 +50,10 @@ impl Cluster {
             .set("topic.metadata.refresh.interval.ms", "2000")
             .set("topic.metadata.propagation.max.ms", "2000")
             .set("allow.auto.create.topics", "false");
+        // What the library does, line by line, for whoever asks for it: `log.level = "info,librdkafka=trace"`.
+        if tracing::enabled!(target: "librdkafka", tracing::Level::TRACE) {
+            config.set("debug", "broker,security,metadata");
+        }
         for (key, value) in &self.properties {
             config.set(key, value.reveal());
         }
@@ -70,9 +81,20 @@ pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
             | K::NetworkException,
         ) => Code::KafkaUnreachable,
         Some(K::UnknownTopic | K::UnknownTopicOrPartition) => Code::TopicLost,
+        Some(K::Authentication | K::SSL | K::SaslAuthenticationFailed) => Code::KafkaRefused,
+        Some(K::TopicAuthorizationFailed | K::GroupAuthorizationFailed | K::ClusterAuthorizationFailed) => {
+            Code::KafkaDenied
+        }
         Some(K::UnknownPartition) => Code::PartitionsChanged,
         Some(K::AutoOffsetReset | K::OffsetOutOfRange) => Code::RetentionPassed,
-        _ => Code::KafkaRejected,
+        _ => match error {
+            // Without the error itself: its text repeats the value, which may be a secret.
+            KafkaError::ClientConfig(_, why, key, _) => {
+                return Fault::new(Code::ConfigInvalid, format!("{doing}: property {key}: {why}"));
+            }
+            KafkaError::ClientCreation(_) => Code::ConfigInvalid,
+            _ => Code::KafkaRejected,
+        },
     };
     Fault::new(code, doing.to_string()).because(error)
 }

@@ -1,15 +1,16 @@
 //! What a topic must be to hold a stream for a day: created so, or refused with the difference.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use rdkafka::{
-    ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
+    consumer::Consumer,
+    error::KafkaError,
     types::RDKafkaErrorCode,
 };
 
-use super::{Cluster, REQUEST_TIMEOUT, fault_of};
+use super::{Asker, Cluster, REQUEST_TIMEOUT, Resource, fault_of};
 use crate::{
     fault::{Code, Fault, Result},
     task,
@@ -52,21 +53,61 @@ impl TopicFacts {
     }
 }
 
+/// Who the brokers of a cluster are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterFacts {
+    /// Each, as it announces itself.
+    pub brokers: Vec<BrokerAddress>,
+}
+
+/// A broker, as it announces itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerAddress {
+    /// Its number.
+    pub id: i32,
+    /// Where it listens.
+    pub host: String,
+    /// The port there.
+    pub port: u16,
+}
+
+/// Asks who the brokers are.
+///
+/// # Errors
+/// The cluster does not answer.
+pub async fn cluster_facts(cluster: &Cluster) -> Result<ClusterFacts> {
+    let (asker, doing) = (Asker::new(cluster, None)?, format!("ask for the brokers at {cluster}"));
+    let question = move || asker.ask(doing, |client| client.fetch_metadata(None, REQUEST_TIMEOUT));
+    let metadata = task::blocking(question).await?;
+    let brokers = metadata.brokers().iter().map(|broker| BrokerAddress {
+        id: broker.id(),
+        host: broker.host().to_owned(),
+        port: u16::try_from(broker.port()).unwrap_or(0),
+    });
+    Ok(ClusterFacts { brokers: brokers.collect() })
+}
+
 /// Asks the cluster what a topic is; none where there is none.
 ///
 /// # Errors
 /// The cluster does not answer.
 pub async fn topic_facts(cluster: &Cluster, topic: &str) -> Result<Option<TopicFacts>> {
-    let config = cluster.client("admin");
-    let admin = admin(&config)?;
-    let Some((partitions, replicas)) = layout(Arc::clone(&admin), topic).await? else { return Ok(None) };
+    let (asker, name) = (Asker::new(cluster, None)?, topic.to_owned());
+    let Some((partitions, replicas)) = task::blocking(move || asker.layout(&name)).await? else {
+        return Ok(None);
+    };
+    let admin = admin(cluster)?;
     let resource = ResourceSpecifier::Topic(topic);
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
     let doing = || format!("describe topic {topic} at {cluster}");
-    let mut answers =
-        admin.describe_configs([&resource], &options).await.map_err(|error| fault_of(doing(), error))?;
+    let fault = |error| cluster.fault_of(doing(), error, "DescribeConfigs", Resource::Topic(topic));
+    let mut answers = admin.describe_configs([&resource], &options).await.map_err(fault)?;
     let answer = answers.pop().ok_or_else(|| Fault::new(Code::KafkaRejected, doing()))?;
-    let described = answer.map_err(|code| Fault::new(Code::KafkaRejected, doing()).because(code))?;
+    let described = answer.map_err(|code| fault(KafkaError::Global(code)))?;
+    // Every topic has some: the library tells nothing of a refusal but that it is empty.
+    if described.entries.is_empty() {
+        return Err(cluster.denied(doing(), "DescribeConfigs", Resource::Topic(topic)));
+    }
     let settings = described
         .entries
         .into_iter()
@@ -92,7 +133,6 @@ pub async fn ensure_topic(
     if !may_create {
         return Ok(());
     }
-    let config = cluster.client("admin");
     let (retention, min_insync) =
         (rules.retention.as_millis().to_string(), rules.min_insync_replicas.to_string());
     let mut new = NewTopic::new(topic, 1, TopicReplication::Fixed(rules.replication_factor))
@@ -109,8 +149,8 @@ pub async fn ensure_topic(
     };
     let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
     let doing = || format!("create topic {topic} at {cluster}");
-    let answers =
-        admin(&config)?.create_topics([&new], &options).await.map_err(|error| fault_of(doing(), error))?;
+    let fault = |error| cluster.fault_of(doing(), error, "Create", Resource::Topic(topic));
+    let answers = admin(cluster)?.create_topics([&new], &options).await.map_err(fault)?;
     match answers.into_iter().next() {
         Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
         Some(Err((_, code @ RDKafkaErrorCode::InvalidReplicationFactor))) => Err(Fault::new(
@@ -118,7 +158,7 @@ pub async fn ensure_topic(
             format!("{} with {} replicas: {code}", doing(), rules.replication_factor),
         )
         .remedied_by("start more brokers, or set kafka.replication_factor and kafka.min_insync_replicas")),
-        Some(Err((_, code))) => Err(Fault::new(Code::KafkaRejected, doing()).because(code)),
+        Some(Err((_, code))) => Err(fault(KafkaError::Global(code))),
         None => Err(Fault::new(Code::KafkaRejected, doing())),
     }
 }
@@ -179,23 +219,8 @@ fn differences(facts: &TopicFacts, rules: &TopicRules) -> Vec<(String, String)> 
     found
 }
 
-fn admin(config: &ClientConfig) -> Result<Arc<AdminClient<DefaultClientContext>>> {
-    config.create().map(Arc::new).map_err(|error| fault_of("set up a Kafka admin client", error))
-}
-
-async fn layout(
-    admin: Arc<AdminClient<DefaultClientContext>>,
-    topic: &str,
-) -> Result<Option<(usize, usize)>> {
-    let name = topic.to_owned();
-    let metadata = move || admin.inner().fetch_metadata(Some(&name), REQUEST_TIMEOUT);
-    let metadata = task::blocking(metadata)
-        .await
-        .map_err(|error| fault_of(format_args!("ask for topic {topic}"), error))?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-    Ok(found
-        .filter(|found| !found.partitions().is_empty())
-        .map(|found| (found.partitions().len(), found.partitions()[0].replicas().len())))
+fn admin(cluster: &Cluster) -> Result<AdminClient<DefaultClientContext>> {
+    cluster.client("admin").create().map_err(|error| fault_of("set up a Kafka admin client", error))
 }
 
 #[cfg(test)]

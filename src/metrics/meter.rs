@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use prometheus::{Counter, Gauge, Histogram, IntCounter, IntCounterVec};
 
 use super::Metrics;
-use crate::{change::Operation, region::Region};
+use crate::{change::Operation, region::Region, stamp::Micros};
 
 /// How many tables are counted by name, for each meter. A database with more of them keeps its
 /// figures (the rest is counted as [`OTHER`]), and a scrape keeps a size that can be stored.
@@ -29,7 +29,7 @@ struct TableCounters {
 struct Table {
     schema: Box<str>,
     name: Box<str>,
-    operations: [Option<IntCounter>; 4],
+    operations: [Option<IntCounter>; Operation::ALL.len()],
 }
 
 impl TableCounters {
@@ -66,26 +66,53 @@ impl TableCounters {
         }
         let (key, schema, table) = if full { (String::new(), "", "") } else { (key, schema, table) };
         *self.places.entry(key).or_insert_with(|| {
-            let operations = [const { None }; 4];
+            let operations = [const { None }; Operation::ALL.len()];
             self.tables.push(Table { schema: schema.into(), name: table.into(), operations });
             self.tables.len() - 1
         })
     }
 }
 
-/// Counts what a source has put into Kafka.
+/// A counter that is fed with totals, each of them since the session began.
+#[derive(Clone, Debug)]
+struct Total {
+    counter: IntCounter,
+    reached: u64,
+}
+
+impl Total {
+    fn new(counter: IntCounter) -> Self {
+        Self { counter, reached: 0 }
+    }
+
+    fn reach(&mut self, total: u64) {
+        if total > self.reached {
+            self.counter.inc_by(total - self.reached);
+            self.reached = total;
+        }
+    }
+}
+
+/// Counts what a source has put into Kafka. One for each session.
 #[derive(Clone, Debug)]
 pub struct CaptureMeter {
     transactions: IntCounter,
     bytes: IntCounter,
+    sent: Total,
+    read: Histogram,
+    appended: Histogram,
     changes: TableCounters,
 }
 
 impl CaptureMeter {
-    pub(super) fn new(metrics: &Metrics) -> Self {
+    pub(super) fn new(metrics: &Metrics, region: &Region, stream: &str) -> Self {
+        let stage = |stage| metrics.stages.with_label_values(&[region.as_str(), stream, stage]);
         Self {
             transactions: metrics.captured_transactions.with_label_values::<&str>(&[]),
             bytes: metrics.bytes_produced.with_label_values::<&str>(&[]),
+            sent: Total::new(metrics.bytes_sent.with_label_values::<&str>(&[])),
+            read: stage("read"),
+            appended: stage("appended"),
             changes: TableCounters::new(metrics.captured_changes.clone(), Vec::new()),
         }
     }
@@ -104,17 +131,34 @@ impl CaptureMeter {
     pub fn bytes(&self, bytes: u64) {
         self.bytes.inc_by(bytes);
     }
+
+    /// So many bytes have been sent to Kafka in this session.
+    pub fn sent(&mut self, total: u64) {
+        self.sent.reach(total);
+    }
+
+    /// A transaction was read so long after its commit; less than 0, by clocks that disagree, counts as 0.
+    pub fn read(&self, seconds: f64) {
+        self.read.observe(seconds.max(0.0));
+    }
+
+    /// A transaction was acknowledged so long after it was read.
+    pub fn appended(&self, seconds: f64) {
+        self.appended.observe(seconds.max(0.0));
+    }
 }
 
-/// Counts what a link has applied.
+/// Counts what a link has applied. One for each session.
 #[derive(Clone, Debug)]
 pub struct DeliverMeter {
-    metrics: Metrics,
     transactions: IntCounter,
     bytes: IntCounter,
+    received: Total,
     stale: IntCounter,
     redone: IntCounter,
     latency: Histogram,
+    fetched: Histogram,
+    applied: Histogram,
     changes: TableCounters,
 }
 
@@ -122,14 +166,17 @@ impl DeliverMeter {
     pub(super) fn new(metrics: &Metrics, from: &Region, stream: &str) -> Self {
         let link = [from.as_str(), stream];
         let labels = link.map(str::to_owned).to_vec();
+        let stage = |stage| metrics.stages.with_label_values(&[from.as_str(), stream, stage]);
         Self {
             transactions: metrics.applied_transactions.with_label_values(&link),
-            bytes: metrics.bytes_consumed.with_label_values::<&str>(&[]),
+            bytes: metrics.bytes_consumed.with_label_values(&link),
+            received: Total::new(metrics.bytes_received.with_label_values(&link)),
             stale: metrics.stale_records.with_label_values(&link),
             redone: metrics.redone_batches.with_label_values::<&str>(&[]),
             latency: metrics.latency.with_label_values(&link),
+            fetched: stage("fetched"),
+            applied: stage("applied"),
             changes: TableCounters::new(metrics.applied_changes.clone(), labels),
-            metrics: metrics.clone(),
         }
     }
 
@@ -149,9 +196,25 @@ impl DeliverMeter {
         self.latency.observe(seconds.max(0.0));
     }
 
-    /// Records of so many bytes were read.
+    /// A transaction's last record was read here so long after its log took it in, on the two regions'
+    /// clocks; less than 0 counts as 0.
+    pub fn fetched(&self, seconds: f64) {
+        self.fetched.observe(seconds.max(0.0));
+    }
+
+    /// A transaction was committed here so long after it was read.
+    pub fn applied(&self, seconds: f64) {
+        self.applied.observe(seconds.max(0.0));
+    }
+
+    /// Values of so many bytes were read.
     pub fn bytes(&self, bytes: u64) {
         self.bytes.inc_by(bytes);
+    }
+
+    /// So many bytes have come over the line in this session.
+    pub fn received(&mut self, total: u64) {
+        self.received.reach(total);
     }
 
     /// A dead writer's late record was passed over.
@@ -163,10 +226,37 @@ impl DeliverMeter {
     pub fn redone_batch(&self) {
         self.redone.inc();
     }
+}
 
-    /// A change met another row than it was made on.
-    pub fn conflict(&self, conflict_type: &str, resolution: &str, entity_type: &str) {
-        self.metrics.conflicts.with_label_values(&[conflict_type, resolution, entity_type]).inc();
+/// Counts what a link compares.
+#[derive(Clone, Debug)]
+pub struct VerifyMeter {
+    metrics: Metrics,
+    link: [String; 2],
+    ranges: IntCounter,
+    differences: IntCounter,
+}
+
+impl VerifyMeter {
+    pub(super) fn new(metrics: &Metrics, from: &Region, stream: &str) -> Self {
+        let link = [from.to_string(), stream.to_owned()];
+        Self {
+            metrics: metrics.clone(),
+            ranges: metrics.verified_ranges.with_label_values(&link),
+            differences: metrics.verify_differences.with_label_values(&link),
+            link,
+        }
+    }
+
+    /// So many ranges were compared, and so many rows of them differ.
+    pub fn compared(&self, ranges: u64, differences: u64) {
+        self.ranges.inc_by(ranges);
+        self.differences.inc_by(differences);
+    }
+
+    /// Every table was found equal, last at this time.
+    pub fn clean(&self, at: Micros) {
+        self.metrics.verify_clean.with_label_values(&self.link).set(at.0 / 1_000_000);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every metric there is, under `replication_`, in base units.
+//! Every metric there is, under `replication_`, in base units; each carries the daemon's own `region`.
 //!
 //! Counters and histograms are written by the roads through meters, which keep their children so that
 //! the hot path is an atomic add. Gauges that say how things *stand* (lag, slot, head-room, state) are
@@ -8,16 +8,17 @@
 mod meter;
 mod standing;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use prometheus::{
-    CounterVec, Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
-pub use meter::{CaptureMeter, DeliverMeter, QueueMeter};
+pub use meter::{CaptureMeter, DeliverMeter, QueueMeter, VerifyMeter};
 use standing::Standing;
 
-use crate::{fault::Code, region::Region, roster::Roster};
+use crate::{clock, fault::Code, region::Region, roster::Roster};
 
 /// Resolves 1 ms (a region next door) and 900 s (a cable being mended) alike.
 const LATENCY_BUCKETS: [f64; 21] = [
@@ -34,12 +35,18 @@ pub struct Metrics {
     applied_transactions: IntCounterVec,
     applied_changes: IntCounterVec,
     latency: HistogramVec,
+    stages: HistogramVec,
     stale_records: IntCounterVec,
     redone_batches: IntCounterVec,
     bytes_produced: IntCounterVec,
+    bytes_sent: IntCounterVec,
     bytes_consumed: IntCounterVec,
+    bytes_received: IntCounterVec,
     queue_fill: GaugeVec,
     backpressure: CounterVec,
+    verified_ranges: IntCounterVec,
+    verify_differences: IntCounterVec,
+    verify_clean: IntGaugeVec,
     retries: IntCounterVec,
     conflicts: IntCounterVec,
 }
@@ -50,7 +57,8 @@ impl Metrics {
     /// # Panics
     /// Where two metrics have one name: our own mistake, met by every test.
     pub fn new(roster: Arc<Roster>) -> Self {
-        let registry = Registry::new();
+        let region = HashMap::from([("region".to_owned(), roster.region().to_string())]);
+        let registry = Registry::new_custom(None, Some(region)).expect("a valid label");
         let count = |name: &str, help: &str, labels: &[&str]| {
             let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid metric");
             registry.register(Box::new(counter.clone())).expect("a name of its own");
@@ -92,10 +100,20 @@ impl Metrics {
             "Bytes of values given to this region's Kafka, before compression.",
             &[],
         );
+        let bytes_sent = count(
+            "replication_bytes_sent_total",
+            "Bytes sent to this region's Kafka, compressed, with all that its protocol adds.",
+            &[],
+        );
         let bytes_consumed = count(
             "replication_bytes_consumed_total",
-            "Bytes of records read from other regions' Kafka, after decompression.",
-            &[],
+            "Bytes of values read from another region's Kafka, after decompression.",
+            &link,
+        );
+        let bytes_received = count(
+            "replication_bytes_received_total",
+            "Bytes received from another region's Kafka, compressed, with all that its protocol adds.",
+            &link,
         );
         let retries = count(
             "replication_retries_total",
@@ -107,15 +125,47 @@ impl Metrics {
             "Changes that met another row than they were made on, by kind, outcome and table.",
             &["conflict_type", "resolution", "entity_type"],
         );
-        let latency = HistogramVec::new(
-            HistogramOpts::new(
-                "replication_end_to_end_latency_seconds",
-                "From a transaction's commit in its region to its commit here, on the two regions' clocks.",
-            )
-            .buckets(LATENCY_BUCKETS.to_vec()),
+        let verified_ranges = count(
+            "replication_verify_ranges_total",
+            "Ranges of rows that were compared with another region.",
+            &link,
+        );
+        let verify_differences = count(
+            "replication_verify_differences_total",
+            "Rows that were found to differ from another region's.",
+            &link,
+        );
+        let verify_clean = IntGaugeVec::new(
+            Opts::new(
+                "replication_verify_last_clean_timestamp_seconds",
+                "When every table was last found equal to another region's, in seconds since 1970.",
+            ),
             &link,
         )
         .expect("a valid metric");
+        registry.register(Box::new(verify_clean.clone())).expect("a name of its own");
+        let time = |name: &str, help: &str, labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS.to_vec());
+            let histogram = HistogramVec::new(options, labels).expect("a valid metric");
+            registry.register(Box::new(histogram.clone())).expect("a name of its own");
+            histogram
+        };
+        let latency = time(
+            "replication_end_to_end_latency_seconds",
+            "From a transaction's commit in its region to its commit here, on the two regions' clocks.",
+            &link,
+        );
+        let stages = time(
+            "replication_stage_latency_seconds",
+            "A transaction's way, cut in four: read (since its commit) and appended (acknowledged by Kafka, since it was read), told by its own region; fetched (read here, since Kafka had it) and applied (committed and visible here, since it was fetched), told by the link.",
+            &["from", "stream", "stage"],
+        );
+        let started = IntGauge::new(
+            "replication_start_time_seconds",
+            "When this daemon was started, in seconds since 1970.",
+        )
+        .expect("a valid metric");
+        started.set(clock::now().0 / 1_000_000);
         let queue_fill = GaugeVec::new(
             Opts::new("replication_queue_fill_ratio", "How full a queue is, 0 to 1."),
             &["queue"],
@@ -126,7 +176,7 @@ impl Metrics {
             &["queue"],
         )
         .expect("a valid metric");
-        registry.register(Box::new(latency.clone())).expect("a name of its own");
+        registry.register(Box::new(started)).expect("a name of its own");
         registry.register(Box::new(queue_fill.clone())).expect("a name of its own");
         registry.register(Box::new(backpressure.clone())).expect("a name of its own");
         registry.register(Box::new(Standing::new(roster))).expect("names of their own");
@@ -136,26 +186,37 @@ impl Metrics {
             applied_transactions,
             applied_changes,
             latency,
+            stages,
             stale_records,
             redone_batches,
             bytes_produced,
+            bytes_sent,
             bytes_consumed,
+            bytes_received,
             queue_fill,
             backpressure,
             retries,
             conflicts,
+            verified_ranges,
+            verify_differences,
+            verify_clean,
             registry,
         }
     }
 
-    /// The source's meter.
-    pub fn capture(&self) -> CaptureMeter {
-        CaptureMeter::new(self)
+    /// The meter of the source, which writes `stream` of `region`.
+    pub fn capture(&self, region: &Region, stream: &str) -> CaptureMeter {
+        CaptureMeter::new(self, region, stream)
     }
 
     /// A link's meter.
     pub fn deliver(&self, from: &Region, stream: &str) -> DeliverMeter {
         DeliverMeter::new(self, from, stream)
+    }
+
+    /// The meter of a link that compares.
+    pub fn verify(&self, from: &Region, stream: &str) -> VerifyMeter {
+        VerifyMeter::new(self, from, stream)
     }
 
     /// A queue's meter.
@@ -166,6 +227,11 @@ impl Metrics {
     /// Counts an attempt that failed for `code` and will be made again.
     pub fn retry(&self, code: Code) {
         self.retries.with_label_values(&[code.as_str()]).inc();
+    }
+
+    /// A change met another row than it was made on. Counted once, however often its link meets it again.
+    pub fn conflict(&self, conflict_type: &str, resolution: &str, entity_type: &str) {
+        self.conflicts.with_label_values(&[conflict_type, resolution, entity_type]).inc();
     }
 
     /// All of it, as a scrape gets it (text format 0.0.4).

@@ -23,6 +23,7 @@ pub(super) struct Standing {
 struct Gauges {
     lag: GaugeVec,
     headroom: GaugeVec,
+    retention: GaugeVec,
     clock_offset: GaugeVec,
     state: GaugeVec,
     retained: GaugeVec,
@@ -45,6 +46,11 @@ impl Gauges {
             headroom: gauge(
                 "replication_buffer_headroom_seconds",
                 "Time until retention deletes the first record this link still needs.",
+                &link,
+            ),
+            retention: gauge(
+                "replication_buffer_retention_seconds",
+                "How long the other region's Kafka keeps a record: the head-room of a link that keeps up.",
                 &link,
             ),
             clock_offset: gauge(
@@ -75,10 +81,11 @@ impl Gauges {
         }
     }
 
-    fn all(&self) -> [&GaugeVec; 7] {
+    fn all(&self) -> [&GaugeVec; 8] {
         [
             &self.lag,
             &self.headroom,
+            &self.retention,
             &self.clock_offset,
             &self.state,
             &self.retained,
@@ -109,7 +116,8 @@ impl Gauges {
             let labels = [link.from().as_str(), link.stream()];
             state("link", labels[0], labels[1], &link.state());
             set(&self.lag, &labels, link.lag_seconds(now));
-            set(&self.headroom, &labels, link.headroom_seconds.get());
+            set(&self.headroom, &labels, link.headroom_seconds_at(now));
+            set(&self.retention, &labels, link.retention_seconds.get());
             set(&self.clock_offset, &labels, link.clock_offset_seconds.get());
         }
     }

@@ -6,17 +6,29 @@ fn metrics() -> (Arc<Roster>, Metrics) {
     (roster.clone(), Metrics::new(roster))
 }
 
+/// Every line of a scrape, without the label that all of them carry.
 fn lines(metrics: &Metrics) -> Vec<String> {
-    metrics.text().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+    let region = r#"region="eu-west-1""#;
+    let bare = |line: &str| {
+        assert!(line.contains(region), "{line}");
+        line.replace(&format!(",{region}"), "").replace(&format!("{{{region}}}"), "")
+    };
+    metrics.text().lines().filter(|line| !line.starts_with('#')).map(bare).collect()
 }
 
 #[test]
 fn what_is_unknown_is_absent() {
     let (roster, metrics) = metrics();
-    assert_eq!(metrics.text(), "");
+    let names = lines(&metrics);
+    assert!(names.iter().all(|line| line.starts_with("replication_start_time_seconds ")), "{names:?}");
     let from = "us-east-1".parse().unwrap();
     let link = roster.link(&from, "main");
-    assert!(lines(&metrics).iter().all(|line| line.starts_with("replication_stream_state{")));
+    assert!(
+        lines(&metrics)
+            .iter()
+            .all(|line| line.starts_with("replication_stream_state{")
+                || line.starts_with("replication_start_"))
+    );
     link.headroom_seconds.set(12.5);
     let line = r#"replication_buffer_headroom_seconds{from="us-east-1",stream="main"} 12.5"#;
     assert!(lines(&metrics).contains(&line.to_owned()));
@@ -27,10 +39,30 @@ fn what_is_unknown_is_absent() {
 }
 
 #[test]
+fn head_room_ages_while_nobody_can_look() {
+    let (roster, metrics) = metrics();
+    let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+    link.headroom_seconds.set(86_400.0);
+    link.headroom_looked.set(Micros(clock_seconds_ago(3600)));
+    link.retention_seconds.set(86_400.0);
+    let of = |name: &str| -> f64 {
+        let text = metrics.text();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!((82_700.0..=82_800.0).contains(&of("replication_buffer_headroom_seconds{")));
+    assert!((of("replication_buffer_retention_seconds{") - 86_400.0).abs() < 1e-9);
+}
+
+#[test]
 fn lag_is_computed_when_it_is_asked_for() {
     let (roster, metrics) = metrics();
     let sent = Micros(clock_seconds_ago(5));
-    roster.link(&"us-east-1".parse().unwrap(), "main").heartbeat.set(Heartbeat { sent, arrived: sent });
+    roster.link(&"us-east-1".parse().unwrap(), "main").heartbeat.set(Heartbeat {
+        sent,
+        appended: None,
+        arrived: sent,
+    });
     let text = metrics.text();
     let lag = text.lines().find(|line| line.starts_with("replication_lag_seconds{")).unwrap();
     let seconds: f64 = lag.rsplit(' ').next().unwrap().parse().unwrap();
@@ -44,7 +76,7 @@ fn clock_seconds_ago(seconds: i64) -> i64 {
 #[test]
 fn meters_add_up_by_table_and_operation() {
     let (_, metrics) = metrics();
-    let mut capture = metrics.capture();
+    let mut capture = metrics.capture(&"eu-west-1".parse().unwrap(), "main");
     capture.transactions(1);
     capture.changes("public", "a", Operation::Insert, 2);
     capture.changes("public", "b", Operation::Delete, 1);
@@ -52,7 +84,15 @@ fn meters_add_up_by_table_and_operation() {
     let mut deliver = metrics.deliver(&"us-east-1".parse().unwrap(), "main");
     deliver.changes("public", "a", Operation::Update, 7);
     deliver.latency(0.0007);
-    deliver.conflict("insert_exists", "halt", "public.a");
+    capture.read(-0.5);
+    capture.appended(0.003);
+    deliver.fetched(0.08);
+    deliver.applied(700.0);
+    for total in [1000, 1000, 1700] {
+        capture.sent(total);
+        deliver.received(total + 1);
+    }
+    metrics.conflict("insert_exists", "halt", "public.a");
     metrics.retry(Code::KafkaUnreachable);
     let mut queue = metrics.queue("capture");
     queue.fill(0.25);
@@ -66,6 +106,13 @@ fn meters_add_up_by_table_and_operation() {
         r#"replication_end_to_end_latency_seconds_bucket{from="us-east-1",stream="main",le="0.0005"} 0"#,
         r#"replication_end_to_end_latency_seconds_bucket{from="us-east-1",stream="main",le="0.001"} 1"#,
         r#"replication_end_to_end_latency_seconds_bucket{from="us-east-1",stream="main",le="900"} 1"#,
+        r#"replication_stage_latency_seconds_bucket{from="eu-west-1",stage="read",stream="main",le="0.0005"} 1"#,
+        r#"replication_stage_latency_seconds_sum{from="eu-west-1",stage="appended",stream="main"} 0.003"#,
+        r#"replication_stage_latency_seconds_sum{from="us-east-1",stage="fetched",stream="main"} 0.08"#,
+        r#"replication_stage_latency_seconds_bucket{from="us-east-1",stage="applied",stream="main",le="600"} 0"#,
+        r#"replication_stage_latency_seconds_bucket{from="us-east-1",stage="applied",stream="main",le="900"} 1"#,
+        "replication_bytes_sent_total 1700",
+        r#"replication_bytes_received_total{from="us-east-1",stream="main"} 1701"#,
         r#"replication_conflicts_total{conflict_type="insert_exists",entity_type="public.a",resolution="halt"} 1"#,
         r#"replication_retries_total{class="LF-KAFKA-UNREACHABLE"} 1"#,
         r#"replication_queue_fill_ratio{queue="capture"} 0.25"#,
@@ -78,7 +125,7 @@ fn meters_add_up_by_table_and_operation() {
 #[test]
 fn more_tables_than_can_be_named_are_still_counted() {
     let (_, metrics) = metrics();
-    let mut capture = metrics.capture();
+    let mut capture = metrics.capture(&"eu-west-1".parse().unwrap(), "main");
     for table in 0..1100 {
         capture.changes("s", &format!("t{table}"), Operation::Insert, 1);
         capture.changes("s", "t0", Operation::Insert, 1);
@@ -89,7 +136,7 @@ fn more_tables_than_can_be_named_are_still_counted() {
         .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
         .sum();
     assert_eq!(total, 2200);
-    assert!(metrics.text().contains(r#"table="(other)"} 100"#));
+    assert!(lines(&metrics).iter().any(|line| line.ends_with(r#"table="(other)"} 100"#)));
 }
 
 #[test]

@@ -45,6 +45,35 @@ pub enum Locator {
 /// How each shape's rows are found.
 pub type Locators = HashMap<Fingerprint, Locator>;
 
+/// How changes to a table are taken while a backfill fills it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joining {
+    /// Its rows are stale and its turn comes: no change counts.
+    Waiting,
+    /// It holds some of its rows, and those exactly. A change to a row that has not come passes; a row that
+    /// comes takes the place of what is there.
+    Copying,
+}
+
+/// The tables a backfill has begun and not ended, by name (`schema.table`).
+pub type JoiningTables = HashMap<String, Joining>;
+
+/// What is known of the target's tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables<'t> {
+    /// How each shape's rows are found.
+    pub locators: &'t Locators,
+    /// The tables that are not whole yet.
+    pub joining: &'t JoiningTables,
+}
+
+impl Tables<'_> {
+    fn joining(&self, shape: &Shape) -> Option<Joining> {
+        // Asked for with every change, and nearly always in vain.
+        if self.joining.is_empty() { None } else { self.joining.get(&shape.to_string()).copied() }
+    }
+}
+
 /// One statement's worth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action<'a> {
@@ -58,7 +87,8 @@ pub enum Action<'a> {
     },
 }
 
-/// Rows of one table that come, change or go alike. Must touch exactly `count` rows.
+/// Rows of one table that come, change or go alike. Must touch exactly `count` rows, or where it is not `exact`
+/// no more than that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows<'a> {
     /// The table's shape.
@@ -73,6 +103,8 @@ pub struct Rows<'a> {
     pub any_of_equal: bool,
     /// How many rows.
     pub count: usize,
+    /// Whether every row must be there: else it may still be to come.
+    pub exact: bool,
     /// Row by row: the cells of `set`, then those of `locate`.
     pub cells: Vec<&'a Cell>,
 }
@@ -105,45 +137,131 @@ pub struct Unlocatable {
 ///
 /// # Panics
 /// Where a shape has no locator: the caller looks at every table first.
+/// Where a change is a backfill's: it is applied alone.
 pub fn plan<'a>(
     changes: impl IntoIterator<Item = &'a Change>,
-    locators: &Locators,
+    tables: Tables<'_>,
 ) -> Result<Vec<Action<'a>>, Unlocatable> {
     let mut segment = Segment::default();
     let mut actions = Vec::new();
     for change in changes {
         if let Change::Truncate { .. } = change {
             segment.cut(&mut actions);
-            actions.push(each(change, &Locator::Nowhere)?);
+            actions.extend(each(change, tables)?);
             continue;
         }
-        let mut table = segment.table(change.shape(), locators);
+        let mut table = segment.table(change.shape(), tables);
+        match segment.tables[table].joining {
+            Some(Joining::Waiting) => continue,
+            Some(Joining::Copying) => {
+                segment.cut(&mut actions);
+                actions.extend(each(change, tables)?);
+                continue;
+            }
+            None => (),
+        }
         if segment.meets_other_shape(table) {
             segment.cut(&mut actions);
-            table = segment.table(change.shape(), locators);
+            table = segment.table(change.shape(), tables);
         }
         if !segment.fold(table, change) {
-            let locator = segment.tables[table].locator.clone();
             segment.cut(&mut actions);
-            actions.push(each(change, &locator)?);
+            actions.extend(each(change, tables)?);
         }
     }
     segment.cut(&mut actions);
     Ok(actions)
 }
 
-/// The action of one change alone.
+/// The actions of one change alone: one, none to a table whose turn has not come, or several to one that holds
+/// some of its rows.
 ///
 /// # Errors
 /// [`Unlocatable`] where the change does not say which row it means.
-pub fn each<'a>(change: &'a Change, locator: &Locator) -> Result<Action<'a>, Unlocatable> {
-    let lost = || Unlocatable { shape: change.shape().clone(), operation: change.operation() };
+///
+/// # Panics
+/// As [`plan`] does.
+pub fn each<'a>(change: &'a Change, tables: Tables<'_>) -> Result<Vec<Action<'a>>, Unlocatable> {
+    let shape = change.shape();
+    if let Change::Truncate { shapes, .. } = change {
+        return Ok(vec![Action::Truncate { shapes }]);
+    }
+    let locator = tables.locators.get(&shape.fingerprint()).expect("every shape was given a locator");
+    match tables.joining(shape) {
+        None => Ok(vec![Action::Rows(alone(change, locator)?)]),
+        Some(Joining::Waiting) => Ok(Vec::new()),
+        Some(Joining::Copying) => in_place(change, locator),
+    }
+}
+
+/// A change to a table that holds some of its rows.
+fn in_place<'a>(change: &'a Change, locator: &Locator) -> Result<Vec<Action<'a>>, Unlocatable> {
+    let columns: &[usize] = match locator {
+        Locator::Key(columns) | Locator::Columns(columns) => columns,
+        Locator::WholeRow | Locator::Nowhere => &[],
+    };
+    let shape = change.shape();
+    let gone = |row| all_gone(shape, columns, std::slice::from_ref(row));
+    let inexact = |rows: Rows<'a>| Action::Rows(Rows { exact: false, ..rows });
+    let come = |new| alone_of(shape, Operation::Insert, Some(new), None, locator).map(Action::Rows);
+    Ok(match change {
+        // Nothing tells its rows apart: no key, and so nothing to take away first.
+        change if columns.is_empty() => vec![inexact(alone(change, locator)?)],
+        Change::Insert { new, .. } if has_all(new, columns) => vec![gone(new), come(new)?],
+        Change::Update { old: Some(old), new, .. } if moves(Some(old), new, columns) => {
+            if new.0.iter().all(is_given) {
+                vec![gone(old), gone(new), come(new)?]
+            } else {
+                vec![gone(new), inexact(alone(change, locator)?)]
+            }
+        }
+        change => vec![inexact(alone(change, locator)?)],
+    })
+}
+
+/// Takes every row away that has the key of one of `rows`, where it is there. `rows` holds cells of all columns.
+pub fn all_gone<'a>(shape: &'a Arc<Shape>, key: &[usize], rows: &'a [Row]) -> Action<'a> {
+    Action::Rows(Rows {
+        shape,
+        operation: Operation::Delete,
+        set: Box::default(),
+        locate: key.into(),
+        any_of_equal: false,
+        count: rows.len(),
+        exact: false,
+        cells: rows.iter().flat_map(|row| key.iter().map(|&at| &row.0[at])).collect(),
+    })
+}
+
+/// Whether an update gives its row another key.
+fn moves(old: Option<&Row>, new: &Row, key: &[usize]) -> bool {
+    let Some(old) = key_row(old, Some(new), key) else { return false };
+    key.iter().any(|&at| is_given(&new.0[at]) && new.0[at] != old.0[at])
+}
+
+fn alone<'a>(change: &'a Change, locator: &Locator) -> Result<Rows<'a>, Unlocatable> {
     let (new, located) = match change {
-        Change::Truncate { shapes, .. } => return Ok(Action::Truncate { shapes }),
+        Change::Truncate { .. } | Change::Chunk { .. } | Change::Watermark { .. } => {
+            unreachable!("neither is of single rows")
+        }
         Change::Insert { new, .. } => (Some(new), None),
         Change::Update { old, new, .. } => (Some(new), Some((old.as_ref(), Some(new)))),
         Change::Delete { old, .. } => (None, Some((Some(old), None))),
     };
+    alone_of(change.shape(), change.operation(), new, located, locator)
+}
+
+/// The old and the new image that say which row is meant.
+type Images<'a> = (Option<&'a Row>, Option<&'a Row>);
+
+fn alone_of<'a>(
+    shape: &'a Arc<Shape>,
+    operation: Operation,
+    new: Option<&'a Row>,
+    located: Option<Images<'a>>,
+    locator: &Locator,
+) -> Result<Rows<'a>, Unlocatable> {
+    let lost = || Unlocatable { shape: shape.clone(), operation };
     let mut set: Vec<usize> = new.map_or_else(Vec::new, present);
     let mut cells: Vec<&Cell> = set.iter().filter_map(|&at| new.map(|row| &row.0[at])).collect();
     let mut locate = Box::default();
@@ -174,15 +292,16 @@ pub fn each<'a>(change: &'a Change, locator: &Locator) -> Result<Action<'a>, Unl
         }
         cells.extend(locate.iter().map(|&at| &row.0[at]));
     }
-    Ok(Action::Rows(Rows {
-        shape: change.shape(),
-        operation: change.operation(),
+    Ok(Rows {
+        shape,
+        operation,
         set: set.into_boxed_slice(),
         any_of_equal: *locator == Locator::WholeRow && !locate.is_empty(),
         locate,
         count: 1,
+        exact: true,
         cells,
-    }))
+    })
 }
 
 fn is_given(cell: &Cell) -> bool {
@@ -213,12 +332,13 @@ struct Segment<'a> {
     by_name: HashMap<(&'a str, &'a str), usize>,
     entries: Vec<Entry<'a>>,
     /// The last entry of each row.
-    rows: HashMap<(usize, Vec<u8>), usize>,
+    rows: HashMap<(usize, Key<'a>), usize>,
 }
 
 struct Table<'a> {
     shape: &'a Arc<Shape>,
     locator: Locator,
+    joining: Option<Joining>,
 }
 
 struct Entry<'a> {
@@ -253,7 +373,7 @@ impl<'a> Content<'a> {
 }
 
 impl<'a> Segment<'a> {
-    fn table(&mut self, shape: &'a Arc<Shape>, locators: &Locators) -> usize {
+    fn table(&mut self, shape: &'a Arc<Shape>, of: Tables<'_>) -> usize {
         let address = Arc::as_ptr(shape) as usize;
         if let Some(&table) = self.by_address.get(&address) {
             return table;
@@ -261,8 +381,8 @@ impl<'a> Segment<'a> {
         let fingerprint = shape.fingerprint();
         let tables = &mut self.tables;
         let table = *self.by_fingerprint.entry(fingerprint).or_insert_with(|| {
-            let locator = locators.get(&fingerprint).expect("every shape was given a locator").clone();
-            tables.push(Table { shape, locator });
+            let locator = of.locators.get(&fingerprint).expect("every shape was given a locator").clone();
+            tables.push(Table { shape, locator, joining: of.joining(shape) });
             tables.len() - 1
         });
         self.by_address.insert(address, table);
@@ -291,15 +411,13 @@ impl<'a> Segment<'a> {
             Change::Insert { new, .. } => (has_all(new, columns).then_some(new), new),
             Change::Update { old, new, .. } => {
                 let key = key_row(old.as_ref(), Some(new), columns);
-                let moves =
-                    |key: &Row| columns.iter().any(|&at| is_given(&new.0[at]) && new.0[at] != key.0[at]);
-                (key.filter(|key| !moves(key)), new)
+                (key.filter(|_| !moves(old.as_ref(), new, columns)), new)
             }
             Change::Delete { old, .. } => (has_all(old, columns).then_some(old), old),
-            Change::Truncate { .. } => return false,
+            Change::Truncate { .. } | Change::Chunk { .. } | Change::Watermark { .. } => return false,
         };
         let Some(key) = key else { return false };
-        let name = (table, key_text(key, columns));
+        let name = (table, key_of(key, columns));
         let operation = change.operation();
         let Some(&last) = self.rows.get(&name) else {
             let at = self.push(table, 0, operation, content, key);
@@ -322,7 +440,8 @@ impl<'a> Segment<'a> {
                 let at = self.push(table, level + 1, operation, content, key);
                 self.rows.insert(name, at);
             }
-            (Operation::Truncate, _) | (_, Operation::Truncate) => return false,
+            (Operation::Truncate | Operation::Copy | Operation::Watermark, _)
+            | (_, Operation::Truncate | Operation::Copy | Operation::Watermark) => return false,
         }
         true
     }
@@ -368,26 +487,23 @@ fn append<'a>(
     let operation = entry.operation;
     let key = if let Locator::Key(columns) = &table.locator { columns } else { keyless };
     let locate = if operation == Operation::Insert { keyless } else { key };
-    let width = table.shape.columns.len();
-    let mut set: Vec<usize> = match operation {
-        Operation::Delete => Vec::new(),
-        _ => (0..width).filter(|&at| is_given(entry.content.cell(at))).collect(),
+    let given = |at: &usize| {
+        let finds = operation == Operation::Update && key.contains(at);
+        !finds && is_given(entry.content.cell(*at))
     };
-    if operation == Operation::Update {
-        set.retain(|at| !key.contains(at));
-        if set.is_empty() {
-            set.push(key[0]);
-        }
-    }
+    let width = if operation == Operation::Delete { 0 } else { table.shape.columns.len() };
+    // An update of nothing but its key writes it as it is.
+    let idle = operation == Operation::Update && !(0..width).any(|at| given(&at));
+    let set = || (0..width).filter(given).chain(key.first().copied().filter(|_| idle));
     let cell = |at: usize| {
         // A key is never moved here: where the later image does not repeat it, it is the key.
         let cell = entry.content.cell(at);
         if is_given(cell) { cell } else { &entry.key.0[at] }
     };
-    let cells = set.iter().map(|&at| cell(at)).chain(locate.iter().map(|&at| &entry.key.0[at]));
+    let cells = set().map(cell).chain(locate.iter().map(|&at| &entry.key.0[at]));
     for action in &mut actions[begun..] {
         if let Action::Rows(rows) = action
-            && *rows.set == *set
+            && rows.set.iter().copied().eq(set())
         {
             rows.cells.extend(cells);
             rows.count += 1;
@@ -398,17 +514,31 @@ fn append<'a>(
     Err(Rows {
         shape: table.shape,
         operation,
-        set: set.into_boxed_slice(),
+        set: set().collect(),
         locate: locate.into(),
         any_of_equal: false,
         count: 1,
+        exact: true,
         cells,
     })
 }
 
-/// A key as bytes that are equal exactly where its cells are.
-fn key_text(row: &Row, columns: &[usize]) -> Vec<u8> {
-    let mut text = Vec::with_capacity(16);
+/// A row's key: equal exactly where its cells are, within one table.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Key<'a> {
+    /// The only column's value, where it lies.
+    One(&'a [u8]),
+    /// Several columns' values, each behind its length, or one without a value.
+    Several(Vec<u8>),
+}
+
+fn key_of<'a>(row: &'a Row, columns: &[usize]) -> Key<'a> {
+    if let &[at] = columns
+        && let Cell::Value(value) = &row.0[at]
+    {
+        return Key::One(value);
+    }
+    let mut text = Vec::with_capacity(16 * columns.len());
     for &at in columns {
         match &row.0[at] {
             Cell::Value(value) => {
@@ -418,5 +548,5 @@ fn key_text(row: &Row, columns: &[usize]) -> Vec<u8> {
             _ => text.extend_from_slice(&0u64.to_be_bytes()),
         }
     }
-    text
+    Key::Several(text)
 }

@@ -1,7 +1,7 @@
 //! Tables of small histories, and random ones: what a plan does to a map of rows is what its changes
 //! do one by one, and what would stop them stops it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -26,6 +26,12 @@ fn keyed() -> Arc<Shape> {
 
 fn locators(shapes: &[(&Arc<Shape>, Locator)]) -> Locators {
     shapes.iter().map(|(shape, locator)| (shape.fingerprint(), locator.clone())).collect()
+}
+
+/// Tables that no backfill has begun with.
+fn whole(locators: &Locators) -> Tables<'_> {
+    static NONE: LazyLock<JoiningTables> = LazyLock::new(JoiningTables::new);
+    Tables { locators, joining: &NONE }
 }
 
 fn by_id() -> Locator {
@@ -126,7 +132,7 @@ fn changes_fold_as_far_as_a_divergence_still_shows() {
     ];
     for (changes, expected) in cases {
         let changes: Vec<Change> = changes.iter().map(|text| change(&shape, text)).collect();
-        let actions = plan(&changes, &locators).unwrap();
+        let actions = plan(&changes, whole(&locators)).unwrap();
         assert_eq!(actions.iter().map(describe).collect::<Vec<_>>(), *expected, "{changes:?}");
     }
 }
@@ -144,7 +150,7 @@ fn tables_without_a_key_go_change_by_change() {
         full("a 0"),
     ];
     let locators = locators(&[(&shape, Locator::WholeRow), (&other, by_id())]);
-    let actions = plan(&changes, &locators).unwrap();
+    let actions = plan(&changes, whole(&locators)).unwrap();
     let expected = [
         "insert log[01/] a,b a,b",
         "insert t[012/] 1,a,b",
@@ -154,7 +160,7 @@ fn tables_without_a_key_go_change_by_change() {
     ];
     assert_eq!(actions.iter().map(describe).collect::<Vec<_>>(), expected);
     let nowhere = self::locators(&[(&shape, Locator::Nowhere), (&other, by_id())]);
-    let lost = plan(&changes, &nowhere).unwrap_err();
+    let lost = plan(&changes, whole(&nowhere)).unwrap_err();
     assert_eq!((lost.shape, lost.operation), (shape, Operation::Delete));
 }
 
@@ -163,7 +169,7 @@ fn a_table_whose_shape_changes_keeps_its_order() {
     let (before, after) = (keyed(), shape("t", &[("id", true), ("a", false)]));
     let locators = locators(&[(&before, by_id()), (&after, by_id())]);
     let changes = [change(&before, "+1 a b"), change(&after, "-1"), change(&before, "+1 c d")];
-    let actions = plan(&changes, &locators).unwrap();
+    let actions = plan(&changes, whole(&locators)).unwrap();
     let expected = ["insert t[012/] 1,a,b", "delete t[/0] 1", "insert t[012/] 1,c,d"];
     assert_eq!(actions.iter().map(describe).collect::<Vec<_>>(), expected);
 }
@@ -173,7 +179,7 @@ fn equal_keys_of_several_columns_are_told_apart() {
     let shape = shape("t", &[("k", true), ("l", true)]);
     let locators = locators(&[(&shape, Locator::Key([0, 1].into()))]);
     let changes = [change(&shape, "+ab c"), change(&shape, "+a bc"), change(&shape, "+a 0")];
-    assert_eq!(plan(&changes, &locators).unwrap().len(), 1, "three rows, one statement");
+    assert_eq!(plan(&changes, whole(&locators)).unwrap().len(), 1, "three rows, one statement");
 }
 
 type Map = BTreeMap<String, Vec<String>>;
@@ -243,13 +249,13 @@ fn random_histories_end_as_they_do_one_by_one() {
                 (true, _) => format!("={key} {a} {b}"),
             };
             let change = change(&shape, &text);
-            execute(&mut rows, &each(&change, &by_id()).unwrap());
+            execute(&mut rows, &each(&change, whole(&locators)).unwrap()[0]);
             changes.push(change);
         }
-        let one_by_one: Vec<_> = changes.iter().map(|it| each(it, &by_id()).unwrap()).collect();
+        let one_by_one: Vec<_> = changes.iter().flat_map(|it| each(it, whole(&locators)).unwrap()).collect();
         let (mut expected, mut actual) = (start.clone(), start);
         let fits = goes_through(&mut expected, &one_by_one);
-        let planned = plan(&changes, &locators).unwrap();
+        let planned = plan(&changes, whole(&locators)).unwrap();
         assert_eq!(goes_through(&mut actual, &planned), fits, "seed {seed}: {changes:?}");
         if fits {
             good += 1;

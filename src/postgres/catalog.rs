@@ -5,6 +5,8 @@
 //! say what is missing instead of failing on it. Columns that came with a later version are read
 //! through `to_jsonb`, and are unknown before it.
 
+use std::time::Duration;
+
 use tokio_postgres::{Client, Row};
 
 use super::fault_of;
@@ -45,6 +47,14 @@ pub struct ServerFacts {
     pub origins_used: i64,
     /// `max_slot_wal_keep_size` in bytes; none where it is unlimited.
     pub slot_keep_bytes: Option<i64>,
+    /// `wal_sender_timeout`; none where it is off.
+    pub sender_timeout: Option<Duration>,
+    /// Where the server keeps its files, where the role may know.
+    pub data_directory: Option<String>,
+    /// Where its log ends, as a count of bytes.
+    pub wal_bytes: i64,
+    /// The server's clock, in microseconds since 1970.
+    pub clock: i64,
     /// The database we are connected to.
     pub database: String,
 }
@@ -68,7 +78,11 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
         origins_max: row.get(9),
         origins_used: row.get(10),
         slot_keep_bytes: row.get(11),
-        database: row.get(12),
+        sender_timeout: row.get::<_, Option<i64>>(12).map(|it| Duration::from_millis(it.unsigned_abs())),
+        data_directory: row.get(13),
+        wal_bytes: row.get(14),
+        clock: row.get(15),
+        database: row.get(16),
     })
 }
 
@@ -87,6 +101,11 @@ const SERVER_FACTS: &str = "
            (SELECT count(*) FROM pg_replication_origin),
            (SELECT CASE WHEN setting::int8 < 0 THEN NULL ELSE setting::int8 * 1048576 END
               FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+           (SELECT nullif(setting::int8, 0) FROM pg_settings WHERE name = 'wal_sender_timeout'),
+           (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+           (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
+                 ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::int8,
+           (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
            current_database()::text";
 
 /// What our role may do.

@@ -20,11 +20,24 @@ pub struct Duties {
     pub sink: bool,
 }
 
+/// A kind of privilege.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// To read the log.
+    Replication,
+    /// To switch the target's own triggers off for a session.
+    SessionReplicationRole,
+    /// To work under a replication origin.
+    OriginFunctions,
+    /// To keep tables of our own.
+    Schema,
+}
+
 /// A privilege that is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
-    /// A stable name for its kind, as a finding of `check` bears it.
-    pub id: &'static str,
+    /// Its kind.
+    pub privilege: Privilege,
     /// What the role may not do.
     pub evidence: String,
     /// Statements for a superuser, each ended by a semicolon.
@@ -34,11 +47,11 @@ pub struct Lack {
 /// What the role lacks for its duties, tables aside.
 pub fn lacking(role: &RolePrivileges, duties: Duties) -> Vec<Lack> {
     let mut lacks = Vec::new();
-    let mut lack = |id, evidence, sql| lacks.push(Lack { id, evidence, sql });
+    let mut lack = |privilege, evidence, sql| lacks.push(Lack { privilege, evidence, sql });
     let name = quoted(&role.role);
     if duties.source && !role.replication {
         lack(
-            "role-replication",
+            Privilege::Replication,
             format!(
                 "the role {} may not read the log (on Amazon RDS: GRANT rds_replication TO {name})",
                 role.role
@@ -48,7 +61,7 @@ pub fn lacking(role: &RolePrivileges, duties: Duties) -> Vec<Lack> {
     }
     if duties.sink && !role.set_replication_role {
         lack(
-            "role-session-replication-role",
+            Privilege::SessionReplicationRole,
             format!("the role {} may not set session_replication_role: triggers would fire twice", role.role),
             format!("GRANT SET ON PARAMETER session_replication_role TO {name};"),
         );
@@ -59,19 +72,19 @@ pub fn lacking(role: &RolePrivileges, duties: Duties) -> Vec<Lack> {
             .map(|function| format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {name};"))
             .collect();
         lack(
-            "role-origin-functions",
+            Privilege::OriginFunctions,
             format!("the role {} may not execute {}", role.role, role.origin_functions_missing.join(", ")),
             grants.join("\n"),
         );
     }
     match &role.schema_owner {
         Some(owner) if !role.schema_usable => lack(
-            "schema",
+            Privilege::Schema,
             format!("the schema {SCHEMA} belongs to {owner}, the role {} may not create in it", role.role),
             format!("GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {name};"),
         ),
         None if !role.create_on_database => lack(
-            "schema",
+            Privilege::Schema,
             format!(
                 "there is no schema {SCHEMA}, and the role {} may not create one in the database {}",
                 role.role, role.database
@@ -182,10 +195,10 @@ pub(crate) mod tests {
             assert_eq!((sql, lacks.len()), (expected, usize::from(expected.is_some())), "{role:?}");
         }
         let poor = RolePrivileges { replication: false, set_replication_role: false, ..role() };
-        assert_eq!(lacking(&poor, Duties { source: true, sink: false })[0].id, "role-replication");
+        assert_eq!(lacking(&poor, Duties { source: true, sink: false })[0].privilege, Privilege::Replication);
         assert_eq!(
-            lacking(&poor, Duties { source: false, sink: true })[0].id,
-            "role-session-replication-role"
+            lacking(&poor, Duties { source: false, sink: true })[0].privilege,
+            Privilege::SessionReplicationRole
         );
     }
 

@@ -3,10 +3,13 @@
 
 pub mod catalog;
 mod connect;
+mod digest;
 pub mod grants;
 pub mod own;
 pub mod pgoutput;
 mod replication;
+pub mod tables;
 
 pub use connect::{Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, wire_fault};
+pub use digest::Digest;
 pub use replication::{Frame, Replication};

@@ -46,7 +46,7 @@ use tokio::{
 };
 
 use super::{Address, OUTPUT_SETTINGS};
-use crate::{clock, lsn::Lsn, names::literal};
+use crate::{clock, lsn::Lsn, names::literal, pace::Pace};
 
 /// How often the server hears from us at least. Well below the least `wal_sender_timeout` in use.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
@@ -60,10 +60,15 @@ const GULP: usize = 256 << 10;
 const SIP: usize = 16 << 10;
 /// Gulps that may wait for whoever asks. With the one being read and the one being cut, a megabyte.
 const GULPS: usize = 2;
-/// Bytes a second below which a stream is calm: some two thousand small transactions.
-const CALM: f64 = 500e3;
+/// Bytes a second below which a stream is calm: some thousand small transactions.
+const CALM: f64 = 200e3;
+/// What a rate is taken over: long enough that one transaction is not a stream.
+const PACE_INTERVAL: Duration = Duration::from_millis(20);
 /// How many bytes a nap should gather; measured: below it, waking up costs more than the work.
 const HANDFUL: f64 = 256e3;
+/// The shortest nap: from where a stream is hot each wake-up should bring two changes at least, all along the
+/// way to the target.
+const NAP_MIN: Duration = Duration::from_millis(2);
 /// The longest nap. What a hot stream's change may wait for company.
 const NAP_MAX: Duration = Duration::from_millis(10);
 /// A message longer than this is no message: Postgres's own limit for one.
@@ -254,9 +259,10 @@ async fn read(
 }
 
 async fn gulps(mut reader: ReadHalf<MaybeTlsStream>, put: &mpsc::Sender<Result<BytesMut>>) {
-    let mut pace = Pace::new();
+    let mut pace = Pace::new(PACE_INTERVAL, Instant::now());
+    let mut rest = Duration::ZERO;
     loop {
-        let room = if pace.is_calm() { SIP } else { GULP };
+        let room = if rest.is_zero() { SIP } else { GULP };
         let mut gulp = BytesMut::with_capacity(room);
         let brought = match reader.read_buf(&mut gulp).await {
             Ok(0) => return,
@@ -266,43 +272,25 @@ async fn gulps(mut reader: ReadHalf<MaybeTlsStream>, put: &mpsc::Sender<Result<B
         if put.send(Ok(gulp)).await.is_err() {
             return;
         }
-        let nap = pace.after(brought, Instant::now());
+        if let Some(rate) = pace.note(brought as u64, Instant::now()) {
+            rest = nap(rate);
+        }
         // A full gulp was not all there was.
-        if brought < room && !nap.is_zero() {
+        if brought < room && !rest.is_zero() {
             // The thread, not the task: asleep in the reactor it would be woken by each message.
-            std::thread::sleep(nap);
+            std::thread::sleep(rest);
         }
     }
 }
 
-/// How fast bytes come, and how long to let them gather.
-struct Pace {
-    bytes_per_second: f64,
-    since: Instant,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { bytes_per_second: 0.0, since: Instant::now() }
+/// How long to let a stream of so many bytes a second gather before the next read.
+fn nap(bytes_per_second: f64) -> Duration {
+    if bytes_per_second < CALM {
+        return Duration::ZERO;
     }
-
-    fn is_calm(&self) -> bool {
-        self.bytes_per_second < CALM
-    }
-
-    /// Notes what a read brought; returns how long to wait before the next.
-    fn after(&mut self, brought: usize, now: Instant) -> Duration {
-        let seconds = (now - self.since).as_secs_f64().max(1e-6);
-        self.since = now;
-        // Half of it is news: one burst is not a stream, and a pause ends one.
-        self.bytes_per_second = f64::midpoint(self.bytes_per_second, brought as f64 / seconds);
-        if self.is_calm() {
-            return Duration::ZERO;
-        }
-        // The hotter the stream, the longer; the longest from where it would gather a handful.
-        let hottest = HANDFUL / NAP_MAX.as_secs_f64();
-        NAP_MAX.mul_f64((self.bytes_per_second / hottest).min(1.0))
-    }
+    // The hotter the stream, the longer; the longest from where it would gather a handful.
+    let hottest = HANDFUL / NAP_MAX.as_secs_f64();
+    NAP_MAX.mul_f64((bytes_per_second / hottest).min(1.0)).max(NAP_MIN)
 }
 
 async fn start(request: &Request) -> Result<MaybeTlsStream> {

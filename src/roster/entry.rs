@@ -1,8 +1,11 @@
 //! What one road writes on the board: its state, and its figures.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{
+    Mutex, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
-use super::Figure;
+use super::{Figure, History, Tally};
 use crate::{
     clock,
     fault::{Code, Fault},
@@ -95,16 +98,39 @@ impl State {
     }
 }
 
-/// A state, and since when a road has been in it.
+/// What went wrong last, though it may be over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// Its code.
+    pub code: Code,
+    /// What was being done and what stood in the way.
+    pub message: String,
+    /// When it was met; of one that was met again and again, the last time.
+    pub at: Micros,
+}
+
+/// A state, since when a road has been in it, and what it has carried.
 #[derive(Debug)]
 pub struct StateEntry {
     road: String,
     now: Mutex<(State, Micros)>,
+    /// The last fault.
+    pub last_error: Figure<LastError>,
+    /// Changes carried since the daemon began.
+    pub changes: Tally,
+    /// How it stood in the last minutes.
+    pub history: History,
 }
 
 impl StateEntry {
     fn new(road: String) -> Self {
-        Self { road, now: Mutex::new((State::Starting, clock::now())) }
+        Self {
+            road,
+            now: Mutex::new((State::Starting, clock::now())),
+            last_error: Figure::default(),
+            changes: Tally::default(),
+            history: History::default(),
+        }
     }
 
     /// Changes the state. A transition is logged here and nowhere else; another attempt at what
@@ -125,7 +151,11 @@ impl StateEntry {
                 tracing::error!(road, %code, next = remedy, "halted: {message}");
             }
         }
-        let since = if moved { clock::now() } else { now.1 };
+        let at = clock::now();
+        if let State::Retrying { code, fault: message, .. } | State::Halted { code, message, .. } = &state {
+            self.last_error.set(LastError { code: *code, message: message.clone(), at });
+        }
+        let since = if moved { at } else { now.1 };
         *now = (state, since);
     }
 
@@ -167,6 +197,10 @@ pub struct SourceEntry {
     pub acked: Figure<Sequence>,
     /// How full the queue to Kafka is, 0 to 1.
     pub queue_fill: Figure<f64>,
+    /// How long the last transaction took from its commit until it was read.
+    pub read_seconds: Figure<f64>,
+    /// How long it then took until Kafka had acknowledged it.
+    pub buffer_seconds: Figure<f64>,
     /// When a record was last acknowledged.
     pub last_append: Figure<Micros>,
     /// What a person should know though nothing has stopped: tables in scope that are not published.
@@ -187,6 +221,8 @@ impl SourceEntry {
             appended: Figure::default(),
             acked: Figure::default(),
             queue_fill: Figure::default(),
+            read_seconds: Figure::default(),
+            buffer_seconds: Figure::default(),
             last_append: Figure::default(),
             warnings: Figure::default(),
         }
@@ -216,6 +252,10 @@ impl std::ops::Deref for SourceEntry {
     }
 }
 
+/// A region that was filled is one that readers may see once no link of it lags more than this: as fresh as it will be
+/// under load, whatever the line's latency.
+const JOINED_LAG_SECONDS: f64 = 10.0;
+
 /// A link's place on the board.
 #[derive(Debug)]
 pub struct LinkEntry {
@@ -228,8 +268,22 @@ pub struct LinkEntry {
     pub position: Figure<String>,
     /// The last heartbeat that was applied.
     pub heartbeat: Figure<Heartbeat>,
-    /// How long until retention deletes the first record this link still needs.
+    /// How old a heartbeat was at most when the next was applied, since somebody last asked.
+    worst_lag_seconds: Figure<f64>,
+    /// How long that heartbeat took until its log had it: through the source's database and daemon.
+    pub source_seconds: Figure<f64>,
+    /// How long it then took until it was read here: over the line. On two clocks, corrected as
+    /// [`LinkEntry::lag_seconds`] is.
+    pub line_seconds: Figure<f64>,
+    /// How long it then took until it was applied and flushed.
+    pub apply_seconds: Figure<f64>,
+    /// How long, at the last look at the log, until retention deletes the first record this link still
+    /// needs.
     pub headroom_seconds: Figure<f64>,
+    /// When that look was.
+    pub headroom_looked: Figure<Micros>,
+    /// How long the topic keeps a record: what the head-room is of a link that keeps up.
+    pub retention_seconds: Figure<f64>,
     /// How far the source's clock goes ahead of ours, in seconds: from heartbeats that came back. Unknown
     /// on a one-way link.
     pub clock_offset_seconds: Figure<f64>,
@@ -239,6 +293,10 @@ pub struct LinkEntry {
     pub offset_lag: Figure<u64>,
     /// Whether a transaction larger than memory is open in the target.
     pub transaction_open: Figure<bool>,
+    /// Tables that a backfill is filling and has not ended.
+    filling: Figure<usize>,
+    /// A backfill has filled tables, and the link has not caught up since.
+    catching_up: AtomicBool,
     /// What the link waits for: who holds the lock, which setting forbids.
     pub blocked_by: Figure<String>,
 }
@@ -252,11 +310,19 @@ impl LinkEntry {
             applied: Figure::default(),
             position: Figure::default(),
             heartbeat: Figure::default(),
+            worst_lag_seconds: Figure::default(),
+            source_seconds: Figure::default(),
+            line_seconds: Figure::default(),
+            apply_seconds: Figure::default(),
             headroom_seconds: Figure::default(),
+            headroom_looked: Figure::default(),
+            retention_seconds: Figure::default(),
             clock_offset_seconds: Figure::default(),
             end_offset: Figure::default(),
             offset_lag: Figure::default(),
             transaction_open: Figure::default(),
+            filling: Figure::default(),
+            catching_up: AtomicBool::new(false),
             blocked_by: Figure::default(),
         }
     }
@@ -271,12 +337,73 @@ impl LinkEntry {
         &self.stream
     }
 
+    /// A heartbeat was applied and flushed, `now`.
+    pub fn beat(&self, beat: Heartbeat, now: Micros) {
+        if let Some(lag) = self.lag_seconds(now) {
+            let worst = self.worst_lag_seconds.get().map_or(lag, |worst| worst.max(lag));
+            self.worst_lag_seconds.set(worst);
+        }
+        let offset = self.clock_offset_seconds.get().unwrap_or(0.0);
+        if let Some(appended) = beat.appended {
+            self.source_seconds.set(appended.seconds_since(beat.sent).max(0.0));
+            self.line_seconds.set((beat.arrived.seconds_since(appended) + offset).max(0.0));
+        }
+        self.apply_seconds.set(now.seconds_since(beat.arrived).max(0.0));
+        self.heartbeat.set(beat);
+        self.see_whether_joined(now);
+    }
+
+    /// The most the lag has been since this was last asked: between two heartbeats it rises by the time
+    /// between them, and whoever looks once a second would else see any part of that, or always the same.
+    pub fn take_worst_lag(&self, now: Micros) -> Option<f64> {
+        let worst = self.worst_lag_seconds.get();
+        self.worst_lag_seconds.forget();
+        let lag = self.lag_seconds(now);
+        if worst > lag { worst } else { lag }
+    }
+
+    /// So many tables are being filled by a backfill, `now`.
+    pub fn fill(&self, tables: usize, now: Micros) {
+        self.filling.set(tables);
+        if tables > 0 {
+            self.catching_up.store(true, Ordering::Relaxed);
+        } else {
+            self.see_whether_joined(now);
+        }
+    }
+
+    fn see_whether_joined(&self, now: Micros) {
+        let close = self.lag_seconds(now).is_some_and(|lag| lag <= JOINED_LAG_SECONDS);
+        if close && self.filling.get() == Some(0) {
+            self.catching_up.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Why the region is none that readers may see yet: a backfill has begun tables here and not ended them, or it has and
+    /// what was written meanwhile is still to come. The latter is not kept beyond the process.
+    pub fn joining(&self) -> Option<String> {
+        match self.filling.get() {
+            Some(tables) if tables > 0 => Some(format!("a backfill has {tables} tables still to fill")),
+            _ if self.catching_up.load(Ordering::Relaxed) => Some(format!(
+                "a backfill has filled its tables; what was written meanwhile comes, to within {JOINED_LAG_SECONDS} s"
+            )),
+            _ => None,
+        }
+    }
+
     /// How old the last applied heartbeat is: what the target shows is at least as new as the source
     /// was then. None before the first. Its time is on the source's clock: corrected by the offset
     /// between the two where heartbeats come back, else taken as it is; never negative.
     pub fn lag_seconds(&self, now: Micros) -> Option<f64> {
         let offset = self.clock_offset_seconds.get().unwrap_or(0.0);
         self.heartbeat.get().map(|beat| (now.seconds_since(beat.sent) + offset).max(0.0))
+    }
+
+    /// How long until retention deletes the first record this link still needs. Over a cut line nobody
+    /// can look, and retention goes on all the same: what the last look left has aged since then.
+    pub fn headroom_seconds_at(&self, now: Micros) -> Option<f64> {
+        let aged = self.headroom_looked.get().map_or(0.0, |looked| now.seconds_since(looked).max(0.0));
+        self.headroom_seconds.get().map(|left| left - aged)
     }
 }
 

@@ -5,14 +5,16 @@
 
 mod entry;
 mod figure;
+mod history;
 
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
-pub use entry::{LinkEntry, SourceEntry, State, StateEntry};
-pub use figure::Figure;
+pub use entry::{LastError, LinkEntry, SourceEntry, State, StateEntry};
+pub use figure::{Figure, Tally};
+pub use history::{HISTORY_SECONDS, History, Sample};
 
 use crate::{fault::Fault, region::Region};
 
@@ -21,6 +23,8 @@ use crate::{fault::Fault, region::Region};
 pub enum Mode {
     /// They may, as far as this daemon is concerned.
     Active,
+    /// A backfill is filling this region: it does not hold all its rows yet.
+    Joining,
     /// The daemon was told to end, or its own database does not answer.
     Draining,
 }
@@ -30,6 +34,7 @@ impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
+            Self::Joining => "joining",
             Self::Draining => "draining",
         }
     }
@@ -112,10 +117,17 @@ impl Roster {
         }
     }
 
-    /// Draining from [`Roster::set_draining`] on, and while the database does not answer.
+    /// Draining from [`Roster::set_draining`] on, and while the database does not answer; joining while a backfill has
+    /// begun tables and not ended them, or has and left the link behind.
     pub fn mode(&self) -> Mode {
         let well = *self.database.lock().unwrap_or_else(PoisonError::into_inner) == DatabaseHealth::Healthy;
-        if well && !self.is_ending() { Mode::Active } else { Mode::Draining }
+        if !well || self.is_ending() {
+            Mode::Draining
+        } else if self.links().iter().any(|link| link.joining().is_some()) {
+            Mode::Joining
+        } else {
+            Mode::Active
+        }
     }
 
     /// The daemon was told to end. There is no way back.
@@ -173,6 +185,17 @@ mod tests {
         assert_eq!(roster.mode(), Mode::Draining);
         assert_eq!(roster.database(), DatabaseHealth::Unhealthy("refused".into()));
         roster.database_healthy(true, "");
+        let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+        link.fill(2, Micros(0));
+        assert_eq!(roster.mode(), Mode::Joining);
+        link.fill(0, Micros(0));
+        assert_eq!(roster.mode(), Mode::Joining);
+        let at = |seconds: i64| Micros(seconds * 1_000_000);
+        let beat = |sent| Heartbeat { sent: at(sent), appended: None, arrived: at(sent) };
+        link.beat(beat(100), at(111));
+        assert_eq!(roster.mode(), Mode::Joining);
+        link.beat(beat(110), at(112));
+        assert_eq!(roster.mode(), Mode::Active);
         roster.set_draining();
         assert_eq!(roster.mode(), Mode::Draining);
     }
@@ -192,7 +215,7 @@ mod tests {
     fn lag_is_unknown_before_the_first_heartbeat_and_grows_while_none_is_applied() {
         let link = roster().link(&"us-east-1".parse().unwrap(), "main");
         assert_eq!(link.lag_seconds(Micros(9_000_000)), None);
-        link.heartbeat.set(Heartbeat { sent: Micros(1_000_000), arrived: Micros(1_100_000) });
+        link.heartbeat.set(Heartbeat { sent: Micros(1_000_000), appended: None, arrived: Micros(1_100_000) });
         assert_eq!(link.lag_seconds(Micros(1_500_000)), Some(0.5));
         assert_eq!(link.lag_seconds(Micros(9_000_000)), Some(8.0));
         assert_eq!(link.lag_seconds(Micros(500_000)), Some(0.0), "a clock behind ours is no negative lag");

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    change::{Cell, Change, Operation, Row, Shape},
+    change::{Cell, Change, Row, Shape},
     fault::{Code, Fault},
     position::Position,
 };
@@ -89,7 +89,9 @@ pub fn key_of(change: &Change) -> String {
         Change::Insert { new, .. } => new,
         Change::Update { old, new, .. } => old.as_ref().unwrap_or(new),
         Change::Delete { old, .. } => old,
-        Change::Truncate { .. } => return Operation::Truncate.as_str().to_owned(),
+        Change::Truncate { .. } | Change::Chunk { .. } | Change::Watermark { .. } => {
+            return change.operation().as_str().to_owned();
+        }
     };
     describe(change.shape(), row)
 }

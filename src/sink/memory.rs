@@ -5,16 +5,23 @@
 //! its replica identity, under `FULL` by all of them (and may be there several times).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use super::{Applied, Batch, Claim, Conflict, ConflictKind, Sink};
+use bytes::Bytes;
+
+use super::{
+    Applied, Batch, Claim, Comparison, Conflict, ConflictKind, Inspected, Inspector, Sink, Verification,
+};
 use crate::{
-    change::{Cell, Change, Fingerprint, Row, Shape},
+    change::{Cell, Change, Fingerprint, Mark, Row, Shape, copy_text},
     fault::{Code, Fault, Result},
+    plan::Joining,
     position::{ApplyEpoch, Sequence},
     progress::Progress,
+    stamp::Micros,
+    verify::{About, Answer, Found, Settled, TableName},
 };
 
 type Key = Vec<KeyCell>;
@@ -36,6 +43,8 @@ struct State {
     shapes: BTreeMap<Fingerprint, Arc<Shape>>,
     conflicts: Vec<Conflict>,
     transactions: u64,
+    /// Tables a backfill has begun and not ended.
+    joining: BTreeMap<String, Joining>,
 }
 
 impl MemoryTarget {
@@ -91,8 +100,13 @@ pub struct MemorySink {
     open: Option<Before>,
 }
 
-/// What to put back: the rows under a key before a transaction touched it, latest last.
-type Before = Vec<(String, Key, Vec<Row>)>;
+/// What to put back.
+#[derive(Debug, Default)]
+struct Before {
+    /// The rows under a key before a transaction touched it, latest last.
+    rows: Vec<(String, Key, Vec<Row>)>,
+    joining: BTreeMap<String, Joining>,
+}
 
 impl MemorySink {
     /// A sink that holds nothing yet.
@@ -123,7 +137,8 @@ impl MemorySink {
             if step.frame.first != self.open.is_none() {
                 return Err(Fault::new(Code::Internal, "a slice does not follow the one before"));
             }
-            let before = self.open.get_or_insert_default();
+            let joining = || Before { joining: state.joining.clone(), ..Before::default() };
+            let before = self.open.get_or_insert_with(joining);
             for ordered in &step.frame.changes {
                 if let Err(kind) = apply(&mut state, before, &ordered.change) {
                     let position = step.frame.head.position;
@@ -142,7 +157,7 @@ impl MemorySink {
             commit(&mut state, batch, batch.through, true);
         }
         let at = state.progress.as_ref().map_or(Sequence(0), |progress| progress.through.sequence);
-        Ok(Applied { flushed: at, redone: false })
+        Ok(Applied { flushed: at, redone: false, joining: state.joining.len() })
     }
 }
 
@@ -159,7 +174,8 @@ fn commit(state: &mut State, batch: &Batch, through: crate::progress::Cursor, la
 }
 
 fn undo(state: &mut State, before: Before) {
-    for (table, key, rows) in before.into_iter().rev() {
+    state.joining = before.joining;
+    for (table, key, rows) in before.rows.into_iter().rev() {
         let table = state.tables.entry(table).or_default();
         if rows.is_empty() {
             table.remove(&key);
@@ -185,23 +201,81 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
     let name = change.shape().to_string();
     let mut touch = |state: &mut State, key: &Key| {
         let rows = state.tables.entry(name.clone()).or_default().get(key).cloned().unwrap_or_default();
-        before.push((name.clone(), key.clone(), rows));
+        before.rows.push((name.clone(), key.clone(), rows));
     };
+    let joining = state.joining.get(&name).copied();
+    if joining == Some(Joining::Waiting) && !change.is_copy() {
+        return Ok(());
+    }
+    let copying = joining == Some(Joining::Copying);
     match change {
+        Change::Watermark { shapes, mark } => {
+            for shape in shapes {
+                let name = shape.to_string();
+                match mark {
+                    Mark::Wait => drop(state.joining.insert(name, Joining::Waiting)),
+                    Mark::Stale => drop(state.joining.insert(name, Joining::Copying)),
+                    Mark::Done => drop(state.joining.remove(&name)),
+                    Mark::Begin => {
+                        empty(state, before, &name);
+                        state.joining.insert(name, Joining::Copying);
+                    }
+                }
+            }
+            Ok(())
+        }
+        Change::Chunk { shape, text, keys, .. } => {
+            let key_of = |line: Bytes| key(shape, &Row(copy_text::fields(&line).collect()));
+            if let Some(keys) = keys {
+                let mended: BTreeSet<Key> = copy_text::lines(keys).map(key_of).collect();
+                let table = state.tables.get(&name);
+                let stands = |key: &Key| table.is_some_and(|table| table.contains_key(key));
+                if copy_text::lines(text).map(key_of).any(|key| !mended.contains(&key) && stands(&key)) {
+                    // A row that is not to be mended stands in the way: nothing is.
+                    return Ok(());
+                }
+            }
+            for key in keys.iter().flat_map(copy_text::lines).map(key_of) {
+                touch(state, &key);
+                take(state, shape, &key);
+            }
+            for line in copy_text::lines(text) {
+                let row = Row(copy_text::fields(&line).collect());
+                let key = key(shape, &row);
+                touch(state, &key);
+                if is_unique(shape) {
+                    take(state, shape, &key);
+                }
+                put(state, shape, key, row).map_err(|()| ConflictKind::InsertExists)?;
+            }
+            Ok(())
+        }
         Change::Insert { shape, new } => {
             let key = key(shape, new);
             touch(state, &key);
+            if copying {
+                take(state, shape, &key);
+            }
             put(state, shape, key, new.clone()).map_err(|()| ConflictKind::InsertExists)
         }
         Change::Delete { shape, old } => {
             let key = key(shape, old);
             touch(state, &key);
-            take(state, shape, &key).map(drop).ok_or(ConflictKind::DeleteMissing)
+            let taken = take(state, shape, &key).is_some();
+            if taken || copying { Ok(()) } else { Err(ConflictKind::DeleteMissing) }
         }
         Change::Update { shape, old, new } => {
             let old_key = key(shape, old.as_ref().unwrap_or(new));
             touch(state, &old_key);
-            let former = take(state, shape, &old_key).ok_or(ConflictKind::UpdateMissing)?;
+            let former = match take(state, shape, &old_key) {
+                Some(former) => former,
+                // It is still to come, unless it moves to where everything has come already.
+                None if copying && !(key(shape, new) != old_key && new.0.iter().all(is_given)) => {
+                    return Ok(());
+                }
+                None if copying => new.clone(),
+                None => return Err(ConflictKind::UpdateMissing),
+            };
             let given = |(new, former): (&Cell, &Cell)| match new {
                 Cell::Unchanged | Cell::Withheld => former.clone(),
                 new => new.clone(),
@@ -209,22 +283,34 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
             let row = Row(new.0.iter().zip(&*former.0).map(given).collect());
             let new_key = key(shape, &row);
             touch(state, &new_key);
+            if copying {
+                take(state, shape, &new_key);
+            }
             put(state, shape, new_key, row).map_err(|()| ConflictKind::UpdateExists)
         }
         Change::Truncate { shapes, .. } => {
-            for shape in shapes {
-                let name = shape.to_string();
-                let table = state.tables.remove(&name).unwrap_or_default();
-                before.extend(table.into_iter().map(|(key, rows)| (name.clone(), key, rows)));
-            }
+            shapes.iter().for_each(|shape| empty(state, before, &shape.to_string()));
             Ok(())
         }
     }
 }
 
-fn put(state: &mut State, shape: &Shape, key: Key, row: Row) -> std::result::Result<(), ()> {
+fn is_given(cell: &Cell) -> bool {
+    !matches!(cell, Cell::Unchanged | Cell::Withheld)
+}
+
+fn is_unique(shape: &Shape) -> bool {
     use crate::change::Identity::{Default, Index};
-    let unique = matches!(shape.identity, Default | Index) && shape.key_columns().next().is_some();
+    matches!(shape.identity, Default | Index) && shape.key_columns().next().is_some()
+}
+
+fn empty(state: &mut State, before: &mut Before, table: &str) {
+    let rows = state.tables.remove(table).unwrap_or_default();
+    before.rows.extend(rows.into_iter().map(|(key, rows)| (table.to_owned(), key, rows)));
+}
+
+fn put(state: &mut State, shape: &Shape, key: Key, row: Row) -> std::result::Result<(), ()> {
+    let unique = is_unique(shape);
     let rows = state.tables.entry(shape.to_string()).or_default().entry(key).or_default();
     if unique && !rows.is_empty() {
         return Err(());
@@ -253,6 +339,8 @@ impl Sink for MemorySink {
             epoch: state.epoch,
             progress: state.progress.clone(),
             shapes: state.shapes.values().cloned().collect(),
+            joining: state.joining.len(),
+            recovers: false,
         })
     }
 
@@ -278,5 +366,52 @@ impl Sink for MemorySink {
 impl Drop for MemorySink {
     fn drop(&mut self) {
         self.roll_back();
+    }
+}
+
+/// Looks into nothing: nobody asks a target in memory for a verification.
+pub struct MemoryInspector;
+
+impl Inspector for MemoryInspector {
+    async fn take_up(&mut self) -> Result<Option<Verification>> {
+        Ok(None)
+    }
+
+    async fn begin(&mut self, _id: &str, _carried: &[TableName]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn hold(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn look(&mut self, _about: &About, _answer: &Answer) -> Result<Found> {
+        Ok(Found::Refused("a target in memory has no tables".to_owned()))
+    }
+
+    async fn keep(&mut self, _: &str, _: &Inspected, _: &Settled, _: &Comparison) -> Result<()> {
+        Ok(())
+    }
+
+    async fn mended(&mut self, _: &str, _: &Inspected, _: &[crate::verify::Key]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ask(&mut self, _id: &str) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn let_go(&mut self) {}
+
+    async fn wait_for(&mut self, _id: &str, _why: Option<&str>) -> Result<bool> {
+        Ok(false)
+    }
+
+    async fn last_clean(&mut self) -> Result<Option<Micros>> {
+        Ok(None)
+    }
+
+    async fn end(&mut self, _id: &str) -> Result<()> {
+        Ok(())
     }
 }

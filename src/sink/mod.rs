@@ -15,7 +15,9 @@ use crate::{
     change::{Change, Frame, Shape},
     fault::Result,
     position::{ApplyEpoch, Incarnation, Sequence},
-    progress::{Cursor, Heartbeat, Progress},
+    progress::{Arrival, Cursor, Heartbeat, Progress},
+    stamp::Micros,
+    verify::{About, Answer, Found, Key, Options, Settled, TableName},
 };
 
 /// What one target transaction (or a step of one) applies.
@@ -41,9 +43,6 @@ pub struct Batch {
     pub heartbeat: Option<Heartbeat>,
     /// How many source transactions one target transaction may hold.
     pub grouping: Grouping,
-    /// Whether more is waiting behind this batch. Where nothing is, the commit is flushed, so that
-    /// what is told to others is soon true; else it may be asynchronous.
-    pub more: bool,
 }
 
 impl Batch {
@@ -52,9 +51,9 @@ impl Batch {
         self.steps.last().is_some_and(|step| !step.frame.last)
     }
 
-    /// How many changes there are in all frames.
-    pub fn changes(&self) -> usize {
-        self.steps.iter().map(|step| step.frame.changes.len()).sum()
+    /// How many changes there are in all frames, each row of a chunk counted.
+    pub fn changes(&self) -> u64 {
+        self.steps.iter().flat_map(Step::changes).map(Change::rows).sum()
     }
 }
 
@@ -66,9 +65,19 @@ pub struct Step {
     pub frame: Frame,
     /// The place behind it; of no account where the frame is not its transaction's last.
     pub through: Cursor,
+    /// When its last record came, for whoever measures.
+    pub arrival: Arrival,
+    /// What the source's region answered, for whoever compares: true of the place behind this step. Then it is the
+    /// last of its batch.
+    pub answer: Option<Arc<Answer>>,
 }
 
 impl Step {
+    /// Whether a backfill brings it: then all of its changes are.
+    pub fn is_copy(&self) -> bool {
+        self.changes().any(Change::is_copy)
+    }
+
     /// The changes, without their ordinals.
     pub fn changes(&self) -> impl Iterator<Item = &Change> {
         self.frame.changes.iter().map(|ordered| &ordered.change)
@@ -95,6 +104,10 @@ pub struct Claim {
     pub progress: Option<Progress>,
     /// The shapes met so far.
     pub shapes: Vec<Arc<Shape>>,
+    /// Tables that a backfill has begun and not ended.
+    pub joining: usize,
+    /// Somebody wants the link to go on where its source is now, with the rows there are here.
+    pub recovers: bool,
 }
 
 /// What applying a batch brought.
@@ -105,9 +118,16 @@ pub struct Applied {
     pub flushed: Sequence,
     /// Whether the batch was redone change by change.
     pub redone: bool,
+    /// Tables that a backfill has begun and not ended.
+    pub joining: usize,
 }
 
 /// A target database.
+///
+/// A table that a backfill has marked is taken otherwise until it is done ([`Mark`](crate::change::Mark)): while
+/// it waits, no change to it counts; from its beginning on, a change to a row that is not there passes, and one that
+/// comes is put in place of what is there. In a step that a backfill brings, every change is a backfill's, and no
+/// other step is in its batch.
 ///
 /// One claim at a time; batches are given in order. After any error the sink is claimed anew before
 /// it is used again, and the progress found then is the truth: a batch whose commit's answer was
@@ -120,8 +140,9 @@ pub trait Sink: Send {
     /// [`Code::TargetHeld`](crate::fault::Code::TargetHeld) where another daemon holds it and lives.
     fn claim(&mut self) -> impl Future<Output = Result<Claim>> + Send;
 
-    /// Applies a batch. When it returns, the rows and the progress are committed together, or, for a
-    /// slice that leaves its transaction open, held in the open target transaction.
+    /// Applies a batch. When it returns, the rows and the progress are committed together and visible, or, for
+    /// a slice that leaves its transaction open, held in the open target transaction. What is committed need
+    /// not be flushed: [`Sink::flush`] makes it so.
     ///
     /// # Errors
     /// [`Code::Superseded`](crate::fault::Code::Superseded) where a newer epoch holds the target or
@@ -131,9 +152,101 @@ pub trait Sink: Send {
     fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;
 
     /// Makes sure everything committed is flushed, and returns the number up to which it is. Also
-    /// shows the target that this sink lives: to be called at least every two seconds.
+    /// shows the target that this sink lives: to be called at least every two seconds, and soon after the
+    /// last batch where no other follows it.
     fn flush(&mut self) -> impl Future<Output = Result<Sequence>> + Send;
 
     /// Rolls an open target transaction back: its first slice is next again.
     fn abandon(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A verification that somebody asked for.
+#[derive(Clone, Debug)]
+pub struct Verification {
+    /// Its name.
+    pub id: String,
+    /// How tables are compared.
+    pub options: Options,
+    /// The share of the time that may be spent reading, above 0 and at most 1.
+    pub max_source_load: f64,
+    /// Whether rows that differ are put right.
+    pub mend: bool,
+    /// Its tables; none where they are not known yet ([`Inspector::begin`]).
+    pub tables: Option<Vec<Inspected>>,
+}
+
+/// A table that is to be compared.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// Its place among the verification's tables.
+    pub place: i32,
+    /// The table.
+    pub table: TableName,
+    /// Everything up to here is compared.
+    pub after: Option<Key>,
+    /// How many rows were found that differ.
+    pub differences: u64,
+    /// Nothing is left to compare.
+    pub done: bool,
+}
+
+/// How a table's comparison ended, or that it goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// There is more of it.
+    GoesOn,
+    /// Everything was compared.
+    Ended,
+    /// So much differs that the rest is not looked at.
+    Enough,
+    /// It could not be compared, for this reason.
+    GivenUp(String),
+}
+
+/// Looks into a target beside the sink, on a connection of its own, for whoever verifies.
+pub trait Inspector: Send {
+    /// The oldest verification of this link that is not over.
+    fn take_up(&mut self) -> impl Future<Output = Result<Option<Verification>>> + Send;
+
+    /// Notes which tables the stream carries: those a verification asked for become its tables.
+    fn begin(&mut self, id: &str, carried: &[TableName]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Holds on to what is there now, for the next [`Inspector::look`].
+    fn hold(&mut self) -> impl Future<Output = Result<()>> + Send;
+
+    /// What was there when it was held on to, asked what was answered: in the same ranges, by the same columns. What
+    /// cannot be told is [`Found::Refused`].
+    fn look(&mut self, about: &About, answer: &Answer) -> impl Future<Output = Result<Found>> + Send;
+
+    /// Keeps what was compared of a table, in one commit.
+    fn keep(
+        &mut self,
+        id: &str,
+        table: &Inspected,
+        settled: &Settled,
+        comparison: &Comparison,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Notes that rows found to differ are as they should be now.
+    fn mended(
+        &mut self,
+        id: &str,
+        table: &Inspected,
+        keys: &[Key],
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Counts a question; false where nobody wants the verification any longer.
+    fn ask(&mut self, id: &str) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Lets go of what [`Inspector::hold`] held, whatever was going on.
+    fn let_go(&mut self);
+
+    /// Says what a verification waits for, or that it waits no more. False where nobody wants it any longer.
+    fn wait_for(&mut self, id: &str, why: Option<&str>) -> impl Future<Output = Result<bool>> + Send;
+
+    /// When a verification of every table last found them equal.
+    fn last_clean(&mut self) -> impl Future<Output = Result<Option<Micros>>> + Send;
+
+    /// Every table is compared, or given up: a verification is over.
+    fn end(&mut self, id: &str) -> impl Future<Output = Result<()>> + Send;
 }

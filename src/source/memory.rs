@@ -14,8 +14,9 @@ use crate::{
     fault::{Code, Fault, Result},
     lsn::Lsn,
     position::{Incarnation, Position, PostgresPosition, WriterEpoch},
-    source::{Event, Keeper, Opened, Source, Vitals},
+    source::{Content, Copier, Event, Keeper, Opened, Portion, Source, Vitals, With},
     stamp::Micros,
+    verify::{Answer, Found, Question},
 };
 
 /// A database's log, shared by whoever clones it.
@@ -110,8 +111,9 @@ fn place(end: u64) -> Position {
 
 impl Source for MemorySource {
     type Keeper = MemoryKeeper;
+    type Copier = MemoryCopier;
 
-    async fn open(&mut self) -> Result<(Opened, MemoryKeeper)> {
+    async fn open(&mut self) -> Result<(Opened, MemoryKeeper, MemoryCopier)> {
         self.session = None;
         let mut state = self.database.state();
         if std::mem::replace(&mut state.held, true) {
@@ -131,7 +133,7 @@ impl Source for MemorySource {
         };
         drop(state);
         self.session = Some(Session { database: self.database.clone(), next, events: VecDeque::new() });
-        Ok((opened, MemoryKeeper(self.database.clone())))
+        Ok((opened, MemoryKeeper(self.database.clone()), MemoryCopier))
     }
 
     async fn next(&mut self) -> Result<Event> {
@@ -184,5 +186,52 @@ impl Keeper for MemoryKeeper {
 
     async fn inspect(&mut self) -> Result<Vitals> {
         Ok(Vitals::default())
+    }
+}
+
+/// Copies nothing: a log in memory begins with its first row.
+pub struct MemoryCopier;
+
+impl Copier for MemoryCopier {
+    async fn filling(&mut self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn next(&mut self, _low: impl Fn(&str) -> String + Send) -> Result<Option<Portion>> {
+        Ok(None)
+    }
+
+    async fn answer(&mut self, question: &Question, _low: impl Fn(&str) -> String + Send) -> Result<Portion> {
+        let answer = Answer {
+            verification: question.verification.clone(),
+            number: question.number,
+            took_micros: 0,
+            layout: None,
+            found: Found::Refused("a log in memory has no tables".to_owned()),
+            unsure: Vec::new(),
+            all_unsure: false,
+        };
+        Ok(Portion {
+            to: vec![question.by.clone()],
+            content: Content::Answer { answer, read: None, with: With::Nothing },
+        })
+    }
+
+    async fn send(&mut self, _watermark: &str) -> Result<()> {
+        Ok(())
+    }
+
+    async fn done(&mut self, _start: Option<&str>) -> Result<()> {
+        Ok(())
+    }
+
+    fn again(&mut self, _why: &'static str) {}
+
+    async fn restart(&mut self, _table: &str) -> Result<()> {
+        Ok(())
+    }
+
+    async fn starts(&mut self) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
     }
 }

@@ -1,15 +1,21 @@
 //! A Postgres database's log, through a logical replication slot.
 
+mod answer;
+pub mod backfill;
+mod copier;
 mod keeper;
 mod publication;
 mod setup;
 mod slot;
+mod table;
+mod throttle;
 
 use std::{collections::HashMap, sync::Arc};
 
 use pgwire_replication::PgWireError;
 use tokio_postgres::types::Type;
 
+pub use copier::PostgresCopier;
 pub use keeper::PostgresKeeper;
 
 use crate::{
@@ -73,8 +79,9 @@ impl PostgresSource {
 
 impl Source for PostgresSource {
     type Keeper = PostgresKeeper;
+    type Copier = PostgresCopier;
 
-    async fn open(&mut self) -> Result<(Opened, PostgresKeeper)> {
+    async fn open(&mut self) -> Result<(Opened, PostgresKeeper, PostgresCopier)> {
         self.session = None;
         let (opened, keeper) = setup::prepare(&self.config).await?;
         let config = &self.config;
@@ -86,7 +93,7 @@ impl Source for PostgresSource {
         let tables =
             Tables { scope: self.config.scope.clone(), relations: HashMap::new(), types: HashMap::new() };
         self.session = Some(Session { replication, tables, ordinal: 0 });
-        Ok((opened, keeper))
+        Ok((opened, keeper, PostgresCopier::new(self.config.clone())))
     }
 
     async fn next(&mut self) -> Result<Event> {
@@ -137,9 +144,12 @@ impl Session {
                 return Ok(Some(Event::Commit(position(commit, end, 0, Micros::from_postgres(time)))));
             }
             Message::Logical { transactional, prefix, content, .. } => {
-                let ours = transactional && prefix == names::HEARTBEAT_PREFIX;
                 self.ordinal += u64::from(transactional);
-                return Ok(ours.then_some(Event::Heartbeat(content)));
+                return Ok(match prefix.as_str() {
+                    names::HEARTBEAT_PREFIX if transactional => Some(Event::Heartbeat(content)),
+                    names::WATERMARK_PREFIX if transactional => Some(Event::Watermark(content)),
+                    _ => None,
+                });
             }
             Message::Origin { name, .. } => return Ok(Some(Event::Origin(name))),
             Message::Type(name) => {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::process::{Process, Recipe, Signal};
-use crate::{home, http, process};
+use crate::{eventually, home, http, process};
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -124,6 +124,12 @@ impl Daemon {
     /// and environment, such as `["status", "--json"]`; returns how it ended
     /// and what it printed.
     pub async fn command(&self, args: &[&str]) -> Result<Output> {
+        let output = self.start_command(args)?.wait_with_output().await;
+        output.with_context(|| format!("run {} {args:?}", self.spec.binary.display()))
+    }
+
+    /// Starts what [`Daemon::command`] runs, and does not wait for its end.
+    pub fn start_command(&self, args: &[&str]) -> Result<tokio::process::Child> {
         let mut command = tokio::process::Command::new(&self.spec.binary);
         command
             .args(args)
@@ -132,8 +138,10 @@ impl Daemon {
             .envs(self.spec.env.iter().map(|(key, value)| (key, value)))
             .current_dir(self.scratch.path())
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
-        command.output().await.with_context(|| format!("run {} {args:?}", self.spec.binary.display()))
+        command.spawn().with_context(|| format!("run {} {args:?}", self.spec.binary.display()))
     }
 
     /// Its process id; that of the last one after it has ended.
@@ -234,6 +242,18 @@ impl Daemon {
         bail!("{} is not ready after {timeout:?}: {last}\n{}", self.spec.name, self.log_tail())
     }
 
+    /// Waits until a heartbeat of a link has been applied: from then on the link carries what is written.
+    ///
+    /// # Errors
+    /// The end of the log, where `patience` is over first.
+    pub async fn wait_heartbeat(&self, patience: Duration) -> Result<()> {
+        eventually(patience, "a heartbeat has arrived", async || {
+            Ok(self.metric("replication_lag_seconds").await?.is_some())
+        })
+        .await
+        .with_context(|| self.log_tail())
+    }
+
     /// The value of a metric, named as in `name` or `name{label="value"}`.
     /// Labels not named may have any value; where several series fit, it is
     /// their sum. None if none fits.
@@ -303,6 +323,11 @@ fn series(line: &str) -> Result<(Series, &str)> {
         }
         labels.push((label.trim().to_owned(), value));
     }
+}
+
+/// All that a command printed, for a message.
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[cfg(test)]

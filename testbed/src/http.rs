@@ -11,8 +11,9 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A page is there at once; a server that has not answered by then will not.
-const GET_TIMEOUT: Duration = Duration::from_secs(10);
+/// A page is there at once, where the machine has nothing else to do; a server that has not answered by then
+/// will not.
+const GET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// 16 MiB: no page of a daemon or of Kafka Connect comes near.
 const LIMIT: u64 = 16 * 1024 * 1024;

@@ -10,6 +10,10 @@
 //! and the client goes there. Were there one listener only, a client behind
 //! the WAN would walk round it; so each path has a listener of its own, and
 //! the remote one advertises the proxy.
+//!
+//! A secured Kafka has a third listener, SECURE, for its own region's daemon;
+//! it and the remote one ask for TLS and a password and hold everybody to what
+//! he is allowed. LOCAL stays as it is, for the testbed's own administration.
 
 mod admin;
 
@@ -21,19 +25,19 @@ use tempfile::TempDir;
 
 use crate::process::{Process, Recipe, Signal};
 use crate::wan::Wan;
-use crate::{home, ports, process};
+use crate::{Authority, home, ports, process};
 
 pub use admin::{Admin, Partition, Record};
 
 /// Two seconds alone; a good deal more where compilers share the machine.
-const START_TIMEOUT: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The line a broker writes once it serves.
 const STARTED: &str = "Kafka Server started";
 
 /// The settings of every broker. Failover is short, so that a test of it is;
 /// retention is looked at every second, so that it can be watched.
-const DEFAULTS: &[(&str, &str)] = &[
+pub const DEFAULTS: &[(&str, &str)] = &[
     ("process.roles", "broker,controller"),
     ("controller.listener.names", "CONTROLLER"),
     ("inter.broker.listener.name", "LOCAL"),
@@ -56,11 +60,45 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("controlled.shutdown.enable", "true"),
 ];
 
+/// A JVM that is small and quick to start rather than fast in the long run.
+const QUICK: &[&str] = &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+/// One as Kafka's own start script has it, with half the heap.
+const LASTING: &[&str] = &[
+    "-server",
+    "-Xms512m",
+    "-Xmx512m",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+];
+
+/// The host a secured broker is certified for.
+const SECURED_HOST: &str = "localhost";
+
+/// What makes a broker a secured one. Who comes over the plain listeners has
+/// no name and may do everything: the brokers themselves, and the testbed.
+const SECURED: &[(&str, &str)] = &[
+    (
+        "listener.security.protocol.map",
+        "LOCAL:PLAINTEXT,SECURE:SASL_SSL,REMOTE:SASL_SSL,CONTROLLER:PLAINTEXT",
+    ),
+    ("ssl.keystore.type", "PEM"),
+    ("sasl.enabled.mechanisms", "SCRAM-SHA-512"),
+    ("listener.name.secure.scram-sha-512.sasl.jaas.config", SCRAM),
+    ("listener.name.remote.scram-sha-512.sasl.jaas.config", SCRAM),
+    ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+    ("super.users", "User:ANONYMOUS"),
+];
+
+const SCRAM: &str = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+
 #[derive(Debug)]
 struct Broker {
     process: Option<Process>,
     id: usize,
     local: u16,
+    secure: u16,
     remote: u16,
     controller: u16,
     /// What the remote listener advertises.
@@ -75,6 +113,8 @@ struct Broker {
 pub struct Kafka {
     brokers: Vec<Broker>,
     wan: Wan,
+    jvm: &'static [&'static str],
+    is_secured: bool,
     _scratch: TempDir,
 }
 
@@ -87,10 +127,34 @@ impl Kafka {
 
     /// The same, with broker settings of one's own.
     pub async fn start_with(brokers: usize, settings: &[(&str, &str)]) -> Result<Kafka> {
+        Kafka::start_on(QUICK, brokers, settings, None).await
+    }
+
+    /// One broker to be measured: its JVM is set up as Kafka's own scripts do.
+    pub async fn start_lasting() -> Result<Kafka> {
+        Kafka::start_on(LASTING, 1, &[], None).await
+    }
+
+    /// A secured one: [`Kafka::secured`] and [`Kafka::remote`] speak TLS with a
+    /// certificate of this authority for the host `localhost`, ask for a user
+    /// and password (SCRAM-SHA-512; [`Admin::set_password`] makes them), and
+    /// allow nobody anything that [`Admin::allow`] did not.
+    pub async fn start_secured(brokers: usize, authority: &Authority) -> Result<Kafka> {
+        Kafka::start_on(QUICK, brokers, &[], Some(authority)).await
+    }
+
+    async fn start_on(
+        jvm: &'static [&'static str],
+        brokers: usize,
+        settings: &[(&str, &str)],
+        authority: Option<&Authority>,
+    ) -> Result<Kafka> {
         ensure!(brokers == 1 || brokers == 3, "one broker or three, not {brokers}");
         let scratch = home::scratch("kafka")?;
         let wan = Wan::new()?;
-        let mut kafka = Kafka { brokers: Vec::with_capacity(brokers), wan, _scratch: scratch };
+        let is_secured = authority.is_some();
+        let mut kafka =
+            Kafka { brokers: Vec::with_capacity(brokers), wan, jvm, is_secured, _scratch: scratch };
         for id in 1..=brokers {
             let remote = ports::free()?;
             let dir = kafka._scratch.path().join(id.to_string());
@@ -99,6 +163,7 @@ impl Kafka {
                 process: None,
                 id,
                 local: ports::free()?,
+                secure: ports::free()?,
                 remote,
                 controller: ports::free()?,
                 proxy: kafka.wan.forward(ports::loopback(remote))?.port(),
@@ -106,7 +171,7 @@ impl Kafka {
                 log: dir.join("log"),
             });
         }
-        kafka.format(settings)?;
+        kafka.format(settings, authority)?;
         for index in 0..brokers {
             kafka.spawn(index)?;
         }
@@ -118,7 +183,7 @@ impl Kafka {
 
     /// Writes what Kafka's own formatting tool would: settings, and an
     /// identity for the log directory. (The tool costs a JVM start each.)
-    fn format(&self, settings: &[(&str, &str)]) -> Result<()> {
+    fn format(&self, settings: &[(&str, &str)], authority: Option<&Authority>) -> Result<()> {
         let cluster = identifier();
         let voters: Vec<String> = self
             .brokers
@@ -174,6 +239,28 @@ impl Kafka {
             for internal in ["transaction.state.log.min.isr", "share.coordinator.state.topic.min.isr"] {
                 set(internal, &in_sync);
             }
+            if let Some(authority) = authority {
+                let store = dir.join("broker.pem");
+                authority.issue(SECURED_HOST)?.together(&store)?;
+                set("ssl.keystore.location", &store.display().to_string());
+                for (name, value) in SECURED {
+                    set(name, value);
+                }
+                set(
+                    "listeners",
+                    &format!(
+                        "LOCAL://127.0.0.1:{},SECURE://127.0.0.1:{},REMOTE://127.0.0.1:{},CONTROLLER://127.0.0.1:{}",
+                        broker.local, broker.secure, broker.remote, broker.controller
+                    ),
+                );
+                set(
+                    "advertised.listeners",
+                    &format!(
+                        "LOCAL://127.0.0.1:{},SECURE://{SECURED_HOST}:{},REMOTE://{SECURED_HOST}:{}",
+                        broker.local, broker.secure, broker.proxy
+                    ),
+                );
+            }
             // The last one wins.
             for (name, value) in settings {
                 set(name, value);
@@ -200,17 +287,23 @@ impl Kafka {
 
     /// Bootstrap servers for its own region, separated by commas.
     pub fn local(&self) -> String {
-        self.servers(|broker| broker.local)
+        self.servers("127.0.0.1", |broker| broker.local)
+    }
+
+    /// Bootstrap servers of a secured Kafka for its own region's daemon.
+    pub fn secured(&self) -> String {
+        self.servers(SECURED_HOST, |broker| broker.secure)
     }
 
     /// Bootstrap servers for the other region: through the WAN.
     pub fn remote(&self) -> String {
-        self.servers(|broker| broker.proxy)
+        let host = if self.is_secured { SECURED_HOST } else { "127.0.0.1" };
+        self.servers(host, |broker| broker.proxy)
     }
 
-    fn servers(&self, port: impl Fn(&Broker) -> u16) -> String {
+    fn servers(&self, host: &str, port: impl Fn(&Broker) -> u16) -> String {
         let servers: Vec<String> =
-            self.brokers.iter().map(|broker| format!("127.0.0.1:{}", port(broker))).collect();
+            self.brokers.iter().map(|broker| format!("{host}:{}", port(broker))).collect();
         servers.join(",")
     }
 
@@ -235,7 +328,7 @@ impl Kafka {
     pub async fn stop(&mut self, index: usize) -> Result<Duration> {
         /// A controlled shutdown hands leaders over; without a quorum it
         /// waits in vain, and is killed on drop.
-        const PATIENCE: Duration = Duration::from_secs(30);
+        const PATIENCE: Duration = Duration::from_secs(90);
         let started = Instant::now();
         let broker = self.broker(index)?;
         let mut process = broker.process.take().context("it is stopped already")?;
@@ -362,14 +455,13 @@ impl Kafka {
     fn spawn(&mut self, index: usize) -> Result<()> {
         let java = home::program("java")?;
         let libs = home::kafka_libs()?;
+        let jvm = self.jvm;
         let broker = self.broker(index)?;
         ensure!(broker.process.is_none(), "broker {index} is running");
-        let process = Recipe::new(&format!("broker {index}"), &java, &broker.log)
-            // Small and quick to start rather than fast in the long run.
-            .arg("-Xms64m")
-            .arg("-Xmx256m")
-            .arg("-XX:+UseSerialGC")
-            .arg("-XX:TieredStopAtLevel=1")
+        let recipe = Recipe::new(&format!("broker {index}"), &java, &broker.log);
+        let process = jvm
+            .iter()
+            .fold(recipe, Recipe::arg)
             .arg("-cp")
             .arg(libs.join("*"))
             .arg("kafka.Kafka")

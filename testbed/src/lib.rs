@@ -23,6 +23,8 @@
 //! `scripts/setup` fetches the servers; [`home`] finds them. What Landfall is
 //! measured against, Debezium in [`connect`], is fetched by `scripts/setup-rivals`.
 
+pub mod authority;
+pub mod browser;
 pub mod checksum;
 pub mod connect;
 pub mod cpu;
@@ -37,15 +39,21 @@ pub mod ports;
 pub mod postgres;
 pub mod probe;
 pub mod process;
+pub mod prometheus;
 pub mod region;
 pub mod wait;
 pub mod wan;
+pub mod writers;
 
+pub use authority::Authority;
+pub use browser::Browser;
 pub use connect::Connect;
-pub use daemon::Daemon;
+pub use daemon::{Daemon, said};
 pub use kafka::Kafka;
 pub use ledger::Ledger;
 pub use postgres::Postgres;
+pub use prometheus::Prometheus;
 pub use region::{Region, TwoRegions};
 pub use wait::eventually;
 pub use wan::Wan;
+pub use writers::Writers;

@@ -102,7 +102,7 @@ impl RunningLoad {
     /// Ends it between two transactions of the sessions, or inside them.
     pub async fn stop(mut self) -> Result<()> {
         self.process.signal(Signal::Terminate)?;
-        self.process.wait_exit(Duration::from_secs(10)).await.context("pgbench does not end")?;
+        self.process.wait_exit(Duration::from_secs(60)).await.context("pgbench does not end")?;
         Ok(())
     }
 

@@ -28,7 +28,7 @@ use crate::{home, ports, process};
 
 /// Crash recovery replays at most one gigabyte here; a busy machine needs a
 /// while for it. After this a start is a failure and shows the log.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A fast shutdown that takes longer hangs on somebody: the caller is told.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -97,7 +97,7 @@ impl Builder {
 
 /// What Landfall needs of a source, and what keeps a small machine quick.
 /// Durability is left as a production server has it.
-const DEFAULTS: &[(&str, &str)] = &[
+pub const DEFAULTS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     ("unix_socket_directories", ""),
     ("wal_level", "logical"),

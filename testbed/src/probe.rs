@@ -116,6 +116,13 @@ impl Probe {
         self.latency_after(0)
     }
 
+    /// How long the oldest row under way has waited by now: the lag, as users see it. None under way
+    /// is no lag.
+    pub fn lag(&self) -> Duration {
+        let under_way = self.under_way.lock().unwrap_or_else(|poison| poison.into_inner());
+        under_way.waiting.front().map_or(Duration::ZERO, |(_, acked)| acked.elapsed())
+    }
+
     /// The figures without the first rows to arrive, this many: those of a stretch of time begin
     /// where [`Latency::count`] stood.
     pub fn latency_after(&self, rows: usize) -> Latency {

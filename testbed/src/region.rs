@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::daemon::{self, Daemon};
-use crate::{Kafka, Postgres, ports};
+use crate::{Kafka, Postgres, checksum, eventually, ports};
 
 /// The database that the daemon of a region replicates.
 pub const DATABASE: &str = "shop";
@@ -75,6 +75,7 @@ impl Region {
         Config {
             region: self,
             database_url: self.postgres.url_as(ROLE, DATABASE),
+            kafka: (self.kafka.local(), String::new()),
             source: None,
             links: Vec::new(),
             extra: String::new(),
@@ -84,6 +85,21 @@ impl Region {
     /// A daemon of this region, listening where it should.
     pub fn daemon(&self, binary: impl AsRef<Path>, config: &str) -> daemon::Builder {
         Daemon::builder(binary, &self.name, config).http(self.http)
+    }
+
+    /// Whether its stream has begun: what was written before no link can find.
+    pub async fn has_begun(&self) -> bool {
+        let sql = "select bool_or(live)::text from landfall.stream";
+        matches!(self.postgres.query_text(DATABASE, sql).await, Ok(Some(live)) if live == "true")
+    }
+
+    /// Waits until its stream has begun.
+    ///
+    /// # Errors
+    /// Where `patience` is over first.
+    pub async fn begun(&self, patience: Duration) -> Result<()> {
+        let what = format!("the stream of {} has begun", self.name);
+        eventually(patience, &what, async || Ok(self.has_begun().await)).await
     }
 
     /// Starts a daemon of this region, its role granted what it lacks for the tables there are.
@@ -117,8 +133,9 @@ impl Region {
 pub struct Config<'a> {
     region: &'a Region,
     database_url: String,
+    kafka: (String, String),
     source: Option<Vec<String>>,
-    links: Vec<(String, String)>,
+    links: Vec<(String, String, String)>,
     extra: String,
 }
 
@@ -135,8 +152,19 @@ impl Config<'_> {
     }
 
     /// Changes of a region come in from these bootstrap servers.
-    pub fn link_to(mut self, from: &str, brokers: &str) -> Self {
-        self.links.push((from.to_owned(), brokers.to_owned()));
+    pub fn link_to(self, from: &str, brokers: &str) -> Self {
+        self.link_with(from, brokers, "")
+    }
+
+    /// The same, with more lines of the link's own, such as how to be let in.
+    pub fn link_with(mut self, from: &str, brokers: &str, toml: &str) -> Self {
+        self.links.push((from.to_owned(), brokers.to_owned(), toml.to_owned()));
+        self
+    }
+
+    /// Other bootstrap servers of its own Kafka, and more lines under it.
+    pub fn kafka_with(mut self, brokers: &str, toml: &str) -> Self {
+        self.kafka = (brokers.to_owned(), toml.to_owned());
         self
     }
 
@@ -164,17 +192,20 @@ impl Config<'_> {
         line(format!("region = {}", quoted(&self.region.name)));
         line(format!("\n[database]\nurl = {}", quoted(&self.database_url)));
         line(format!(
-            "\n[kafka]\nbrokers = {}\nreplication_factor = {}\nmin_insync_replicas = {}",
-            list(kafka.local().split(',')),
+            "\n[kafka]\nbrokers = {}\nreplication_factor = {}\nmin_insync_replicas = {}{}",
+            list(self.kafka.0.split(',')),
             kafka.replication_factor(),
-            kafka.min_insync_replicas()
+            kafka.min_insync_replicas(),
+            on_lines_of_its_own(&self.kafka.1),
         ));
         if let Some(tables) = &self.source {
             let tables = list(tables.iter().map(String::as_str));
             line(format!("\n[source]\ntables = {tables}"));
         }
-        for (from, brokers) in &self.links {
-            line(format!("\n[[link]]\nfrom = {}\nbrokers = {}", quoted(from), list(brokers.split(','))));
+        for (from, brokers, more) in &self.links {
+            let brokers = list(brokers.split(','));
+            let more = on_lines_of_its_own(more);
+            line(format!("\n[[link]]\nfrom = {}\nbrokers = {brokers}{more}", quoted(from)));
         }
         line(format!("\n[http]\nlisten = {}", quoted(&self.region.http.to_string())));
         if !self.extra.is_empty() {
@@ -187,6 +218,14 @@ impl Config<'_> {
 /// A basic TOML string. JSON's escapes are a subset of TOML's.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
+}
+
+/// More lines of a table, to be put behind its last one; nothing where there are none.
+fn on_lines_of_its_own(toml: &str) -> String {
+    match toml.trim_end() {
+        "" => String::new(),
+        lines => format!("\n{lines}"),
+    }
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
@@ -242,6 +281,25 @@ impl TwoRegions {
     /// receives.
     pub fn eu_receives(&self) -> String {
         self.eu.config().link(&self.us).to_toml()
+    }
+
+    /// Waits until every table holds the same rows in both, by checksum.
+    ///
+    /// # Errors
+    /// The tables that differ when `patience` is over.
+    pub async fn equal(&self, patience: Duration) -> Result<()> {
+        let (us, eu) = (self.us.connect().await?, self.eu.connect().await?);
+        let differences = async || {
+            let (us, eu) = (checksum::database(&us).await?, checksum::database(&eu).await?);
+            anyhow::Ok(checksum::differences(&us, &eu))
+        };
+        let equal = eventually(patience, "both regions hold the same rows", async || {
+            Ok(differences().await?.is_empty())
+        });
+        match equal.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(format!("{:?}", differences().await?))),
+        }
     }
 
     /// Runs statements in both databases, such as those that make tables.

@@ -11,7 +11,7 @@ use testbed::kafka::Record;
 use testbed::{Connect, Kafka, Postgres, eventually, home};
 
 /// A worker on a busy machine; what happens takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Whether to go on. It prints why not, where nobody has fetched the rivals;
 /// half of them missing is a failure of the test.

@@ -11,6 +11,7 @@ use testbed::probe::Probe;
 use testbed::{Postgres, checksum, eventually, probe};
 
 const DB: &str = "postgres";
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Pair {
     source: Postgres,
@@ -44,7 +45,7 @@ impl Pair {
             .unwrap();
         // Until every table is ready they are copied one by one, each in a
         // snapshot of its own: the watch sees that, and rightly calls it torn.
-        eventually(Duration::from_secs(60), "tables are ready", async || {
+        eventually(PATIENCE, "tables are ready", async || {
             let waiting = target
                 .query_text(
                     DB,
@@ -72,7 +73,7 @@ impl Pair {
     }
 
     async fn equal(&self) {
-        eventually(Duration::from_secs(60), "both sides are equal", async || {
+        eventually(PATIENCE, "both sides are equal", async || {
             let source = checksum::database(&self.source.connect(DB).await?).await?;
             let target = checksum::database(&self.target.connect(DB).await?).await?;
             let differences = checksum::differences(&source, &target);
@@ -90,15 +91,13 @@ async fn the_ledger_sees_what_is_wrong() {
     let watch = ledger::watch_totals(&pair.target.url(DB));
     let probe = Probe::start(&pair.source.url(DB), &pair.target.url(DB), Duration::from_millis(20));
     let ledger = Ledger::start(&pair.source.url(DB), &pair.plan);
-    eventually(Duration::from_secs(60), "300 commits", async || Ok(ledger.acked() >= 300)).await.unwrap();
+    eventually(PATIENCE, "300 commits", async || Ok(ledger.acked() >= 300)).await.unwrap();
     pair.source.kill().await.unwrap();
     pair.source.start_again().await.unwrap();
     let before = ledger.acked();
-    eventually(Duration::from_secs(60), "300 more commits", async || Ok(ledger.acked() >= before + 300))
-        .await
-        .unwrap();
+    eventually(PATIENCE, "300 more commits", async || Ok(ledger.acked() >= before + 300)).await.unwrap();
     let record = ledger.stop().await.unwrap();
-    let latency = probe.stop(Duration::from_secs(30)).await;
+    let latency = probe.stop(PATIENCE).await;
     println!("probe: {latency}");
     assert!(latency.count() > 10);
     assert_eq!(latency.missing, 0);
@@ -110,16 +109,16 @@ async fn the_ledger_sees_what_is_wrong() {
     assert!(report.is_clean(), "{report}");
     assert!(report.acked >= 600);
     assert_eq!(report.tables, 4);
-    eventually(Duration::from_secs(10), "it looked", async || Ok(watch.report().moves > 3)).await.unwrap();
+    eventually(PATIENCE, "it looked", async || Ok(watch.report().moves > 3)).await.unwrap();
     let report = watch.stop();
     assert_eq!(report.torn, 0, "{report}");
 
     // Half of a transfer is seen by itself.
     let watch = ledger::watch_totals(&pair.target.url(DB));
-    eventually(Duration::from_secs(10), "it looks", async || Ok(watch.report().snapshots > 0)).await.unwrap();
+    eventually(PATIENCE, "it looks", async || Ok(watch.report().snapshots > 0)).await.unwrap();
     assert_eq!(watch.report().torn, 0, "{}", watch.report());
     pair.on_target("update ledger_account set balance = balance - 5 where id = 1").await;
-    eventually(Duration::from_secs(10), "it is seen", async || Ok(watch.report().torn > 0)).await.unwrap();
+    eventually(PATIENCE, "it is seen", async || Ok(watch.report().torn > 0)).await.unwrap();
     let report = watch.stop();
     assert!(report.examples[0].contains("money"), "{report}");
     pair.on_target("update ledger_account set balance = balance + 5 where id = 1").await;
@@ -182,15 +181,20 @@ async fn a_source_that_forgets_is_found_out() {
 
     let started = std::time::Instant::now();
     let ledger = Ledger::start(&source.url(DB), &plan);
-    eventually(Duration::from_secs(30), "100 commits", async || Ok(ledger.acked() >= 100)).await.unwrap();
+    eventually(PATIENCE, "100 commits", async || Ok(ledger.acked() >= 100)).await.unwrap();
     assert!(started.elapsed() > Duration::from_millis(400), "200 in a second were asked for");
     ledger.pause();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // What they have begun they finish. Sixty more would be there otherwise.
+    eventually(PATIENCE, "they rest", async || {
+        let before = ledger.acked();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(ledger.acked() == before)
+    })
+    .await
+    .unwrap();
     let paused = ledger.acked();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(ledger.acked(), paused);
     ledger.resume();
-    eventually(Duration::from_secs(30), "it goes on", async || Ok(ledger.acked() > paused)).await.unwrap();
+    eventually(PATIENCE, "it goes on", async || Ok(ledger.acked() > paused)).await.unwrap();
     let record = ledger.stop().await.unwrap();
     source.stop(Shutdown::Immediate).await.unwrap();
     source.restore_from(&backup).await.unwrap();

@@ -45,7 +45,7 @@ async fn nothing_outlives_a_killed_test() {
 
     test.kill().unwrap();
     test.wait().unwrap();
-    eventually(Duration::from_secs(10), "its servers are gone", async || {
+    eventually(Duration::from_secs(60), "its servers are gone", async || {
         Ok(servers.iter().all(|server| !runs(server)))
     })
     .await

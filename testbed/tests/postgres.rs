@@ -32,7 +32,7 @@ async fn lives_through_its_faults(major: u16) {
         .unwrap();
     let took = postgres.stop(Shutdown::Fast).await.unwrap();
     println!("fast shutdown in {took:?}");
-    assert!(took < Duration::from_secs(20));
+    assert!(took < Duration::from_secs(60));
 
     let backup = testbed::home::scratch("backup").unwrap();
     let backup = backup.path().join("data");
@@ -53,7 +53,7 @@ async fn lives_through_its_faults(major: u16) {
     assert_eq!(system_identifier(&postgres).await, identity);
 
     postgres.set("work_mem", "7MB").await.unwrap();
-    testbed::eventually(Duration::from_secs(5), "work_mem is reloaded", async || {
+    testbed::eventually(Duration::from_secs(60), "work_mem is reloaded", async || {
         let shown = postgres.query_text("postgres", "show work_mem").await?;
         Ok(shown.as_deref() == Some("7MB"))
     })
@@ -105,7 +105,7 @@ async fn copies_of_a_running_server_come_up() {
         .unwrap();
     let mut standby = primary.standby("standby").await.unwrap();
     primary.execute("postgres", "insert into kept values (2)").await.unwrap();
-    testbed::eventually(Duration::from_secs(20), "it has streamed", async || Ok(count(&standby).await == 2))
+    testbed::eventually(Duration::from_secs(60), "it has streamed", async || Ok(count(&standby).await == 2))
         .await
         .unwrap();
     assert_eq!(system_identifier(&primary).await, system_identifier(&standby).await);

@@ -30,7 +30,7 @@ async fn two_regions_come_up() {
     pgbench.create_tables().await.unwrap();
     pgbench.fill(1).await.unwrap();
     let mut load = pgbench.start(2, Some(100.0)).unwrap();
-    testbed::eventually(std::time::Duration::from_secs(20), "pgbench has written", async || {
+    testbed::eventually(std::time::Duration::from_secs(60), "pgbench has written", async || {
         let client = regions.us.connect().await?;
         let sums = checksum::tables(&client, "public").await?;
         Ok(sums["public.pgbench_history"].rows > 20)

@@ -70,11 +70,13 @@ async fn the_round_trip_is_the_one_asked_for() {
     for rtt_ms in [0, 80, 200, 20] {
         let rtt = Duration::from_millis(rtt_ms);
         wan.set_rtt(rtt);
-        let mut best = Duration::MAX;
-        for _ in 0..5 {
+        // Five, and on a busy machine as many as it takes until one is held up by nothing else.
+        let (mut best, mut pings) = (Duration::MAX, 0);
+        while pings < 5 || (best >= rtt + Duration::from_millis(15) && pings < 200) {
             let took = ping(&mut stream).await.unwrap();
             assert!(took >= rtt, "{took:?} for {rtt:?}");
             best = best.min(took);
+            pings += 1;
         }
         assert!(best < rtt + Duration::from_millis(15), "{best:?} for {rtt:?}");
     }
@@ -92,8 +94,8 @@ async fn latency_does_not_limit_throughput() {
     assert!(back == bytes, "the bytes were changed");
     assert_eq!(wan.delivered_bytes(Direction::Up), 20_000_000);
     assert_eq!(wan.delivered_bytes(Direction::Down), 20_000_000);
-    // A pause per chunk of 64 KiB would take 15 seconds each way.
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // A pause per chunk of 64 KiB would take 15 seconds each way; it takes one, and on a busy machine some.
+    assert!(took < Duration::from_secs(12), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,15 +104,23 @@ async fn a_narrow_cable_passes_what_it_should() {
     wan.set_bandwidth_of(Direction::Up, Some(1_000_000));
     let address = wan.forward(echo().await).unwrap();
     let bytes = noise(750_000);
-    let started = Instant::now();
-    // Two connections share it.
-    let (one, other) = tokio::join!(async { round(connect(address).await, &bytes).await }, async {
-        round(connect(address).await, &bytes).await
-    },);
-    let took = started.elapsed();
-    assert!(one == bytes && other == bytes, "the bytes were changed");
-    assert!(took >= Duration::from_millis(1480), "{took:?}");
-    assert!(took < Duration::from_millis(3000), "{took:?}");
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        let started = Instant::now();
+        // Two connections share it.
+        let (one, other) = tokio::join!(async { round(connect(address).await, &bytes).await }, async {
+            round(connect(address).await, &bytes).await
+        },);
+        let took = started.elapsed();
+        assert!(one == bytes && other == bytes, "the bytes were changed");
+        assert!(took >= Duration::from_millis(1480), "{took:?}");
+        best = best.min(took);
+        // A busy machine may be slower than the cable; the next time it is less busy.
+        if best < Duration::from_millis(3000) {
+            break;
+        }
+    }
+    assert!(best < Duration::from_millis(3000), "{best:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -131,11 +141,17 @@ async fn a_stall_holds_and_lets_go() {
     let held = tokio::time::timeout(Duration::from_millis(300), ping(&mut stream)).await;
     assert!(held.is_err(), "the stall let bytes through");
     wan.resume();
-    wan.stall_one_way(Direction::Down);
     let mut answer = [0; 4];
-    let held = tokio::time::timeout(Duration::from_millis(300), stream.read_exact(&mut answer));
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+    wan.stall_one_way(Direction::Down);
+    let held = tokio::time::timeout(Duration::from_millis(300), ping(&mut stream));
     assert!(held.await.is_err(), "the answer's way was stalled");
-    assert_eq!(wan.delivered_bytes(Direction::Up), 8, "the other was not");
+    testbed::eventually(Duration::from_secs(30), "the other was not", async || {
+        Ok(wan.delivered_bytes(Direction::Up) == 12)
+    })
+    .await
+    .unwrap();
     wan.resume();
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"ping");
@@ -150,7 +166,7 @@ async fn a_cut_refuses_until_it_heals() {
     wan.cut();
     let error = ping(&mut stream).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    testbed::eventually(Duration::from_secs(2), "it refuses", async || {
+    testbed::eventually(Duration::from_secs(30), "it refuses", async || {
         match TcpStream::connect(address).await {
             Ok(_) => Ok(false),
             Err(error) => Ok(error.kind() == std::io::ErrorKind::ConnectionRefused),
@@ -159,7 +175,7 @@ async fn a_cut_refuses_until_it_heals() {
     .await
     .unwrap();
     wan.heal();
-    testbed::eventually(Duration::from_secs(2), "it is mended", async || {
+    testbed::eventually(Duration::from_secs(30), "it is mended", async || {
         let mut stream = TcpStream::connect(address).await?;
         ping(&mut stream).await?;
         Ok(true)

@@ -6,7 +6,7 @@ use landfall::{
     change::{Cell, Change, Column, Frame, Identity, Ordered, Row, Shape, TransactionHead},
     lsn::Lsn,
     position::{Incarnation, Offset, Position, PostgresPosition, Sequence, WriterEpoch},
-    progress::{Cursor, Heartbeat},
+    progress::{Arrival, Cursor, Heartbeat},
     sink::{Batch, Grouping, Step},
     stamp::Micros,
 };
@@ -88,7 +88,13 @@ impl Log {
         let head = TransactionHead { position, time: TIME, origin: "us-east-1".parse().unwrap() };
         let changes = changes.into_iter().enumerate();
         let changes = changes.map(|(at, change)| Ordered { ordinal: at as u64, change }).collect();
-        Step { frame: Frame { head, changes, first, last }, through: self.cursor(Some(position)) }
+        let arrival = Arrival { appended: TIME, fetched: TIME };
+        Step {
+            frame: Frame { head, changes, first, last },
+            through: self.cursor(Some(position)),
+            arrival,
+            answer: None,
+        }
     }
 
     pub fn transaction(&mut self, changes: Vec<Change>) -> Step {
@@ -109,7 +115,6 @@ impl Log {
             shapes: Vec::new(),
             heartbeat: None,
             grouping: Grouping::Many,
-            more: false,
         };
         if !batch.leaves_open() {
             self.after = through.sequence;
@@ -124,6 +129,6 @@ impl Log {
     }
 
     pub fn heartbeat() -> Heartbeat {
-        Heartbeat { sent: TIME, arrived: Micros(TIME.0 + 1234) }
+        Heartbeat { sent: TIME, appended: None, arrived: Micros(TIME.0 + 1234) }
     }
 }

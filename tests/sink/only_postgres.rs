@@ -141,6 +141,53 @@ async fn values_arrive_as_they_left() {
 }
 
 #[tokio::test]
+async fn many_rows_are_copied_and_arrive_as_they_left() {
+    let target = PostgresTarget::new("many_rows_are_copied").await;
+    target
+        .run(&format!(
+            "{TYPES}; CREATE TABLE many (LIKE source); ALTER TABLE many REPLICA IDENTITY FULL;
+             CREATE TABLE counted (id int8 PRIMARY KEY GENERATED ALWAYS AS IDENTITY, v text,
+                                   twice int8 GENERATED ALWAYS AS (id * 2) STORED)"
+        ))
+        .await;
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    let many = shape_of(&target, "many").await;
+    let rows = images(&target, &many, "source").await;
+    let come = (0..100).flat_map(|_| rows.iter().map(|row| insert(&many, row.clone()))).collect();
+    assert!(!sink.apply(&log.one(come)).await.unwrap().redone);
+    for (ours, theirs) in
+        [("many", "source, generate_series(1, 100)"), ("source, generate_series(1, 100)", "many")]
+    {
+        let of = |from: &str| format!("SELECT r::text FROM (SELECT {} FROM {from}) r", columns(&many, from));
+        let differ = format!("SELECT count(*)::text FROM ({} EXCEPT ALL {}) x", of(ours), of(theirs));
+        assert_eq!(target.ask(&differ).await.unwrap(), "0", "{ours} except {theirs}");
+    }
+    let counted = shape_of(&target, "counted").await;
+    let counted = Shape::new("public", "counted", Identity::Default, counted.columns[..2].to_vec());
+    let counted = Arc::new(counted);
+    let numbered = |ids: std::ops::Range<i32>| ids.map(|id| insert(&counted, row([&id.to_string(), r"\N"])));
+    assert!(!sink.apply(&log.one(numbered(0..300).collect())).await.unwrap().redone);
+    let sum = "SELECT sum(twice) || ' of ' || min(v) || count(v) FROM counted";
+    assert_eq!(target.ask(sum).await.unwrap(), r"89700 of \N300");
+    // One among many that is there already is found and named; nothing of its transaction stays.
+    target.run("INSERT INTO counted OVERRIDING SYSTEM VALUE VALUES (555, 'theirs')").await;
+    let before = log.transaction(numbered(300..400).collect());
+    let culprit = log.transaction(numbered(400..700).collect());
+    let fault = sink.apply(&log.batch(vec![before, culprit])).await.unwrap_err();
+    assert_eq!(fault.code(), Code::Conflict);
+    assert!(fault.message().contains("555"), "{fault}");
+    assert_eq!(target.ask("SELECT count(*) || ' ' || max(id) FROM counted").await.unwrap(), "401 555");
+}
+
+/// A shape's columns as a query names them.
+fn columns(shape: &Shape, table: &str) -> String {
+    let table = table.split(',').next().unwrap();
+    let names = shape.columns.iter().map(|it| format!("{table}.{}", landfall::names::quoted(&it.name)));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+#[tokio::test]
 async fn a_value_of_64_mb_passes() {
     let target = PostgresTarget::new("a_value_of_64_mb_passes").await;
     let mut log = Log::new();
@@ -206,7 +253,7 @@ async fn keys_move_and_unique_values_swap() {
     let swapped = log.transaction(swap("c", "a2").to_vec());
     let applied = sink.apply(&log.batch(vec![before, swapped])).await.unwrap();
     assert!(applied.redone);
-    assert_eq!(applied.flushed, log.after);
+    assert_eq!(sink.flush().await.unwrap(), log.after);
     let rows = [(1, "a2".to_owned()), (2, "c".to_owned()), (9, "z".to_owned())];
     assert_eq!(target.rows().await, rows);
     // The same in slices.
@@ -227,9 +274,10 @@ async fn commits_carry_the_origins_time_and_place() {
         let mut step = log.transaction(vec![insert(&shape(), row([&at.to_string(), "x"]))]);
         step.frame.head.time.0 += at * 60_000_000;
         expected.push(step.frame.head.time.0);
-        let mut batch = log.batch(vec![step]);
-        batch.more = at == 1;
-        sink.apply(&batch).await.unwrap();
+        sink.apply(&log.batch(vec![step])).await.unwrap();
+        if at == 1 {
+            sink.flush().await.unwrap();
+        }
     }
     let step = log.slice(vec![insert(&shape(), row(["3", "x"]))], true, false);
     sink.apply(&log.batch(vec![step])).await.unwrap();
@@ -403,22 +451,19 @@ async fn only_what_is_flushed_is_told() {
     let mut sink = PostgresSink::new(config);
     sink.claim().await.unwrap();
     let mut log = Log::new();
-    let mut next = |more: bool| {
+    let mut next = || {
         let id = log.sequence.to_string();
-        let mut batch = log.one(vec![insert(&shape(), row([&id, "x"]))]);
-        batch.more = more;
-        batch
+        log.one(vec![insert(&shape(), row([&id, "x"]))])
     };
-    let first = next(false);
-    assert_eq!(sink.apply(&first).await.unwrap().flushed, first.through.sequence);
-    let second = next(true);
+    let first = next();
+    assert_eq!(sink.apply(&first).await.unwrap().flushed, Sequence(0));
+    assert_eq!(target.rows().await.len(), 1, "seen before it is told");
+    assert_eq!(sink.flush().await.unwrap(), first.through.sequence);
+    let second = next();
     assert_eq!(sink.apply(&second).await.unwrap().flushed, first.through.sequence);
-    assert_eq!(sink.flush().await.unwrap(), second.through.sequence);
-    let third = next(true);
-    assert_eq!(sink.apply(&third).await.unwrap().flushed, second.through.sequence);
     tokio::time::sleep(Duration::from_millis(450)).await;
-    let fourth = next(true);
-    assert_eq!(sink.apply(&fourth).await.unwrap().flushed, fourth.through.sequence);
+    let third = next();
+    assert_eq!(sink.apply(&third).await.unwrap().flushed, third.through.sequence);
 }
 
 #[tokio::test]
@@ -426,17 +471,26 @@ async fn whoever_holds_a_lock_is_named() {
     let target = PostgresTarget::new("whoever_holds_a_lock").await;
     target.put(1, "a").await;
     let mut config = target.config();
-    config.lock_timeout = Duration::from_millis(600);
+    // Half of it is left for the question who is in the way, on a connection of its own.
+    config.lock_timeout = Duration::from_millis(900);
     let mut sink = PostgresSink::new(config);
     sink.claim().await.unwrap();
-    target.run("BEGIN; UPDATE t SET v = 'theirs' WHERE id = 1").await;
     let mut log = Log::new();
     let batch = log.one(vec![update(&shape(), None, row(["1", "b"]))]);
-    let fault = sink.apply(&batch).await.unwrap_err();
-    assert_eq!(fault.code(), Code::TargetBusy);
-    assert!(fault.message().contains("SET v = 'theirs'"), "{fault}");
-    target.run("ROLLBACK").await;
-    sink.claim().await.unwrap();
+    // What a session of somebody else does is shown to those who may see it; whose it is, to everybody.
+    for (grant, shown) in [
+        ("", "(postgres): its statement is shown to members of pg_read_all_stats"),
+        ("GRANT pg_read_all_stats TO landfall", "SET v = 'theirs'"),
+    ] {
+        target.run(grant).await;
+        target.run("BEGIN; UPDATE t SET v = 'theirs' WHERE id = 1").await;
+        let fault = sink.apply(&batch).await.unwrap_err();
+        assert_eq!(fault.code(), Code::TargetBusy);
+        assert!(fault.message().contains(shown), "{fault}");
+        target.run("ROLLBACK").await;
+        sink.claim().await.unwrap();
+    }
+    target.run("REVOKE pg_read_all_stats FROM landfall").await;
     sink.apply(&batch).await.unwrap();
     assert_eq!(target.rows().await, [(1, "b".to_owned())]);
 }
@@ -563,7 +617,7 @@ async fn child_that_is_killed() {
     let (Ok(port), Ok(name)) = (std::env::var("SINK_TEST_PORT"), std::env::var("SINK_TEST_NAME")) else {
         return;
     };
-    let address = crate::server::address(port.parse().unwrap(), &name);
+    let address = crate::server::address(port.parse().unwrap(), &name, crate::server::ROLE);
     let (to, from) = ("eu-west-1".parse().unwrap(), "us-east-1".parse().unwrap());
     let config = landfall::sink::postgres::PostgresSinkConfig::new(address, to, from, name);
     let mut sink = PostgresSink::new(config);

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use landfall::{
-    change::Change,
+    change::{Change, Mark},
     fault::{Code, Fault},
     position::{Incarnation, Sequence},
     sink::{Batch, Conflict, ConflictKind, Grouping, Sink},
@@ -49,7 +49,8 @@ pub(crate) async fn rows_and_progress_arrive_together(target: &impl Target) {
     batch.shapes = vec![shape()];
     batch.heartbeat = Some(Log::heartbeat());
     let applied = sink.apply(&batch).await.unwrap();
-    assert_eq!((applied.flushed, applied.redone), (batch.through.sequence, false));
+    assert!(!applied.redone);
+    assert_eq!(sink.flush().await.unwrap(), batch.through.sequence);
     assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B")]));
     let claim = sink.claim().await.unwrap();
     let progress = claim.progress.unwrap();
@@ -162,6 +163,7 @@ pub(crate) async fn slices_become_visible_with_the_last(target: &impl Target) {
     sink.claim().await.unwrap();
     sink.apply(&log.one(vec![come("1", "a")])).await.unwrap();
     let start = log.after;
+    assert_eq!(sink.flush().await.unwrap(), start);
     let batches =
         sliced(&mut log, vec![vec![come("2", "b")], vec![become_("2", "B"), go("1")], vec![come("3", "c")]]);
     for batch in &batches[..2] {
@@ -169,8 +171,8 @@ pub(crate) async fn slices_become_visible_with_the_last(target: &impl Target) {
         assert_eq!(sink.flush().await.unwrap(), start);
         // In memory there is no reader beside the writer.
     }
-    let applied = sink.apply(&batches[2]).await.unwrap();
-    assert_eq!(applied.flushed, log.after);
+    sink.apply(&batches[2]).await.unwrap();
+    assert_eq!(sink.flush().await.unwrap(), log.after);
     assert_eq!(target.rows().await, rows(&[(2, "B"), (3, "c")]));
     sink.apply(&log.one(vec![go("3")])).await.unwrap();
     assert_eq!(target.rows().await, rows(&[(2, "B")]));
@@ -220,7 +222,8 @@ pub(crate) async fn one_source_transaction_may_be_one_target_transaction(target:
     ];
     let mut batch = log.batch(steps);
     batch.grouping = Grouping::One;
-    assert_eq!(sink.apply(&batch).await.unwrap().flushed, log.after);
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(sink.flush().await.unwrap(), log.after);
     assert_eq!(target.rows().await, rows(&[(1, "b")]));
     let progress = sink.claim().await.unwrap().progress.unwrap();
     assert_eq!((progress.through, progress.grouped_through), (batch.through, Sequence(0)));
@@ -231,10 +234,121 @@ pub(crate) async fn empty_batches_move_progress(target: &impl Target) {
     let mut sink = target.sink();
     sink.claim().await.unwrap();
     assert_eq!(sink.flush().await.unwrap(), Sequence(0));
-    let mut batch = log.batch(vec![]);
-    batch.more = true;
+    let batch = log.batch(vec![]);
     sink.apply(&batch).await.unwrap();
     assert_eq!(sink.flush().await.unwrap(), batch.through.sequence);
     assert_eq!(sink.flush().await.unwrap(), batch.through.sequence);
     assert_eq!(sink.claim().await.unwrap().progress.unwrap().through, batch.through);
+}
+
+fn mark(mark: Mark) -> Change {
+    Change::Watermark { shapes: vec![shape()], mark }
+}
+
+fn chunk(text: &'static str, again: bool) -> Change {
+    let rows = text.lines().count() as u32;
+    Change::Chunk { shape: shape(), rows, again, keys: None, text: text.as_bytes().into() }
+}
+
+pub(crate) async fn a_table_that_is_filled_is_lenient_and_then_strict(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    assert_eq!(sink.claim().await.unwrap().joining, 0);
+    target.put(1, "stale").await;
+    target.put(9, "stale").await;
+    let waits = sink.apply(&log.one(vec![mark(Mark::Wait)])).await.unwrap();
+    assert_eq!(waits.joining, 1);
+    // One that would go through, and one that would not.
+    sink.apply(&log.one(vec![become_("1", "x")])).await.unwrap();
+    sink.apply(&log.one(vec![come("9", "x"), go("4")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "stale"), (9, "stale")]), "nothing counts while it waits");
+    sink.apply(&log.one(vec![mark(Mark::Begin)])).await.unwrap();
+    assert_eq!(target.rows().await, []);
+
+    sink.apply(&log.one(vec![chunk("1\ta\n2\tb\n", false)])).await.unwrap();
+    sink.apply(&log.one(vec![chunk("2\tb\n", true)])).await.unwrap();
+    let moves = update(&shape(), Some(row(["77", ""])), row(["6", "f"]));
+    let meanwhile = vec![become_("1", "A"), become_("7", "x"), go("8"), come("3", "c"), moves];
+    sink.apply(&log.one(meanwhile)).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "b"), (3, "c"), (6, "f")]));
+    sink.apply(&log.one(vec![chunk("3\tC\n4\td\n", false)])).await.unwrap();
+    sink.apply(&log.one(vec![chunk("2\tB\n", true)])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B"), (3, "C"), (4, "d"), (6, "f")]));
+
+    // Another session knows how it stands. The last chunk is larger than memory.
+    drop(sink);
+    let mut sink = target.sink();
+    assert_eq!(claim_soon(&mut sink).await.joining, 1);
+    let first = log.slice(vec![chunk("6\tF\n", false)], true, false);
+    assert_eq!(sink.apply(&log.batch(vec![first])).await.unwrap().joining, 1);
+    let last = log.slice(vec![chunk("10\tj\n", false), mark(Mark::Done)], false, true);
+    assert_eq!(sink.apply(&log.batch(vec![last])).await.unwrap().joining, 0);
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B"), (3, "C"), (4, "d"), (6, "F"), (10, "j")]));
+    let fault = sink.apply(&log.one(vec![become_("7", "x")])).await.unwrap_err();
+    assert_eq!(conflict(&fault).kind, ConflictKind::UpdateMissing);
+}
+
+pub(crate) async fn rows_that_are_mended_are_as_they_were_sent(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![come("1", "a"), come("2", "b"), come("3", "c")])).await.unwrap();
+    target.put(5, "wrong").await;
+    target.put(7, "strange").await;
+    // Of four rows one was never wrong, one is not what it was, one is not here, one should not be.
+    let (keys, text) = ("1\t\\N\n5\t\\N\n6\t\\N\n7\t\\N\n", "1\ta\n5\te\n6\tf\n");
+    let mend = |keys: &'static str, text: &'static str| Change::Chunk {
+        shape: shape(),
+        rows: text.lines().count() as u32,
+        again: false,
+        keys: Some(keys.into()),
+        text: text.into(),
+    };
+    for _ in 0..2 {
+        sink.apply(&log.one(vec![mend(keys, text)])).await.unwrap();
+        assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b"), (3, "c"), (5, "e"), (6, "f")]));
+    }
+    sink.apply(&log.one(vec![become_("5", "E"), go("1")])).await.unwrap();
+    sink.apply(&log.one(vec![mend("2\t\\N\n", "")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(3, "c"), (5, "E"), (6, "f")]));
+    // What cannot be put in place leaves everything as it was, and the stream goes on.
+    sink.apply(&log.one(vec![mend("5\t\\N\n", "3\tx\n")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(3, "c"), (5, "E"), (6, "f")]));
+    sink.apply(&log.one(vec![become_("3", "C")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(3, "C"), (5, "E"), (6, "f")]));
+}
+
+pub(crate) async fn a_table_that_may_be_stale_keeps_its_rows_and_is_lenient(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    target.put(1, "old").await;
+    target.put(2, "old").await;
+    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Stale)])).await.unwrap().joining, 1);
+    assert_eq!(target.rows().await, rows(&[(1, "old"), (2, "old")]));
+    sink.apply(&log.one(vec![become_("1", "a"), come("2", "b"), become_("7", "x"), go("8")])).await.unwrap();
+    drop(sink);
+    let mut sink = target.sink();
+    assert_eq!(claim_soon(&mut sink).await.joining, 1);
+    let moves = update(&shape(), Some(row(["1", ""])), row(["3", "c"]));
+    sink.apply(&log.one(vec![moves, come("4", "d"), go("4"), go("4")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(2, "b"), (3, "c")]));
+    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Done)])).await.unwrap().joining, 0);
+    let fault = sink.apply(&log.one(vec![go("4")])).await.unwrap_err();
+    assert_eq!(conflict(&fault).kind, ConflictKind::DeleteMissing);
+}
+
+pub(crate) async fn a_mark_that_is_taken_back_was_never_made(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![come("1", "a")])).await.unwrap();
+    let begins = log.slice(vec![mark(Mark::Begin), chunk("5\te\n", false)], true, false);
+    sink.apply(&log.batch(vec![begins])).await.unwrap();
+    sink.abandon().await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "a")]));
+    let applied = sink.apply(&log.one(vec![become_("1", "A")])).await.unwrap();
+    assert_eq!(applied.joining, 0);
+    let fault = sink.apply(&log.one(vec![become_("7", "x")])).await.unwrap_err();
+    assert_eq!(conflict(&fault).kind, ConflictKind::UpdateMissing, "it is strict as before");
 }

@@ -2,7 +2,6 @@
 //! uses it. Everything about how it is started is behind [`server`].
 
 use std::{
-    net::TcpListener,
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -11,7 +10,12 @@ use std::{
 };
 
 use landfall::{
-    postgres::{Address, Connection, TlsMode, connect},
+    postgres::{
+        Address, Connection, TlsMode,
+        catalog::role_privileges,
+        connect,
+        grants::{Duties, lacking},
+    },
     secret::Secret,
 };
 
@@ -67,7 +71,7 @@ impl Server {
             .arg(&data)
             .status();
         assert!(initdb.expect("initdb").success());
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
+        let port = testbed::ports::free().expect("a port");
         let child = Self::spawn(&data, directory.path(), port);
         Self { child: Mutex::new(child), port, _directory: directory }
     }
@@ -90,18 +94,38 @@ impl Server {
         postgres.spawn().expect("postgres starts")
     }
 
-    /// A fresh database, named after the test.
+    /// A fresh database, named after the test, in which the sink's role may do what it is told to be granted
+    /// and no more: on the tables that the test makes later, too.
     pub async fn database(self: &Arc<Self>, name: &str) -> Database {
         let admin = self.connected("postgres").await;
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create database");
-        let address = self.address(name);
-        let client = connect(&address, "test").await.expect("connect");
+        // The tests share the server, and so the role.
+        let _ = admin.batch_execute(&format!("CREATE ROLE {ROLE} LOGIN")).await;
+        let address = self.address(name, ROLE);
+        let client = connect(&self.address(name, SUPERUSER), "test").await.expect("connect");
+        let poor = connect(&address, "test").await.expect("connect");
+        let privileges = role_privileges(&poor).await.expect("ask");
+        for lack in lacking(&privileges, Duties { source: false, sink: true }) {
+            // Two tests that grant the same function at once meet over the catalog's row.
+            while let Err(error) = client.batch_execute(&lack.sql).await {
+                assert!(
+                    error.as_db_error().is_some_and(|it| it.message().contains("concurrent")),
+                    "{error:?}"
+                );
+            }
+        }
+        let later = format!(
+            "ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO {ROLE};
+             ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {ROLE}"
+        );
+        client.batch_execute(&later).await.expect("grant what is made later");
         Database { server: self.clone(), address, client }
     }
 
     async fn connected(&self, database: &str) -> Connection {
-        for _ in 0..200 {
-            match connect(&self.address(database), "test").await {
+        // A minute: on a machine that compiles meanwhile, even its first start takes its time.
+        for _ in 0..1200 {
+            match connect(&self.address(database, SUPERUSER), "test").await {
                 Ok(connection) => return connection,
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -109,17 +133,17 @@ impl Server {
         panic!("the server did not start");
     }
 
-    fn address(&self, database: &str) -> Address {
-        address(self.port, database)
+    fn address(&self, database: &str, user: &str) -> Address {
+        address(self.port, database, user)
     }
 }
 
 /// Where a database of a server on `port` is.
-pub fn address(port: u16, database: &str) -> Address {
+pub fn address(port: u16, database: &str, user: &str) -> Address {
     Address {
         host: "127.0.0.1".to_owned(),
         port,
-        user: "postgres".to_owned(),
+        user: user.to_owned(),
         password: Secret::new(""),
         database: database.to_owned(),
         tls: TlsMode::Disable,
@@ -135,6 +159,12 @@ impl Drop for Server {
         let _ = child.wait();
     }
 }
+
+/// Whom the sink works as.
+pub const ROLE: &str = "landfall";
+
+/// Who makes the tables, and looks from outside.
+const SUPERUSER: &str = "postgres";
 
 pub struct Database {
     #[allow(dead_code, reason = "keeps the server running")]

@@ -11,19 +11,19 @@ use std::{
 use bytes::Bytes;
 use rdkafka::{
     ClientConfig, Message, Offset as KafkaOffset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Headers},
     types::RDKafkaErrorCode,
 };
 use tokio::sync::mpsc;
 
-use super::PARTITION;
+use super::{PARTITION, traffic::Traffic};
 use crate::{
     changelog::{Entry, Reader},
     envelope::{HEADER_NAME, Header, InvalidHeader},
     fault::{Code, Fault, Result},
-    kafka::{Cluster, REQUEST_TIMEOUT, fault_of},
+    kafka::{Cluster, REQUEST_TIMEOUT, Resource, fault_of},
     position::Offset,
     stamp::Micros,
     task,
@@ -41,25 +41,29 @@ const TURN: Duration = Duration::from_millis(100);
 pub struct KafkaReader {
     topic: String,
     helpings: mpsc::Receiver<Result<Vec<Entry>>>,
+    traffic: Traffic,
     stop: Arc<AtomicBool>,
 }
 
 impl KafkaReader {
     pub(super) fn open(cluster: &Cluster, topic: &str, group: &str, from: Offset) -> Result<Self> {
         let doing = format!("read topic {topic} at {cluster} from {from}");
-        let consumer = consumer(&mut cluster.client("reader"), group)
+        let traffic = Traffic::default();
+        let mut config = cluster.client("reader");
+        let consumer = consumer(Traffic::told_by(&mut config), group, traffic.clone())
             .and_then(|consumer| assign(&consumer, topic, KafkaOffset::Offset(from.0)).map(|()| consumer))
             .map_err(|error| fault_of(&doing, error))?;
         let (give, helpings) = mpsc::channel(HELPINGS);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let (cluster, read) = (cluster.clone(), topic.to_owned());
         // Ends by itself once `stop` is set or the receiver is gone.
         task::spawn_thread("kafka reader", move || {
             while !stopped.load(Ordering::Relaxed) {
                 let helping = match helping(&consumer) {
                     Ok(entries) if entries.is_empty() => continue,
                     Ok(entries) => Ok(entries),
-                    Err(error) => Err(fault_of(&doing, error)),
+                    Err(error) => Err(cluster.fault_of(&doing, error, "Read", Resource::Topic(&read))),
                 };
                 let last = helping.is_err();
                 if give.blocking_send(helping).is_err() || last {
@@ -67,7 +71,7 @@ impl KafkaReader {
                 }
             }
         });
-        Ok(Self { topic: topic.to_owned(), helpings, stop })
+        Ok(Self { topic: topic.to_owned(), helpings, traffic, stop })
     }
 
     fn ended(&self) -> Fault {
@@ -93,9 +97,17 @@ impl Reader for KafkaReader {
             Err(mpsc::error::TryRecvError::Disconnected) => Err(self.ended()),
         }
     }
+
+    fn received(&self) -> u64 {
+        self.traffic.received()
+    }
 }
 
-fn consumer(config: &mut ClientConfig, group: &str) -> KafkaResult<BaseConsumer> {
+fn consumer<C: ConsumerContext>(
+    config: &mut ClientConfig,
+    group: &str,
+    context: C,
+) -> KafkaResult<BaseConsumer<C>> {
     config
         .set("group.id", group)
         .set("enable.auto.commit", "false")
@@ -114,17 +126,17 @@ fn consumer(config: &mut ClientConfig, group: &str) -> KafkaResult<BaseConsumer>
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "100")
         .set("fetch.wait.max.ms", "500")
-        .create()
+        .create_with_context(context)
 }
 
-fn assign(consumer: &BaseConsumer, topic: &str, from: KafkaOffset) -> KafkaResult<()> {
+fn assign<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, from: KafkaOffset) -> KafkaResult<()> {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, PARTITION, from)?;
     consumer.assign(&list)
 }
 
 /// What has arrived, up to a helping; empty where nothing has within a turn.
-fn helping(consumer: &BaseConsumer) -> KafkaResult<Vec<Entry>> {
+fn helping<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> KafkaResult<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut bytes = 0;
     let mut wait = TURN;
@@ -185,7 +197,7 @@ pub(super) fn last_value(
     key: &[u8],
     group: &str,
 ) -> KafkaResult<Option<Vec<u8>>> {
-    let consumer = consumer(&mut cluster.client("checkpoints"), group)?;
+    let consumer = consumer(&mut cluster.client("checkpoints"), group, DefaultConsumerContext)?;
     let (low, high) = match consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT) {
         Ok(bounds) => bounds,
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {

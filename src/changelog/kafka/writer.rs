@@ -1,4 +1,9 @@
 //! Appending: an idempotent producer, its acknowledgements counted in order.
+//!
+//! A producer's linger is fixed when it is made, and no one value is right: a lone record must not wait, and
+//! of a hundred thousand a second each must, or a broker is asked for every twenty of them. So there are two
+//! producers, a calm and a hot one. One is in use; it is changed for the other by the rate of appending, once
+//! everything it was given is acknowledged: so the order stays, and the count of acknowledgements a prefix.
 
 use std::{
     sync::{
@@ -16,12 +21,14 @@ use rdkafka::{
 };
 use tokio::sync::Notify;
 
-use super::PARTITION;
+use super::{PARTITION, traffic::Traffic};
 use crate::{
     changelog::Writer,
     envelope::{HEADER_NAME, Header},
     fault::{Code, Fault, Result},
-    kafka::{Cluster, fault_of},
+    kafka::{Cluster, Resource, fault_of},
+    names,
+    pace::Pace,
     position::Offset,
 };
 
@@ -35,10 +42,10 @@ pub struct WriterLimits {
 }
 
 impl Default for WriterLimits {
-    /// 8 MiB: a few requests in flight and as much again behind them. A fifth of a millisecond: what is
-    /// read together is sent together, and a lone record hardly waits.
+    /// 8 MiB: a few requests in flight and as much again behind them. A lone record does not wait; while the
+    /// stream is hot it is [`HOT_LINGER`] at least.
     fn default() -> Self {
-        Self { queue_bytes: 8 << 20, linger: Duration::from_micros(200) }
+        Self { queue_bytes: 8 << 20, linger: Duration::ZERO }
     }
 }
 
@@ -52,9 +59,26 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(2);
 /// for them is what the server may release, and nothing a reader of the stream would see.
 const GATHER: Duration = Duration::from_millis(2);
 
+/// How long a record waits for company while the stream is hot: some hundreds share a request then, and what a
+/// request costs the broker hardly counts.
+const HOT_LINGER: Duration = Duration::from_millis(5);
+/// A stream is hot from so many records a second on, where a request for each would begin to fill a core,
+const HOT: f64 = 3_000.0;
+/// and calm again below so many.
+const CALM: f64 = 1_000.0;
+/// What a rate is taken over: long enough that one transaction is not a stream.
+const PACE_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Appends to a topic.
 pub struct KafkaWriter {
-    producer: ThreadedProducer<Acks>,
+    cluster: Cluster,
+    calm: ThreadedProducer<Acks>,
+    hot: ThreadedProducer<Acks>,
+    is_hot: bool,
+    pace: Pace,
+    /// Records of the stream given to either.
+    given: u64,
+    delivered: Arc<Delivered>,
     topic: String,
     state_topic: String,
 }
@@ -64,18 +88,28 @@ const STREAM: usize = 0;
 const CHECKPOINT: usize = 1;
 
 /// Counts delivery reports. With one partition and idempotence they come in the order of sending.
-struct Acks(Arc<Delivered>);
+struct Acks(Arc<Delivered>, Traffic);
 
 struct Delivered {
     records: AtomicU64,
     offset: AtomicI64,
-    failed: OnceLock<KafkaError>,
+    /// What failed first, and of which queue.
+    failed: OnceLock<(usize, KafkaError)>,
     changed: Notify,
 }
 
 impl ClientContext for Acks {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka producer");
+        // The client would try for ever, and what it waits for is a person: the next session says so.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication) {
+            let _ = self.0.failed.set((STREAM, error));
+            self.0.changed.notify_waiters();
+        }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.1.take(statistics);
     }
 }
 
@@ -83,10 +117,16 @@ impl ProducerContext for Acks {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, queue: usize) {
-        if queue == CHECKPOINT {
-            return;
-        }
         match result {
+            // The next checkpoint will do, unless none will ever be let in.
+            Err((error, _)) if queue == CHECKPOINT => {
+                let denied = Some(RDKafkaErrorCode::TopicAuthorizationFailed);
+                if error.rdkafka_error_code() != denied {
+                    return;
+                }
+                let _ = self.0.failed.set((CHECKPOINT, error.clone()));
+            }
+            Ok(_) if queue == CHECKPOINT => return,
             // Behind a failed record nothing counts: the count is a prefix.
             Ok(_) if self.0.failed.get().is_some() => (),
             Ok(message) => {
@@ -97,7 +137,7 @@ impl ProducerContext for Acks {
                 self.0.records.fetch_add(1, Ordering::Release);
             }
             Err((error, _)) => {
-                let _ = self.0.failed.set(error.clone());
+                let _ = self.0.failed.set((STREAM, error.clone()));
             }
         }
         self.0.changed.notify_waiters();
@@ -117,32 +157,76 @@ impl KafkaWriter {
             failed: OnceLock::new(),
             changed: Notify::new(),
         });
-        let producer = cluster
-            .client("writer")
-            // Implies acks=all, unlimited retries and order kept with 5 requests in flight.
-            .set("enable.idempotence", "true")
-            // Never give a record up: a hole would follow. The queue fills and the source waits.
-            .set("message.timeout.ms", "0")
-            .set("compression.type", "zstd")
-            .set("compression.level", "1")
-            .set("linger.ms", (limits.linger.as_secs_f64() * 1e3).to_string())
-            // Beyond the largest `max_record_bytes`: what a record may be is the topic's to say.
-            .set("message.max.bytes", "16777216")
-            .set("batch.num.messages", "10000")
-            .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
-            .set("queue.buffering.max.kbytes", (limits.queue_bytes >> 10).to_string())
-            .create_with_context(Acks(delivered))
-            .map_err(|error| fault_of("set up a Kafka producer", error))?;
-        Ok(Self { producer, topic: topic.to_owned(), state_topic: state_topic.to_owned() })
+        let producer = |linger: Duration| {
+            let mut config = cluster.client("writer");
+            Traffic::told_by(&mut config)
+                // Implies acks=all, unlimited retries and order kept with 5 requests in flight.
+                .set("enable.idempotence", "true")
+                // Never give a record up: a hole would follow. The queue fills and the source waits.
+                .set("message.timeout.ms", "0")
+                .set("compression.type", "zstd")
+                .set("compression.level", "1")
+                .set("linger.ms", (linger.as_secs_f64() * 1e3).to_string())
+                // Beyond the largest `max_record_bytes`: what a record may be is the topic's to say.
+                .set("message.max.bytes", "16777216")
+                .set("batch.num.messages", "10000")
+                .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
+                .set("queue.buffering.max.kbytes", (limits.queue_bytes >> 10).to_string())
+                .create_with_context(Acks(Arc::clone(&delivered), Traffic::default()))
+                .map_err(|error| fault_of("set up a Kafka producer", error))
+        };
+        Ok(Self {
+            cluster: cluster.clone(),
+            calm: producer(limits.linger)?,
+            hot: producer(limits.linger.max(HOT_LINGER))?,
+            is_hot: false,
+            pace: Pace::new(PACE_INTERVAL, Instant::now()),
+            given: 0,
+            topic: topic.to_owned(),
+            state_topic: state_topic.to_owned(),
+            delivered,
+        })
     }
 
-    fn delivered(&self) -> &Arc<Delivered> {
-        &self.producer.context().0
+    /// The one in use.
+    fn producer(&self) -> &ThreadedProducer<Acks> {
+        if self.is_hot { &self.hot } else { &self.calm }
+    }
+
+    /// Notes that a record is about to be given, and changes the producer where the rate calls for it.
+    async fn choose(&mut self) -> Result<()> {
+        let Some(rate) = self.pace.note(1, Instant::now()) else { return Ok(()) };
+        let is_hot = rate > if self.is_hot { CALM } else { HOT };
+        if is_hot != self.is_hot {
+            while self.acknowledged() < self.given || self.producer().in_flight_count() > 0 {
+                self.check()?;
+                tokio::time::sleep(ROOM_INTERVAL).await;
+            }
+            self.is_hot = is_hot;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.failure().map_or(Ok(()), Err)
     }
 
     fn failure(&self) -> Option<Fault> {
-        let error = self.delivered().failed.get()?;
-        Some(fault_of(format_args!("append to topic {}", self.topic), error.clone()))
+        let (queue, error) = self.delivered.failed.get()?;
+        let topic = if *queue == CHECKPOINT { &self.state_topic } else { &self.topic };
+        Some(self.fault(topic, error.clone()))
+    }
+
+    fn fault(&self, topic: &str, error: KafkaError) -> Fault {
+        // A producer that may write no topic at all is refused its id, and fails every record for that.
+        let denied = |producer: &ThreadedProducer<Acks>| {
+            let (code, _) = producer.client().fatal_error()?;
+            (code == RDKafkaErrorCode::ClusterAuthorizationFailed).then_some(code)
+        };
+        let error =
+            denied(&self.calm).or_else(|| denied(&self.hot)).map_or(error, KafkaError::MessageProduction);
+        let doing = format_args!("append to topic {topic}");
+        self.cluster.fault_of(doing, error, "Write", Resource::Topic(topic))
     }
 }
 
@@ -151,6 +235,7 @@ impl Writer for KafkaWriter {
         let sealed = header.seal(key, value);
         let headers = OwnedHeaders::new_with_capacity(1)
             .insert(KafkaHeader { key: HEADER_NAME, value: Some(sealed.as_slice()) });
+        self.choose().await?;
         let mut record = BaseRecord::with_opaque_to(&self.topic, STREAM)
             .partition(PARTITION)
             .key(key)
@@ -158,16 +243,17 @@ impl Writer for KafkaWriter {
             .headers(headers);
         let mut since = None;
         loop {
-            record = match self.producer.send(record) {
-                Ok(()) => return Ok(since.map_or(Duration::ZERO, |since: Instant| since.elapsed())),
+            record = match self.producer().send(record) {
+                Ok(()) => {
+                    self.given += 1;
+                    return Ok(since.map_or(Duration::ZERO, |since: Instant| since.elapsed()));
+                }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => {
-                    return Err(fault_of(format_args!("append to topic {}", self.topic), error));
+                    return Err(self.fault(&self.topic, error));
                 }
             };
-            if let Some(fault) = self.failure() {
-                return Err(fault);
-            }
+            self.check()?;
             since.get_or_insert_with(Instant::now);
             // A delivery makes room; not for each is it worth waking up.
             tokio::time::sleep(ROOM_INTERVAL).await;
@@ -175,38 +261,55 @@ impl Writer for KafkaWriter {
     }
 
     fn acknowledged(&self) -> u64 {
-        self.delivered().records.load(Ordering::Acquire)
+        self.delivered.records.load(Ordering::Acquire)
     }
 
     fn last_offset(&self) -> Option<Offset> {
-        let offset = self.delivered().offset.load(Ordering::Relaxed);
+        let offset = self.delivered.offset.load(Ordering::Relaxed);
         (offset >= 0).then_some(Offset(offset))
     }
 
     async fn acknowledged_beyond(&self, seen: u64) -> Result<()> {
         loop {
-            let changed = self.delivered().changed.notified();
+            let changed = self.delivered.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(fault) = self.failure() {
-                return Err(fault);
-            }
+            self.check()?;
             if self.acknowledged() > seen {
                 return Ok(());
             }
             changed.await;
-            if self.producer.in_flight_count() > 0 {
+            if self.producer().in_flight_count() > 0 {
                 tokio::time::sleep(GATHER).await;
             }
         }
     }
 
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()> {
+        self.keep(self.topic.as_bytes(), value)
+    }
+
+    fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()> {
+        self.keep(names::start_key(&self.topic, to).as_bytes(), value)
+    }
+
+    fn fill(&self) -> f64 {
+        f64::from(self.producer().in_flight_count()) / QUEUE_RECORDS as f64
+    }
+
+    fn sent(&self) -> u64 {
+        [&self.calm, &self.hot].map(|producer| producer.context().1.sent()).iter().sum()
+    }
+}
+
+impl KafkaWriter {
+    /// Queues what is kept in the state topic under `key`.
+    fn keep(&self, key: &[u8], value: &[u8]) -> Result<()> {
         let record = BaseRecord::with_opaque_to(&self.state_topic, CHECKPOINT)
             .partition(PARTITION)
-            .key(self.topic.as_bytes())
+            .key(key)
             .payload(value);
-        match self.producer.send(record) {
+        match self.producer().send(record) {
             // The queue is full of what matters more; the next one will do.
             Ok(()) | Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(()),
             Err((error, _)) => {
@@ -214,9 +317,5 @@ impl Writer for KafkaWriter {
                     .because(error))
             }
         }
-    }
-
-    fn fill(&self) -> f64 {
-        f64::from(self.producer.in_flight_count()) / QUEUE_RECORDS as f64
     }
 }

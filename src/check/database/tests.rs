@@ -26,6 +26,10 @@ fn server() -> ServerFacts {
         origins_max: 10,
         origins_used: 0,
         slot_keep_bytes: Some(1 << 30),
+        sender_timeout: Some(Duration::from_secs(60)),
+        data_directory: None,
+        wal_bytes: 0,
+        clock: 0,
         database: "shop".into(),
     }
 }
@@ -81,12 +85,13 @@ fn a_server_is_judged_by_what_it_is_for() {
         (&|it| it.wal_level = "replica".into(), &["wal-level"]),
         (&|it| it.track_commit_timestamp = false, &["track-commit-timestamp"]),
         (&|it| it.in_recovery = true, &["server-standby"]),
-        (&|it| it.slot_keep_bytes = None, &["slot-unlimited"]),
+        (&|it| it.sender_timeout = None, &["sender-timeout"]),
+        (&|it| it.sender_timeout = Some(Duration::from_secs(1)), &["sender-timeout"]),
         (&|it| it.origins_used = 10, &["origins-left"]),
     ] {
         let mut server = server();
         change(&mut server);
-        let found: Vec<_> = of_server(&server, &both()).iter().map(|finding| finding.id).collect();
+        let found: Vec<_> = of_server(&server, &both()).iter().map(|finding| finding.id.as_str()).collect();
         assert_eq!(found, expected, "{server:?}");
     }
 }
@@ -96,7 +101,7 @@ fn only_what_a_link_needs_is_asked_of_a_link() {
     let link = settings("[[link]]\nfrom = \"b\"\nbrokers = [\"k:1\"]");
     let poor = RolePrivileges { replication: false, ..role() };
     assert!(of_role(&poor, duties(&link)).is_empty());
-    assert_eq!(of_role(&poor, duties(&both()))[0].id, "role-replication");
+    assert_eq!(of_role(&poor, duties(&both()))[0].id.as_str(), "role-replication");
     let replica = ServerFacts { wal_level: "replica".into(), ..server() };
     assert!(of_server(&replica, &link).is_empty());
 }
@@ -104,14 +109,15 @@ fn only_what_a_link_needs_is_asked_of_a_link() {
 #[test]
 fn tables_that_cannot_be_carried_are_named() {
     let source = both().source.unwrap();
-    assert_eq!(of_tables(&[], &source)[0].id, "scope-empty");
+    assert_eq!(tables::of_scope(&[], &source)[0].id.as_str(), "scope-empty");
     let keyless = TableFacts { identity_usable: false, ..table("b") };
     let unlogged = TableFacts { logged: false, ..table("c") };
-    let found = of_tables(&[table("a"), keyless.clone(), unlogged], &source);
-    let ids: Vec<_> = found.iter().map(|finding| (finding.id, finding.evidence.split(' ').next())).collect();
+    let found = tables::of_scope(&[table("a"), keyless.clone(), unlogged], &source);
+    let ids: Vec<_> =
+        found.iter().map(|finding| (finding.id.as_str(), finding.evidence.split(' ').next())).collect();
     assert_eq!(ids, [("replica-identity", Some("public.b")), ("table-unlogged", Some("public.c"))]);
     let named = SourceSettings { scope: crate::scope::Scope(vec!["public.z".parse().unwrap()]), ..source };
-    assert_eq!(of_tables(&[table("a")], &named)[0].id, "table-missing");
+    assert_eq!(tables::of_scope(&[table("a")], &named)[0].id.as_str(), "table-missing");
 }
 
 #[test]
@@ -122,7 +128,7 @@ fn a_publication_lets_everything_in_scope_through() {
         let found = of_publication(published, &tables, role, &source);
         found
             .into_iter()
-            .map(|finding| (finding.id, finding.severity, finding.mend.unwrap()))
+            .map(|finding| (finding.id.as_str(), finding.severity, finding.mend.unwrap()))
             .collect::<Vec<_>>()
     };
     let create = "CREATE PUBLICATION \"landfall\" FOR TABLE \"public\".\"a\", \"public\".\"b\" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);".to_owned();
@@ -144,7 +150,7 @@ fn a_publication_lets_everything_in_scope_through() {
     for (via_root, expected) in [(true, &[][..]), (false, &["publication-partitions"])] {
         let published = PublicationFacts { via_root, ..published(&["a"]) };
         let found = of_publication(Some(&published), &parted, &role(), &source);
-        assert_eq!(found.iter().map(|finding| finding.id).collect::<Vec<_>>(), expected);
+        assert_eq!(found.iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>(), expected);
     }
 }
 
@@ -152,7 +158,7 @@ fn a_publication_lets_everything_in_scope_through() {
 fn a_slot_is_ours_alive_and_can_be_read() {
     let source = both().source.unwrap();
     let ids = |slot: Option<&SlotFacts>, server: &ServerFacts| {
-        of_slot(slot, server, &source).into_iter().map(|finding| finding.id).collect::<Vec<_>>()
+        of_slot(slot, server, &source).into_iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>()
     };
     let full = ServerFacts { slots_used: 10, senders_used: 10, ..server() };
     assert_eq!(ids(None, &server()), Vec::<&str>::new());

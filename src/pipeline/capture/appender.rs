@@ -91,16 +91,16 @@ impl<W: Writer> Appender<W> {
         self.put(Kind::Barrier, Flags::NONE, Sequence(0), b"", value).await
     }
 
-    /// Appends a record; a change that is too large as parts.
+    /// Appends a record; a change or a chunk that is too large as parts.
     pub async fn append(&mut self, kind: Kind, flags: Flags, key: &[u8], value: &[u8]) -> Result<()> {
-        if kind != Kind::Change || value.len() <= self.max_record_bytes {
+        if !matches!(kind, Kind::Change | Kind::Chunk) || value.len() <= self.max_record_bytes {
             let sequence = self.take_number();
             return self.put(kind, flags, sequence, key, value).await;
         }
         let parts = value.chunks(self.max_record_bytes);
         let last = parts.len() - 1;
         for (at, part) in parts.enumerate() {
-            let mut marks = Flags::NONE;
+            let mut marks = Flags::when(kind == Kind::Chunk, Flags::OF_CHUNK);
             if at == 0 {
                 marks =
                     marks.with(Flags::PART_FIRST).with(Flags::when(flags.has(Flags::FIRST), Flags::FIRST));

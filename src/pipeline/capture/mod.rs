@@ -13,6 +13,9 @@
 //! the stream stands before the idle record in the same log.
 
 mod appender;
+mod aside;
+mod beside;
+mod copy;
 pub mod resume;
 mod session;
 mod tail;

@@ -45,6 +45,9 @@ pub enum Decision {
     Complete(Option<u64>),
     /// The half transaction will never be completed: say so in the log, then append this one.
     AbortThenAppend(Position),
+    /// The log says that nothing of the stream is in it. So it may be (a watermark, somebody else's message, what a
+    /// sink applied here); where something is, this is why the log cannot be continued.
+    Nothing(Diverged),
 }
 
 /// Why the log cannot be continued from this server.
@@ -140,7 +143,7 @@ impl Resume {
         if sent.commit < self.through {
             let nothing =
                 PostgresPosition { commit: self.through, end: self.through, xid: 0, time: sent.time };
-            return Err(other(self.last.unwrap_or(nothing)));
+            return Ok(Decision::Nothing(other(self.last.unwrap_or(nothing))));
         }
         match self.open.take() {
             None => Ok(Decision::Append),
@@ -224,7 +227,7 @@ mod tests {
         let mut resume = start();
         assert_eq!(resume.begin(&at(100, 7)), Ok(Decision::Skip));
         assert!(
-            matches!(resume.begin(&at(120, 8)), Err(Diverged::Other { .. })),
+            matches!(resume.begin(&at(120, 8)), Ok(Decision::Nothing(Diverged::Other { .. }))),
             "the log says nothing is there"
         );
     }

@@ -1,7 +1,8 @@
 //! One session of capturing: from taking hold of the slot to the first fault, or the stop.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,31 +12,36 @@ use futures_util::FutureExt;
 use super::{
     CaptureParams, FINISH,
     appender::Appender,
+    aside::Aside,
+    beside::{keep, listen, watch},
+    copy::{self, Desk, Watermark},
     resume::{Decision, Diverged, Resume, Tail},
     tail::{self, Checkpoint, OwnBarrier},
 };
 use crate::{
-    change::{Change, Fingerprint, Ordered},
+    change::{Change, Fingerprint, Mark, Ordered, Shape},
     changelog::{Log, Writer},
     clock,
     envelope::{
         Encoded, Encoder, Flags, Kind,
-        body::{self, Abort, Anchor, Barrier, Beat, Commit, Echo, Genesis, HeartbeatBody, Idle, Schema},
+        body::{
+            self, Abort, Anchor, Answered, Barrier, Beat, Commit, Genesis, HeartbeatBody, Idle, Schema, Start,
+        },
     },
     fault::{Code, Fault, Result},
     metrics::{CaptureMeter, Metrics, QueueMeter},
     names,
-    position::{Incarnation, Position, Sequence, WriterEpoch},
+    position::{Incarnation, Offset, Position, PostgresPosition, Sequence, WriterEpoch},
     roster::{Roster, SourceEntry, State},
-    source::{Event, Keeper, Opened, Source},
+    source::{Content, Copier, Event, Keeper, Opened, Portion, ReadFor, Source, With},
+    stamp::Micros,
     task::Stop,
+    verify::{Answer, Found},
 };
 
 /// An idle record at most so often. A few a second release an idle server's log soon enough, and let a
 /// shutting down server go within a second.
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);
-/// How often the slot, the publication and the log are looked at.
-const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Events taken before acknowledgements are looked at again.
 const GULP: usize = 256;
 
@@ -49,8 +55,15 @@ pub(super) async fn run<S: Source, L: Log>(
     running: &mut bool,
 ) -> Result<()> {
     let entry = &roster.source();
-    let (opened, mut keeper) = source.open().await?;
+    let (opened, mut keeper, mut copier) = source.open().await?;
     let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper).await?;
+    let desk = &Desk::new();
+    let aside = Aside::new(copier.filling().await?);
+    // What was kept there is durable.
+    let starts =
+        copier.starts().await?.into_iter().map(|(region, start)| (region, Sequence(0), start)).collect();
+    // Whatever this session appends stands there or behind it.
+    let offset = log.bounds().await?.map_or(Offset(0), |bounds| bounds.high);
     let resume = Resume::new(&tail, opened.confirmed, opened.written).map_err(diverged)?;
     let through = tail.through.unwrap_or(opened.consistent);
     let mut capture = Capture {
@@ -70,14 +83,21 @@ pub(super) async fn run<S: Source, L: Log>(
         idle_at: Instant::now(),
         checkpoint_at: Instant::now(),
         entry,
-        meter: metrics.capture(),
+        unacknowledged: VecDeque::new(),
+        meter: metrics.capture(&params.region, &params.stream),
         queue: metrics.queue("kafka"),
+        desk,
+        aside,
+        starts,
+        offset,
     };
     *running = true;
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
         fault = keep(&mut keeper, params.heartbeat_interval, entry, roster) => Err(fault),
         fault = watch(log, entry) => Err(fault),
+        never = copy::run(&mut copier, desk, entry) => match never {},
+        never = listen(log, &params.stream, desk) => match never {},
     };
     outcome.map_err(|fault| fault.at(format_args!("stream {} of {}", params.stream, params.region)))
 }
@@ -187,74 +207,6 @@ fn diverged(error: Diverged) -> Fault {
     Fault::new(code, "hold the log's tail against the server").because(error)
 }
 
-/// Heartbeats, and a look at the slot and the publication; ends with the first fault.
-async fn keep<K: Keeper>(keeper: &mut K, heartbeat: Duration, entry: &SourceEntry, roster: &Roster) -> Fault {
-    let mut beat = tokio::time::interval(heartbeat);
-    let mut inspect = tokio::time::interval(WATCH_INTERVAL);
-    let mut safe_before: Option<(u64, Instant)> = None;
-    loop {
-        let outcome = tokio::select! {
-            _ = beat.tick() => {
-                let content = Beat { sent: clock::now(), echo: echoes(roster) };
-                let content = serde_json::to_string(&content).expect("a beat has text keys and finite numbers");
-                keeper.beat(&content).await
-            }
-            _ = inspect.tick() => keeper.inspect().await.map(|vitals| {
-                entry.slot_retained_bytes.replace(vitals.retained_bytes);
-                entry.slot_safe_bytes.replace(vitals.safe_bytes);
-                entry.slot_seconds_to_invalidation.replace(vitals.safe_bytes.zip(safe_before).and_then(
-                    |(safe, (before, at))| {
-                        let rate = before.saturating_sub(safe) as f64 / at.elapsed().as_secs_f64();
-                        (rate > 0.0).then(|| safe as f64 / rate)
-                    },
-                ));
-                safe_before = vitals.safe_bytes.map(|safe| (safe, Instant::now()));
-                entry.warnings.set(vitals.left_out);
-            }),
-        };
-        if let Err(fault) = outcome {
-            return fault;
-        }
-    }
-}
-
-/// The last beat of each peer, as it arrived here.
-fn echoes(roster: &Roster) -> Vec<Echo> {
-    let last =
-        roster.links().into_iter().filter_map(|link| Some((link.from().to_string(), link.heartbeat.get()?)));
-    last.map(|(region, beat)| Echo { region, sent: beat.sent, arrived: beat.arrived }).collect()
-}
-
-/// Looks whether the log is still the one written to; ends with the first fault that does not pass.
-async fn watch<L: Log>(log: &L, entry: &SourceEntry) -> Fault {
-    let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    let mut reached = None;
-    let mut attempt = 0;
-    loop {
-        tick.tick().await;
-        match log.bounds().await {
-            Ok(Some(bounds)) if reached.is_some_and(|reached| bounds.high < reached) => {
-                let message = format!("the topic ends at {}, it had reached {reached:?}", bounds.high);
-                return Fault::new(Code::TopicLost, message);
-            }
-            Ok(Some(bounds)) => {
-                reached = Some(bounds.high);
-                if attempt > 0 {
-                    attempt = 0;
-                    entry.set(State::Running);
-                }
-            }
-            Ok(None) => return Fault::new(Code::TopicLost, "the topic does not exist any more"),
-            // The producer keeps what it has and goes on by itself; people should know meanwhile.
-            Err(fault) if fault.code() == Code::KafkaUnreachable => {
-                attempt += 1;
-                entry.set(State::retrying(&fault, attempt));
-            }
-            Err(fault) => return fault,
-        }
-    }
-}
-
 struct Capture<'a, S, W> {
     params: &'a CaptureParams,
     source: &'a mut S,
@@ -276,8 +228,18 @@ struct Capture<'a, S, W> {
     idle_at: Instant,
     checkpoint_at: Instant,
     entry: &'a SourceEntry,
+    /// The last record of each transaction that is not known to be durable, and when it was read.
+    unacknowledged: VecDeque<(Sequence, Micros)>,
     meter: CaptureMeter,
     queue: QueueMeter,
+    /// Where what a backfill reads is handed over.
+    desk: &'a Desk,
+    /// What changes in tables being filled.
+    aside: Aside,
+    /// Where regions may begin the stream: the region, the first record that counts, and all of it as it is kept.
+    starts: Vec<(String, Sequence, String)>,
+    /// A record at or behind the last that is known to be durable.
+    offset: Offset,
 }
 
 /// The transaction being read.
@@ -287,12 +249,15 @@ struct Transaction {
     skip: bool,
     /// Changes up to this ordinal stand in the log.
     complete_after: Option<Option<u64>>,
+    /// The log says that nothing of the stream is in it; what is so where it lies.
+    empty: Option<Diverged>,
     /// Whether its first record stands in the log.
     begun: bool,
     /// The last change read: held back until it is known whether another follows, because the last one
     /// is marked.
     held: Option<Ordered>,
     beat: Option<Bytes>,
+    watermark: Option<Bytes>,
 }
 
 impl<S: Source, W: Writer> Capture<'_, S, W> {
@@ -346,6 +311,11 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                     transaction.beat = Some(content);
                 }
             }
+            Event::Watermark(content) => {
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.watermark = Some(content);
+                }
+            }
             Event::Commit(end) => self.commit(end).await?,
             Event::Idle(position) if self.transaction.is_none() => {
                 if let Some(open) = self.resume.passed(&position).map_err(diverged)? {
@@ -364,25 +334,44 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             let message = format!("a transaction begins at {begin} inside the one at {}", transaction.begin);
             return Err(Fault::new(Code::ProtocolUnknown, message));
         }
-        let (mut skip, mut complete_after) = (false, None);
+        let (mut skip, mut complete_after, mut empty) = (false, None, None);
         match self.resume.begin(&begin).map_err(diverged)? {
             Decision::Skip => skip = true,
             Decision::Append => (),
             Decision::Complete(ordinal) => complete_after = Some(ordinal),
             Decision::AbortThenAppend(open) => self.abort(open).await?,
+            Decision::Nothing(otherwise) => empty = Some(otherwise),
         }
         let Position::Postgres(at) = begin;
         self.encoder.begin(&begin, at.time);
         let begun = complete_after.is_some();
-        self.transaction = Some(Transaction { begin, skip, complete_after, begun, held: None, beat: None });
+        self.transaction = Some(Transaction {
+            begin,
+            skip,
+            complete_after,
+            empty,
+            begun,
+            held: None,
+            beat: None,
+            watermark: None,
+        });
         Ok(())
     }
 
-    async fn change(&mut self, ordered: Ordered) -> Result<()> {
+    async fn change(&mut self, mut ordered: Ordered) -> Result<()> {
         let transaction = self.transaction.as_mut().ok_or_else(outside)?;
         let stands = transaction.complete_after.flatten().is_some_and(|last| ordered.ordinal <= last);
         if transaction.skip || stands {
             return Ok(());
+        }
+        if let Some(otherwise) = transaction.empty {
+            return Err(diverged(otherwise));
+        }
+        if !self.aside.is_idle() {
+            let Position::Postgres(at) = transaction.begin;
+            if let Some(table) = self.aside.change(at.xid, &mut ordered.change) {
+                self.desk.restart(&table).await;
+            }
         }
         match transaction.held.replace(ordered) {
             Some(before) => self.append(before, None).await,
@@ -403,18 +392,25 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             self.saw(end);
             return Ok(());
         }
+        let read = clock::now();
+        if let Some(content) = transaction.watermark.take() {
+            return self.watermark(transaction, &content, end).await;
+        }
+        if let Some(otherwise) = transaction.empty.filter(|_| transaction.beat.is_some()) {
+            return Err(diverged(otherwise));
+        }
         let beat = transaction.beat.take().and_then(|content| serde_json::from_slice::<Beat>(&content).ok());
         match (transaction.held.take(), beat) {
             (Some(last), _) => {
                 self.transaction = Some(transaction);
                 self.append(last, Some(end)).await?;
                 self.transaction = None;
-                self.meter.transactions(1);
+                self.count(&at, read);
             }
             (None, _) if transaction.begun => {
                 let value = body::to_value(&Commit { position: end });
                 self.appender.append(Kind::Commit, Flags::LAST, b"", &value).await?;
-                self.meter.transactions(1);
+                self.count(&at, read);
             }
             (None, Some(beat)) => {
                 let value = body::to_value(&HeartbeatBody { position: end, beat });
@@ -433,38 +429,225 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         Ok(())
     }
 
+    /// A watermark's transaction has ended: nothing else is in it.
+    async fn watermark(&mut self, transaction: Transaction, content: &[u8], end: Position) -> Result<()> {
+        let Some(watermark) = self.desk.read(content) else {
+            // The process that read the chunk is gone, and the chunk with it.
+            if transaction.begun {
+                self.abort(transaction.begin).await?;
+                self.appender.mark(end, false);
+                self.through = end;
+            }
+            self.saw(end);
+            return Ok(());
+        };
+        if watermark.low().is_some() {
+            self.aside.open(&watermark);
+        } else if let Some(portion) = self.desk.take(&watermark) {
+            crate::crash::point("backfill.before_append");
+            if self.copy(&watermark, portion, end).await? {
+                return Ok(());
+            }
+        }
+        self.saw(end);
+        Ok(())
+    }
+
+    /// Appends what a backfill read, as the transaction of its high watermark; false where nothing is appended.
+    async fn copy(&mut self, watermark: &Watermark, portion: Portion, end: Position) -> Result<bool> {
+        let mut start = None;
+        let marked = |mark, shape: &Arc<Shape>| Change::Watermark { shapes: vec![shape.clone()], mark };
+        let changes = match portion.content {
+            Content::Answer { answer, read, with } => {
+                return self.answer(watermark, portion.to, answer, (read, with), end).await;
+            }
+            Content::Mark { shapes, mark, every } => {
+                if every {
+                    start = Some(self.begins_here(false));
+                }
+                self.aside.fill(&shapes);
+                vec![Change::Watermark { shapes, mark }]
+            }
+            Content::Rows(rows) => {
+                // Between a mark of its own and them, changes would come whose rows nothing tells apart.
+                let (begin, done) = (rows.key.is_empty(), rows.done);
+                let shape = rows.shape.clone();
+                let rows = match self.aside.lay_over(watermark, rows) {
+                    Ok(rows) => rows,
+                    Err(why) => {
+                        self.desk.again(why);
+                        return Ok(false);
+                    }
+                };
+                let begin = begin.then(|| marked(Mark::Begin, &shape));
+                let done = done.then(|| marked(Mark::Done, &shape));
+                if done.is_some() {
+                    self.aside.filled(&shape);
+                }
+                begin.into_iter().chain(rows).chain(done).collect()
+            }
+        };
+        let count = changes.len();
+        for (at, change) in changes.iter().enumerate() {
+            self.announce(change).await?;
+            let end = (at + 1 == count).then_some(&end);
+            self.append_copied(change, (at as u64, at == 0, end), &portion.to).await?;
+            crate::crash::point("backfill.mid_chunk");
+        }
+        let start = start.map(|start| self.may_begin(start, &portion.to));
+        self.desk.appended(self.appender.sequence(), start);
+        if count > 0 {
+            self.appender.mark(end, true);
+            self.through = end;
+            self.saw(end);
+        }
+        Ok(count > 0)
+    }
+
+    /// Whoever begins at the next record; in a `recovery`, with the rows it has.
+    fn begins_here(&mut self, recovery: bool) -> Start {
+        // It knows no shape.
+        self.announced.clear();
+        Start {
+            incarnation: self.incarnation,
+            epoch: self.epoch,
+            sequence: self.appender.sequence().next(),
+            offset: self.offset,
+            recovery,
+        }
+    }
+
+    /// Keeps where regions may begin the stream, soon; gives it as it is kept.
+    fn may_begin(&mut self, start: Start, regions: &[String]) -> String {
+        let text = serde_json::to_string(&start).expect("numbers and text");
+        self.starts.retain(|(region, ..)| !regions.contains(region));
+        self.starts.extend(regions.iter().map(|region| (region.clone(), start.sequence, text.clone())));
+        self.checkpoint_at = Instant::now();
+        text
+    }
+
+    /// Appends a change that was read from a table, at its place in its transaction: its number there, whether it is
+    /// the first, and where the transaction ends if it is the last.
+    async fn append_copied(
+        &mut self,
+        change: &Change,
+        (ordinal, first, end): (u64, bool, Option<&Position>),
+        to: &[String],
+    ) -> Result<()> {
+        let kind = match change {
+            Change::Watermark { .. } => Kind::Watermark,
+            _ => Kind::Chunk,
+        };
+        self.encoder.copy(change, ordinal, end, to, &mut self.encoded).map_err(|error| {
+            Fault::new(Code::ProtocolUnknown, format!("encode what was read of {}", change.shape()))
+                .because(error)
+        })?;
+        let flags = Flags::when(first, Flags::FIRST).with(Flags::when(end.is_some(), Flags::LAST));
+        let shape = change.shape();
+        self.meter.changes(&shape.schema, &shape.table, change.operation(), change.rows());
+        self.meter.bytes(self.encoded.value.len() as u64);
+        self.entry.changes.add(change.rows());
+        self.appender.append(kind, flags, &self.encoded.key, &self.encoded.value).await
+    }
+
+    /// Appends what another region asked for, as the transaction of its high watermark.
+    async fn answer(
+        &mut self,
+        watermark: &Watermark,
+        to: Vec<String>,
+        mut answer: Answer,
+        (read, with): (Option<ReadFor>, With),
+        end: Position,
+    ) -> Result<bool> {
+        let (mut start, stale) = (None, matches!(with, With::Mark { mark: Mark::Stale, .. }));
+        let prepared = match (&read, with) {
+            (Some(read), With::Rows(mend)) => self.aside.mending(watermark, read, &mend).map(Some),
+            (Some(read), _) => {
+                self.aside.note_unsure(watermark, read, &mut answer);
+                Ok(None)
+            }
+            (None, With::Mark { shapes, mark }) => Ok(Some(Change::Watermark { shapes, mark })),
+            (None, With::Nothing | With::Rows(_)) => Ok(None),
+        };
+        let change = match prepared {
+            Ok(change) => change,
+            Err(why) => {
+                self.desk.again(why);
+                return Ok(false);
+            }
+        };
+        if stale {
+            start = Some(self.begins_here(true));
+        }
+        if let Some(change) = &change {
+            self.announce(change).await?;
+            self.append_copied(change, (0, true, None), &to).await?;
+        }
+        if let Some(start) = start {
+            self.may_begin(start, &to);
+        }
+        let flags = Flags::when(change.is_none(), Flags::FIRST).with(Flags::LAST);
+        let (origin, ordinal) = (self.params.region.to_string(), u64::from(change.is_some()));
+        let mut answered = Answered { position: end, ordinal, origin, to, answer };
+        let mut value = body::to_value(&answered);
+        if value.len() > self.params.max_record_bytes {
+            let (bytes, max) = (value.len(), self.params.max_record_bytes);
+            let why = format!(
+                "[{}] the answer takes {bytes} bytes, a record of the stream {max} at most (next: raise source.max_record_bytes there, or compare with fewer --range-rows)",
+                Code::KafkaRejected
+            );
+            (answered.answer.found, answered.answer.unsure) = (Found::Refused(why), Vec::new());
+            value = body::to_value(&answered);
+        }
+        self.meter.bytes(value.len() as u64);
+        self.appender.append(Kind::Answer, flags, b"", &value).await?;
+        self.desk.appended(self.appender.sequence(), None);
+        self.appender.mark(end, true);
+        self.through = end;
+        self.saw(end);
+        Ok(true)
+    }
+
+    /// Counts a transaction whose last record was just given to the log.
+    fn count(&mut self, end: &PostgresPosition, read: Micros) {
+        self.meter.transactions(1);
+        self.meter.read(read.seconds_since(end.time));
+        self.entry.read_seconds.set(read.seconds_since(end.time).max(0.0));
+        self.unacknowledged.push_back((self.appender.sequence(), read));
+    }
+
     /// Appends one change of the transaction in hand; its last with the transaction's `end`.
     async fn append(&mut self, ordered: Ordered, end: Option<Position>) -> Result<()> {
         let transaction = self.transaction.as_mut().expect("changes are appended inside their transaction");
-        let first = !std::mem::replace(&mut transaction.begun, true);
-        let shapes = match &ordered.change {
-            Change::Truncate { shapes, .. } => &shapes[..],
-            change => std::slice::from_ref(change.shape()),
-        };
-        for shape in shapes {
-            let fingerprint = shape.fingerprint();
-            if self.announced.insert(fingerprint) {
-                let body = Schema { fingerprint: fingerprint.to_string(), shape: shape.as_ref().clone() };
-                self.appender.append(Kind::Schema, Flags::NONE, b"", &body::to_value(&body)).await?;
-            }
-        }
+        let (first, begin) = (!std::mem::replace(&mut transaction.begun, true), transaction.begin);
+        self.announce(&ordered.change).await?;
         let (kind, change) = match &ordered.change {
             change @ Change::Truncate { .. } => (Kind::Truncate, change),
             change => (Kind::Change, change),
         };
         self.encoder.change(change, ordered.ordinal, end.as_ref(), &mut self.encoded).map_err(|error| {
-            Fault::new(
-                Code::ProtocolUnknown,
-                format!("encode change {} at {}", ordered.ordinal, transaction.begin),
-            )
-            .because(error)
+            Fault::new(Code::ProtocolUnknown, format!("encode change {} at {begin}", ordered.ordinal))
+                .because(error)
         })?;
         let flags = Flags::when(first, Flags::FIRST).with(Flags::when(end.is_some(), Flags::LAST));
         crate::crash::point("capture.before_produce");
         let shape = change.shape();
         self.meter.changes(&shape.schema, &shape.table, change.operation(), 1);
         self.meter.bytes(self.encoded.value.len() as u64);
+        self.entry.changes.add(1);
         self.appender.append(kind, flags, &self.encoded.key, &self.encoded.value).await
+    }
+
+    /// Describes the shapes a change names, where this writer has not.
+    async fn announce(&mut self, change: &Change) -> Result<()> {
+        for shape in change.shapes() {
+            let fingerprint = shape.fingerprint();
+            if self.announced.insert(fingerprint) {
+                let body = Schema { fingerprint: fingerprint.to_string(), shape: shape.as_ref().clone() };
+                self.appender.append(Kind::Schema, Flags::NONE, b"", &body::to_value(&body)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn abort(&mut self, open: Position) -> Result<()> {
@@ -498,6 +681,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         self.entry.queue_fill.set(fill);
         self.queue.fill(fill);
         self.queue.blocked(self.appender.take_waited());
+        self.meter.sent(self.appender.writer().sent());
         self.entry.appended.set(self.appender.sequence());
         let Some(durable) = self.appender.durable() else { return Ok(()) };
         crate::crash::point("capture.after_ack");
@@ -508,14 +692,28 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         let Position::Postgres(at) = durable.position;
         self.entry.confirmed.set(at.end);
         self.entry.acked.set(durable.sequence);
-        self.entry.last_append.set(clock::now());
+        let now = clock::now();
+        self.entry.last_append.set(now);
+        while let Some((_, read)) = self.unacknowledged.front().filter(|(last, _)| *last <= durable.sequence)
+        {
+            self.meter.appended(now.seconds_since(*read));
+            self.entry.buffer_seconds.set(now.seconds_since(*read).max(0.0));
+            self.unacknowledged.pop_front();
+        }
         let Position::Postgres(seen) = self.seen;
         self.entry.captured.set(seen.end);
         self.last = durable.transaction.or(self.last);
+        self.offset = durable.offset.unwrap_or(self.offset);
         let Some(offset) = durable.offset.filter(|_| self.checkpoint_at <= Instant::now()) else {
             return Ok(());
         };
-        self.checkpoint_at = Instant::now() + self.params.checkpoint_interval;
+        // Not before it is there: whoever comes after us gives its number to another record.
+        for (region, _, start) in self.starts.iter().filter(|(_, first, _)| *first <= durable.sequence) {
+            self.appender.writer().keep_start(region, start.as_bytes())?;
+        }
+        let waits = self.starts.iter().any(|(_, first, _)| *first > durable.sequence);
+        let interval = if waits { Duration::ZERO } else { self.params.checkpoint_interval };
+        self.checkpoint_at = Instant::now() + interval;
         let checkpoint = Checkpoint {
             incarnation: self.incarnation,
             epoch: self.epoch,

@@ -184,7 +184,7 @@ impl Scan {
                 body::from_value::<Abort>(value)?;
                 self.tail.open = None;
             }
-            Kind::Change | Kind::Truncate => {
+            Kind::Change | Kind::Truncate | Kind::Chunk | Kind::Watermark | Kind::Answer => {
                 let place: Place = body::from_value(value)?;
                 self.placed(&place, header.flags);
             }
@@ -198,7 +198,7 @@ impl Scan {
                     self.placed(&place, header.flags);
                 }
             }
-            Kind::Schema | Kind::Barrier | Kind::Chunk | Kind::Watermark => (),
+            Kind::Schema | Kind::Barrier => (),
         }
         Ok(())
     }

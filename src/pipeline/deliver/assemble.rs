@@ -18,15 +18,16 @@ use crate::{
     change::{Change, Frame, Ordered, Shape, TransactionHead},
     envelope::{
         Flags, Header, Kind,
-        body::{self, Abort, Beat, Commit, HeartbeatBody, Idle},
+        body::{self, Abort, Answered, Beat, Commit, HeartbeatBody, Idle},
         decode::{self, Decoded, Shapes, Unreadable},
     },
     fault::{Code, Fault, Result},
     position::{Incarnation, Offset, Position, Sequence},
-    progress::{Cursor, Heartbeat},
+    progress::{Arrival, Cursor, Heartbeat},
     region::Region,
     sink::{Batch, Grouping, Step},
     stamp::Micros,
+    verify::Answer,
 };
 
 /// When a batch is full.
@@ -70,6 +71,8 @@ pub struct Assembler {
     parts: Vec<u8>,
     /// The change in parts begins its transaction: said by its first part, and met with its last.
     parts_begin: bool,
+    /// The answer that is the open transaction.
+    answer: Option<Arc<Answer>>,
     /// What this target already has: an anchor made the source send it again.
     has: Option<Position>,
     items: VecDeque<Item>,
@@ -96,10 +99,11 @@ struct Open {
 }
 
 impl Assembler {
-    /// Goes on behind `cursor`, knowing `shapes`.
+    /// Goes on behind `cursor`, at a sink whose progress is `after`, knowing `shapes`.
     pub fn new(
         incarnation: Incarnation,
         cursor: Cursor,
+        after: Sequence,
         shapes: Vec<Arc<Shape>>,
         limits: BatchLimits,
         here: Region,
@@ -110,10 +114,11 @@ impl Assembler {
             shapes: shapes.into_iter().map(|shape| (shape.fingerprint(), shape)).collect(),
             fresh_shapes: Vec::new(),
             cursor,
-            after: cursor.sequence,
+            after,
             open: None,
             parts: Vec::new(),
             parts_begin: false,
+            answer: None,
             has: None,
             items: VecDeque::new(),
             changes: 0,
@@ -145,7 +150,7 @@ impl Assembler {
     pub fn anchored(&mut self, next: Sequence) {
         self.cursor.sequence = Sequence(next.0 - 1);
         self.has = self.cursor.position;
-        self.open = None;
+        self.forget_open();
     }
 
     /// Whether as much waits as a batch may hold.
@@ -166,7 +171,8 @@ impl Assembler {
     ///
     /// # Errors
     /// [`Code::RecordCorrupt`] where it is not what its kind must be.
-    pub fn take(&mut self, header: &Header, offset: Offset, value: &Bytes, now: Micros) -> Result<()> {
+    pub fn take(&mut self, header: &Header, offset: Offset, value: &Bytes, arrival: Arrival) -> Result<()> {
+        let now = arrival.fetched;
         let corrupt = |error: Unreadable| {
             let place = format!("{} record {} at {offset}", header.kind, header.sequence);
             Fault::new(Code::RecordCorrupt, place).because(error)
@@ -181,6 +187,26 @@ impl Assembler {
                 ended =
                     self.change(decode::truncate(value, &self.shapes).map_err(corrupt)?, header, offset)?;
             }
+            Kind::Chunk => {
+                ended = self.change(decode::chunk(value, &self.shapes).map_err(corrupt)?, header, offset)?;
+            }
+            Kind::Watermark => {
+                ended =
+                    self.change(decode::watermark(value, &self.shapes).map_err(corrupt)?, header, offset)?;
+            }
+            Kind::Answer => {
+                let body: Answered = body::from_value(value).map_err(|error| corrupt(error.into()))?;
+                let for_us = body.to.iter().any(|to| to == self.here.as_str());
+                match (header.flags.has(Flags::FIRST), &mut self.open) {
+                    (true, _) if for_us => self.begin(body.position, &body.origin, header, offset)?,
+                    (true, _) => position = Some(body.position),
+                    // Behind rows that come with it.
+                    (false, Some(open)) => open.head.position = body.position,
+                    (false, None) => return Err(misplaced(header, offset, "no transaction is open")),
+                }
+                self.answer = for_us.then(|| Arc::new(body.answer));
+                ended = true;
+            }
             Kind::Part => {
                 if header.flags.has(Flags::PART_FIRST) {
                     self.parts.clear();
@@ -191,7 +217,11 @@ impl Assembler {
                     let whole = Bytes::from(std::mem::take(&mut self.parts));
                     let begins = Flags::when(self.parts_begin, Flags::FIRST);
                     let header = Header { flags: header.flags.with(begins), ..*header };
-                    let change = decode::change(&whole, &self.shapes).map_err(corrupt)?;
+                    let decode = match header.flags.has(Flags::OF_CHUNK) {
+                        true => decode::chunk,
+                        false => decode::change,
+                    };
+                    let change = decode(&whole, &self.shapes).map_err(corrupt)?;
                     ended = self.change(change, &header, offset)?;
                 }
             }
@@ -204,7 +234,7 @@ impl Assembler {
             }
             Kind::Abort => {
                 body::from_value::<Abort>(value).map_err(|error| corrupt(error.into()))?;
-                if self.open.take().is_some_and(|open| !open.first) {
+                if self.forget_open().is_some_and(|open| !open.first) {
                     self.items.push_back(Item::Abandon);
                 }
             }
@@ -216,7 +246,8 @@ impl Assembler {
             }
             Kind::Heartbeat => {
                 let body: HeartbeatBody = body::from_value(value).map_err(|error| corrupt(error.into()))?;
-                self.heartbeat = Some(Heartbeat { sent: body.beat.sent, arrived: now });
+                self.heartbeat =
+                    Some(Heartbeat { sent: body.beat.sent, appended: Some(arrival.appended), arrived: now });
                 self.clock_offset_seconds =
                     offset_of(&body.beat, &self.here, now).or(self.clock_offset_seconds);
                 position = Some(body.position);
@@ -229,18 +260,23 @@ impl Assembler {
                 let body: body::Genesis = body::from_value(value).map_err(|error| corrupt(error.into()))?;
                 position = Some(body.consistent);
             }
-            // Nobody writes these yet: one that comes is from a newer version, and counts.
-            Kind::Chunk | Kind::Watermark | Kind::Barrier => {
-                return Err(misplaced(header, offset, "this version does not know what to do with it"));
-            }
+            Kind::Barrier => return Err(misplaced(header, offset, "a barrier stands outside the sequence")),
         }
         self.cursor = Cursor { sequence: header.sequence, epoch: header.epoch, offset, position };
         if ended {
-            self.end();
+            self.end(arrival);
         } else if self.open.as_ref().is_some_and(|open| self.exceeds(open)) {
-            self.slice();
+            self.slice(arrival);
         }
         Ok(())
+    }
+
+    /// The open transaction is void: what of it was not given counts no more.
+    fn forget_open(&mut self) -> Option<Open> {
+        let open = self.open.take()?;
+        self.changes -= open.changes.len();
+        self.bytes -= open.bytes;
+        Some(open)
     }
 
     /// Whether the open transaction alone fills a batch.
@@ -248,30 +284,36 @@ impl Assembler {
         open.changes.len() >= self.limits.changes || open.bytes >= self.limits.bytes
     }
 
+    /// Begins a transaction.
+    fn begin(&mut self, position: Position, origin: &str, header: &Header, offset: Offset) -> Result<()> {
+        if self.open.is_some() {
+            return Err(misplaced(header, offset, "it begins a transaction inside another"));
+        }
+        let Position::Postgres(at) = position;
+        let origin: Region = origin
+            .parse()
+            .map_err(|error| misplaced(header, offset, "its origin is no region").because(error))?;
+        // A transaction's commit record begins before it ends: whoever is beyond its beginning has it.
+        let skip = self.has.is_some_and(|Position::Postgres(has)| has.end > at.commit);
+        if !skip {
+            self.has = None;
+        }
+        self.open = Some(Open {
+            head: TransactionHead { position, time: at.time, origin },
+            changes: Vec::new(),
+            bytes: 0,
+            last_ordinal: 0,
+            first: true,
+            skip,
+        });
+        Ok(())
+    }
+
     /// Adds a change to its transaction; says whether it was the last.
     fn change(&mut self, decoded: Decoded, header: &Header, offset: Offset) -> Result<bool> {
         let Position::Postgres(at) = decoded.position;
         if header.flags.has(Flags::FIRST) {
-            if self.open.is_some() {
-                return Err(misplaced(header, offset, "it begins a transaction inside another"));
-            }
-            let origin: Region = decoded
-                .origin
-                .parse()
-                .map_err(|error| misplaced(header, offset, "its origin is no region").because(error))?;
-            // A transaction's commit record begins before it ends: whoever is beyond its beginning has it.
-            let skip = self.has.is_some_and(|Position::Postgres(has)| has.end > at.commit);
-            if !skip {
-                self.has = None;
-            }
-            self.open = Some(Open {
-                head: TransactionHead { position: decoded.position, time: at.time, origin },
-                changes: Vec::new(),
-                bytes: 0,
-                last_ordinal: 0,
-                first: true,
-                skip,
-            });
+            self.begin(decoded.position, &decoded.origin, header, offset)?;
         }
         let open = self.open.as_mut().ok_or_else(|| misplaced(header, offset, "no transaction is open"))?;
         let Position::Postgres(begun) = open.head.position;
@@ -291,7 +333,8 @@ impl Assembler {
         if last {
             open.head.position = decoded.position;
         }
-        if !open.skip {
+        let for_us = decoded.to.is_none_or(|to| to.iter().any(|to| to == self.here.as_str()));
+        if !open.skip && for_us {
             let weight = weight(&decoded.change);
             open.bytes += weight;
             open.changes.push(Ordered { ordinal: decoded.ordinal, change: decoded.change });
@@ -302,18 +345,19 @@ impl Assembler {
     }
 
     /// The open transaction is complete.
-    fn end(&mut self) {
+    fn end(&mut self, arrival: Arrival) {
+        let answer = self.answer.take();
         let Some(open) = self.open.take() else { return };
         self.cursor.position = Some(open.head.position);
         if open.skip {
             return;
         }
         let frame = Frame { head: open.head, changes: open.changes, first: open.first, last: true };
-        self.items.push_back(Item::Step(Step { frame, through: self.cursor }));
+        self.items.push_back(Item::Step(Step { frame, through: self.cursor, arrival, answer }));
     }
 
     /// What there is of the open transaction goes ahead.
-    fn slice(&mut self) {
+    fn slice(&mut self, arrival: Arrival) {
         let Some(open) = &mut self.open else { return };
         let frame = Frame {
             head: open.head.clone(),
@@ -322,7 +366,7 @@ impl Assembler {
             last: false,
         };
         open.bytes = 0;
-        self.items.push_back(Item::Step(Step { frame, through: self.cursor }));
+        self.items.push_back(Item::Step(Step { frame, through: self.cursor, arrival, answer: None }));
     }
 
     /// The next thing to do, where there is one.
@@ -333,7 +377,10 @@ impl Assembler {
         }
         let mut steps = Vec::new();
         while let Some(Item::Step(step)) = self.items.front() {
-            let whole = step.frame.is_whole();
+            // What a backfill brings changes how the changes behind it are to be taken.
+            let whole = step.frame.is_whole() && !step.is_copy();
+            // An answer is compared with what is there when it is the last that was applied.
+            let ends = !whole || step.answer.is_some();
             if !whole && !steps.is_empty() {
                 break;
             }
@@ -342,7 +389,7 @@ impl Assembler {
                 self.bytes -= step.frame.changes.iter().map(|ordered| weight(&ordered.change)).sum::<usize>();
                 steps.push(step);
             }
-            if !whole {
+            if ends {
                 break;
             }
         }
@@ -374,7 +421,6 @@ impl Assembler {
             shapes: std::mem::take(&mut self.fresh_shapes),
             heartbeat,
             grouping: Grouping::Many,
-            more: !all_given,
         }))
     }
 }

@@ -2,17 +2,48 @@
 
 use crate::{
     changelog::{Bounds, Log, Reader},
+    envelope::body::Start,
     fault::{Code, Fault, Result},
     position::Offset,
     progress::Progress,
+    region::Region,
 };
 
-/// Finds the offset to read from.
+/// Finds the offset to read from, and where the stream is begun in its middle, the place that is: from there on a
+/// backfill brings every row, and what was before it does not count any more.
 ///
 /// # Errors
 /// The place is not in the log any more, or the log is another: each with its code and the range.
-pub(super) async fn locate<L: Log>(log: &L, progress: Option<&Progress>) -> Result<Offset> {
+pub(super) async fn locate<L: Log>(
+    log: &L,
+    progress: Option<&Progress>,
+    (here, recovers): (&Region, bool),
+) -> Result<(Offset, Option<Start>)> {
     let bounds = log.bounds().await?;
+    if let Some(bounds) = bounds
+        && let Some(start) = start(log, here).await?
+        && start.offset >= bounds.low
+        // What a recovery brought another target, or this one long ago, makes nobody else whole.
+        && (recovers || !start.recovery)
+        && progress.is_none_or(|at| {
+            at.incarnation == start.incarnation && at.through.sequence.next() < start.sequence
+        })
+    {
+        return Ok((start.offset, Some(start)));
+    }
+    Ok((place(log, bounds, progress).await?, None))
+}
+
+/// Where this region may begin the stream, as its source says.
+async fn start<L: Log>(log: &L, here: &Region) -> Result<Option<Start>> {
+    let Some(kept) = log.start(here.as_str()).await? else { return Ok(None) };
+    let start = serde_json::from_slice(&kept);
+    start
+        .map(Some)
+        .map_err(|error| Fault::new(Code::RecordCorrupt, "read where the stream may be begun").because(error))
+}
+
+async fn place<L: Log>(log: &L, bounds: Option<Bounds>, progress: Option<&Progress>) -> Result<Offset> {
     let Some(progress) = progress else {
         let bounds = bounds.ok_or_else(|| {
             Fault::new(Code::KafkaRejected, "the stream's topic does not exist yet: its source has not begun")

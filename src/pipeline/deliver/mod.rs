@@ -13,14 +13,21 @@
 mod assemble;
 mod locate;
 mod session;
+mod verify;
 
 use std::{sync::Arc, time::Duration};
 
 pub use assemble::BatchLimits;
 
 use crate::{
-    changelog::Log, metrics::Metrics, pipeline::setback::Setback, region::Region, roster::LinkEntry,
-    sink::Sink, task::Stop,
+    changelog::Log,
+    fault::Fault,
+    metrics::Metrics,
+    pipeline::setback::Setback,
+    region::Region,
+    roster::LinkEntry,
+    sink::{Conflict, Inspector, Sink},
+    task::Stop,
 };
 
 /// How a link delivers.
@@ -40,20 +47,33 @@ pub struct DeliverParams {
 }
 
 /// Delivers until asked to stop. Faults end up on the roster; nothing ends the road but the stop.
-pub async fn run<L: Log, S: Sink>(
+pub async fn run<L: Log, S: Sink, I: Inspector>(
     params: DeliverParams,
     log: Arc<L>,
-    mut sink: S,
+    (mut sink, mut inspector): (S, I),
     entry: Arc<LinkEntry>,
     metrics: Metrics,
     mut stop: Stop,
 ) {
     let mut setback = Setback::new();
+    // The conflict this link stands at. It meets it again at each look, and it is still one.
+    let mut stands_at: Option<String> = None;
     while !stop.is_asked() {
         let mut running = false;
-        let outcome =
-            session::run(&params, &log, &mut sink, &entry, &metrics, stop.clone(), &mut running).await;
+        let target = (&mut sink, &mut inspector);
+        let outcome = session::run(&params, &log, target, &entry, &metrics, stop.clone(), &mut running).await;
         let Err(fault) = outcome else { return };
+        if let Some(conflict) = conflict_of(&fault)
+            && stands_at.as_ref() != Some(&fault.message())
+        {
+            metrics.conflict(conflict.kind.as_str(), "halted", &conflict.table);
+            stands_at = Some(fault.message());
+        }
         setback.meet(&fault, running, &entry, &metrics, &mut stop).await;
     }
+}
+
+/// The conflict a fault tells of; its message names table, key and position.
+fn conflict_of(fault: &Fault) -> Option<&Conflict> {
+    std::error::Error::source(fault).and_then(|cause| cause.downcast_ref())
 }

@@ -12,27 +12,28 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
     DeliverParams,
     assemble::{Assembler, Output},
     locate::locate,
+    verify::{self, Meeting},
 };
 use crate::{
     changelog::{Bounds, Entry, Log, Reader},
     clock,
     envelope::{
         Broken, Tracker, Verdict,
-        body::{self, Barrier},
+        body::{self, Barrier, Start},
     },
     fault::{Code, Fault, Result},
     metrics::{DeliverMeter, Metrics},
     position::{Offset, Position, Sequence, WriterEpoch},
-    progress::{Cursor, Heartbeat, Progress},
+    progress::{Arrival, Cursor, Heartbeat, Progress},
     roster::{LinkEntry, State},
-    sink::{Batch, Claim, Sink},
+    sink::{Batch, Claim, Inspector, Sink},
     stamp::Micros,
     task::{self, Stop},
 };
@@ -41,11 +42,14 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// How often, at least, what is flushed is asked for, and the target shown that this sink lives.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon what was committed is flushed where no batch follows: what is told to others is older by so much,
+/// and an idle target's disk is not asked more often.
+const FLUSH_SOON: Duration = Duration::from_millis(20);
 
-pub(super) async fn run<L: Log, S: Sink>(
+pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     params: &DeliverParams,
     log: &Arc<L>,
-    sink: &mut S,
+    (sink, inspector): (&mut S, &mut I),
     entry: &Arc<LinkEntry>,
     metrics: &Metrics,
     stop: Stop,
@@ -54,19 +58,23 @@ pub(super) async fn run<L: Log, S: Sink>(
     // Before anything is claimed: while the log is out of reach there is nothing to apply.
     log.bounds().await?;
     let claim = sink.claim().await?;
-    let from = locate(log.as_ref(), claim.progress.as_ref()).await?;
+    entry.fill(claim.joining, clock::now());
+    let (from, start) = locate(log.as_ref(), claim.progress.as_ref(), (&params.here, claim.recovers)).await?;
     let reader = log.reader(from)?;
     let (give, take) = mpsc::channel(1);
     let meter = metrics.deliver(&params.from, &params.stream);
     let oldest = Arc::new(AtomicI64::new(0));
-    let reading = Reading::new(params, reader, claim.clone(), meter.clone(), give, Arc::clone(&oldest));
+    let reading =
+        Reading::new(params, reader, claim.clone(), start, meter.clone(), give, Arc::clone(&oldest));
     let reading = Guarded(task::spawn("link reader", reading.run()));
     let offset = claim.progress.as_ref().map(|progress| progress.through.offset);
     let next = Arc::new(AtomicI64::new(offset.map_or(0, |offset| offset.0 + 1)));
     let (seen, watched) = mpsc::channel(1);
     let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), Arc::clone(&next), seen)));
     *running = true;
+    let meeting = &Meeting::default();
     let mut applying = Applying {
+        meeting,
         params,
         sink,
         log: log.as_ref(),
@@ -83,7 +91,14 @@ pub(super) async fn run<L: Log, S: Sink>(
     };
     applying.show(claim.progress.as_ref());
     let retention = log.retention().await?;
-    let outcome = applying.run(stop, retention).await;
+    entry.retention_seconds.replace(retention.map(|kept| kept.as_secs_f64()));
+    let meter = metrics.verify(&params.from, &params.stream);
+    let outcome = tokio::select! {
+        outcome = applying.run(stop, retention) => outcome,
+        never = verify::run(params, log.as_ref(), inspector, meeting, meter) => match never {},
+    };
+    // Wherever it was: a transaction left open would keep the target from cleaning up.
+    inspector.let_go();
     let outcome = match outcome {
         // The reader went away: it knows why.
         Err(fault) if fault.code() == Code::Stopping => match reading.join().await {
@@ -92,12 +107,6 @@ pub(super) async fn run<L: Log, S: Sink>(
         },
         outcome => outcome,
     };
-    if let Err(fault) = &outcome
-        && let Some(conflict) =
-            std::error::Error::source(fault).and_then(|cause| cause.downcast_ref::<crate::sink::Conflict>())
-    {
-        applying.meter.conflict(conflict.kind.as_str(), "halted", &conflict.table);
-    }
     outcome.map_err(|fault| fault.at(format_args!("link from {} ({})", params.from, params.stream)))
 }
 
@@ -166,22 +175,24 @@ impl<R: Reader> Reading<R> {
         params: &DeliverParams,
         reader: R,
         claim: Claim,
+        start: Option<Start>,
         meter: DeliverMeter,
         give: mpsc::Sender<Read>,
         oldest: Arc<AtomicI64>,
     ) -> Self {
-        let tracker = claim
-            .progress
-            .as_ref()
-            .map(|at| Tracker::new(at.incarnation, at.through.epoch, at.through.sequence));
-        let assembler = claim.progress.as_ref().map(|at| {
-            Assembler::new(
-                at.incarnation,
-                at.through,
-                claim.shapes.clone(),
-                params.limits,
-                params.here.clone(),
-            )
+        let applied = claim.progress.as_ref().map_or(Sequence(0), |at| at.through.sequence);
+        let begun = match start {
+            Some(start) => {
+                tracing::info!(from = %params.from, sequence = %start.sequence, "the stream is begun where a backfill begins");
+                Some((start.incarnation, cursor_before(&start)))
+            }
+            None => claim.progress.as_ref().map(|at| (at.incarnation, at.through)),
+        };
+        let tracker =
+            begun.map(|(incarnation, cursor)| Tracker::new(incarnation, cursor.epoch, cursor.sequence));
+        let assembler = begun.map(|(incarnation, cursor)| {
+            let (shapes, here) = (claim.shapes.clone(), params.here.clone());
+            Assembler::new(incarnation, cursor, applied, shapes, params.limits, here)
         });
         Self {
             reader,
@@ -214,7 +225,7 @@ impl<R: Reader> Reading<R> {
                         permit.send(Read { output, appended, clock_offset_seconds });
                     }
                 }
-                _ = due.tick() => {}
+                _ = due.tick() => self.meter.received(self.reader.received()),
                 entries = self.reader.read(), if !full || !ready => {
                     let entries = entries.map_err(|fault| match fault.code() {
                         // Looked at again from the start of a session, where the reason gets its name.
@@ -248,6 +259,7 @@ impl<R: Reader> Reading<R> {
             Assembler::new(
                 header.incarnation,
                 cursor,
+                cursor.sequence,
                 self.claim.shapes.clone(),
                 self.params.limits,
                 self.params.here.clone(),
@@ -264,7 +276,8 @@ impl<R: Reader> Reading<R> {
         match verdict {
             Verdict::Next => {
                 self.catching_up = false;
-                assembler.take(&header, offset, &entry.value, now)
+                let arrival = Arrival { appended: entry.appended, fetched: now };
+                assembler.take(&header, offset, &entry.value, arrival)
             }
             Verdict::Stale => {
                 self.meter.stale_record();
@@ -301,6 +314,8 @@ impl<R: Reader> Reading<R> {
 
 /// Applies batches, and tells what is flushed.
 struct Applying<'a, S, L> {
+    /// Where whoever verifies waits for answers.
+    meeting: &'a Meeting,
     params: &'a DeliverParams,
     sink: &'a mut S,
     log: &'a L,
@@ -326,26 +341,32 @@ struct Applying<'a, S, L> {
 struct Untold {
     through: Cursor,
     heartbeat: Option<Heartbeat>,
-    /// Commit times of the transactions applied.
-    commits: Vec<Micros>,
+    /// When each of the transactions applied was committed, and when it came.
+    commits: Vec<(Micros, Arrival)>,
+    /// When they were committed here.
+    visible: Micros,
 }
 
 impl<S: Sink, L: Log> Applying<'_, S, L> {
     async fn run(&mut self, mut stop: Stop, retention: Option<Duration>) -> Result<()> {
-        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
-        flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut flush_at = Instant::now();
         loop {
             let stalled = self.open_since.map(|since| since + self.params.open_transaction_timeout);
             tokio::select! {
                 biased;
                 () = stop.asked() => return self.finish().await,
                 read = self.take.recv() => match read {
-                    Some(read) => self.apply(read).await?,
+                    Some(read) => {
+                        self.apply(read).await?;
+                        let within = if self.untold.is_empty() { FLUSH_INTERVAL } else { FLUSH_SOON };
+                        flush_at = flush_at.min(Instant::now() + within);
+                    }
                     None => return Err(Fault::new(Code::Stopping, "the reader has ended")),
                 },
-                _ = flush.tick() => {
+                () = sleep_until(flush_at) => {
                     let flushed = self.sink.flush().await?;
                     self.tell(flushed);
+                    flush_at = Instant::now() + FLUSH_INTERVAL;
                 }
                 Some(look) = self.watched.recv() => self.look(look, retention)?,
                 () = until(stalled), if stalled.is_some() => {
@@ -359,7 +380,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 
     async fn apply(&mut self, read: Read) -> Result<()> {
-        let mut batch = match read.output {
+        let batch = match read.output {
             Output::Batch(batch) => batch,
             Output::Abandon => {
                 self.open_since = None;
@@ -367,7 +388,6 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                 return self.sink.abandon().await;
             }
         };
-        batch.more |= !self.take.is_empty();
         let open = batch.leaves_open();
         let applied = self.sink.apply(&batch).await?;
         self.open_since = open.then(Instant::now);
@@ -377,38 +397,50 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             self.meter.redone_batch();
         }
         self.count(&batch);
+        self.entry.fill(applied.joining, clock::now());
         self.entry.clock_offset_seconds.replace(read.clock_offset_seconds);
         if !open {
             self.appended = Some(read.appended);
             self.next.store(batch.through.offset.0 + 1, Relaxed);
             let ended = batch.steps.iter().filter(|step| step.frame.last);
-            let commits = ended.map(|step| step.frame.head.time).collect();
-            self.untold.push_back(Untold { through: batch.through, heartbeat: batch.heartbeat, commits });
+            let commits = ended.map(|step| (step.frame.head.time, step.arrival)).collect();
+            let visible = clock::now();
+            self.untold.push_back(Untold {
+                through: batch.through,
+                heartbeat: batch.heartbeat,
+                commits,
+                visible,
+            });
         }
         self.tell(applied.flushed);
+        if let Some(answer) = batch.steps.last().and_then(|step| step.answer.as_ref()) {
+            self.meeting.pass(answer).await;
+        }
         Ok(())
     }
 
     fn count(&mut self, batch: &Batch) {
+        self.entry.changes.add(batch.changes());
         for step in &batch.steps {
             for change in step.changes() {
                 let shape = change.shape();
-                self.meter.changes(&shape.schema, &shape.table, change.operation(), 1);
+                self.meter.changes(&shape.schema, &shape.table, change.operation(), change.rows());
             }
         }
     }
 
     /// Tells everyone else what is flushed.
     fn tell(&mut self, flushed: Sequence) {
-        let now = clock::now();
         let mut told = None;
         while let Some(untold) = self.untold.front().filter(|untold| untold.through.sequence <= flushed) {
             self.meter.transactions(untold.commits.len() as u64);
-            for commit in &untold.commits {
-                self.meter.latency(now.seconds_since(*commit).max(0.0));
+            for (commit, arrival) in &untold.commits {
+                self.meter.latency(untold.visible.seconds_since(*commit));
+                self.meter.fetched(arrival.fetched.seconds_since(arrival.appended));
+                self.meter.applied(untold.visible.seconds_since(arrival.fetched));
             }
             if let Some(heartbeat) = untold.heartbeat {
-                self.entry.heartbeat.set(heartbeat);
+                self.entry.beat(heartbeat, clock::now());
             }
             told = Some(untold.through);
             self.untold.pop_front();
@@ -468,7 +500,9 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             None if next < bounds.high => return Ok(()),
             _ => 0.0,
         };
+        self.entry.retention_seconds.replace(retention.map(|kept| kept.as_secs_f64()));
         self.entry.headroom_seconds.replace(retention.map(|kept| kept.as_secs_f64() - age));
+        self.entry.headroom_looked.set(clock::now());
         Ok(())
     }
 
@@ -485,9 +519,19 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 }
 
+/// The place just before the one a stream may be begun at.
+fn cursor_before(start: &Start) -> Cursor {
+    Cursor {
+        sequence: Sequence(start.sequence.0 - 1),
+        epoch: start.epoch,
+        offset: Offset(start.offset.0 - 1),
+        position: None,
+    }
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -8,25 +8,28 @@
 //!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures_util::SinkExt;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, types::PgLsn};
+use tokio_postgres::{Client, Statement, types::PgLsn};
 
 use super::{
     PostgresSinkConfig,
     guard::{Guard, Move},
-    known::{Known, Ready},
+    known::{Chunk, Known, Ready},
     pipeline::Pipeline,
     session::Held,
-    statement::Array,
+    statement::{Array, copy_data},
     trouble::{self, Attempt, Refusal, Trouble},
     wire::{AsText, Timestamp},
 };
 use crate::{
-    change::{Cell, Change, Operation, Shape},
+    change::{Cell, Change, Mark, Row, Shape, copy_text},
     crash,
     fault::{Code, Fault, Result},
+    plan::Joining,
     position::{Position, Sequence},
     postgres::{Connection, connect, fault_of},
     progress::Heartbeat,
@@ -50,8 +53,13 @@ pub(super) struct Session {
     known: Known,
     committed: Sequence,
     flushed: Sequence,
-    flushed_at: Instant,
+    /// When the first commit that is not known to be flushed was made.
+    unflushed_since: Option<Instant>,
     open: Option<Open>,
+    /// What the transaction that is open marks, for when it is committed.
+    marked: Vec<(String, Mark)>,
+    /// Tables being filled that may hold rows of chunks to come: one was inserted since they were emptied.
+    touched: HashSet<String>,
 }
 
 /// A target transaction that stays open from slice to slice.
@@ -115,16 +123,21 @@ impl Session {
         let guard = Guard::prepare(&held.connection, &config, held.epoch).await?;
         // The claim's own commit was synchronous: what its progress says is flushed.
         let committed = held.progress.map_or(Sequence(0), |progress| progress.through.sequence);
+        // Whether something was inserted before this session, nobody knows.
+        let touched = held.joining.keys().cloned().collect();
+        let known = Known::new(held.joining);
         Ok(Self {
             config,
             connection: held.connection,
             pid: held.backend.pid,
             guard,
-            known: Known::default(),
+            known,
             committed,
             flushed: committed,
-            flushed_at: Instant::now(),
+            unflushed_since: None,
             open: None,
+            marked: Vec::new(),
+            touched,
         })
     }
 
@@ -145,7 +158,7 @@ impl Session {
                 return Err(Fault::new(Code::Internal, message));
             }
         };
-        Ok(Applied { flushed: self.flushed, redone })
+        Ok(Applied { flushed: self.flushed, redone, joining: self.known.joining.len() })
     }
 
     /// Commits a transaction that changes nothing where something is unflushed.
@@ -154,19 +167,27 @@ impl Session {
             self.run("SELECT 1").await?;
             return Ok(self.flushed);
         }
-        let touched = async {
-            self.run(begin(true)).await?;
-            let touch = self.guard.touch(self.client(), self.committed)?.await;
-            touch.map_err(|error| trouble::of_guard(&error))?;
-            self.run("COMMIT").await.map_err(Trouble::Fault)
-        };
-        touched.await.map_err(into_fault)?;
+        self.touch().await.map_err(into_fault)?;
         self.note_commit(self.committed, true);
         Ok(self.flushed)
     }
 
+    /// A transaction that proves we still hold the target, with a synchronous commit. Where the guard fails,
+    /// what the server makes of the COMMIT behind it is a rollback.
+    async fn touch(&self) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        pipeline.send(self.simple(begin(true))).await;
+        pipeline.send(self.guard.touch(self.client(), self.committed)?).await;
+        pipeline.send(self.simple("COMMIT")).await;
+        for _ in 0..3 {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn abandon(&mut self) -> Result<()> {
         if self.open.take().is_some() {
+            self.marked.clear();
             self.run("ROLLBACK").await?;
         }
         Ok(())
@@ -178,19 +199,33 @@ impl Session {
 
     fn note_commit(&mut self, through: Sequence, synchronous: bool) {
         self.committed = through;
+        for (table, mark) in self.marked.drain(..) {
+            // A table that keeps its rows may hold any of them.
+            match mark {
+                Mark::Stale => drop(self.touched.insert(table.clone())),
+                Mark::Wait | Mark::Begin | Mark::Done => drop(self.touched.remove(&table)),
+            }
+            match mark {
+                Mark::Wait => drop(self.known.joining.insert(table, Joining::Waiting)),
+                Mark::Begin | Mark::Stale => drop(self.known.joining.insert(table, Joining::Copying)),
+                Mark::Done => drop(self.known.joining.remove(&table)),
+            }
+        }
         if synchronous {
             self.flushed = through;
-            self.flushed_at = Instant::now();
+            self.unflushed_since = None;
+        } else {
+            self.unflushed_since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Whether a batch's last commit waits for the disk.
-    fn is_synchronous(&self, batch: &Batch) -> bool {
-        !batch.more || self.flushed_at.elapsed() >= self.config.flush_interval
+    /// Whether the next commit waits for the disk: while batch follows batch nobody asks for a flush.
+    fn is_synchronous(&self) -> bool {
+        self.unflushed_since.is_some_and(|since| since.elapsed() >= self.config.flush_interval)
     }
 
     async fn apply_whole(&mut self, batch: &Batch) -> Result<bool> {
-        let whole = Group::of(batch, self.is_synchronous(batch));
+        let whole = Group::of(batch, self.is_synchronous());
         match batch.grouping {
             Grouping::Many => self.apply_group(whole).await,
             Grouping::One => {
@@ -205,6 +240,9 @@ impl Session {
 
     /// One target transaction, or where it does not go through, one for each of its frames.
     async fn apply_group(&mut self, group: Group<'_>) -> Result<bool> {
+        if group.steps.iter().any(Step::is_copy) {
+            return self.each_alone(group).await.map(|()| false);
+        }
         let (mut attempt, mut looked_again) = (1, false);
         loop {
             match self.try_group(&group).await {
@@ -220,6 +258,7 @@ impl Session {
     }
 
     async fn try_group(&mut self, group: &Group<'_>) -> Attempt<()> {
+        self.note_touched(group.steps);
         let ready = self.known.make_ready(&self.connection, group.steps).await?;
         let (answered, blocker) = self.watched(self.in_transaction(group, &ready)).await;
         if let Err(trouble) = answered {
@@ -228,6 +267,24 @@ impl Session {
             return Err(with_blocker(trouble, blocker));
         }
         self.commit(group).await
+    }
+
+    /// Notes the tables being filled that changes may insert into.
+    fn note_touched(&mut self, steps: &[Step]) {
+        if self.known.joining.is_empty() {
+            return;
+        }
+        for change in steps.iter().flat_map(Step::changes) {
+            let brings = matches!(
+                change,
+                Change::Insert { .. }
+                    | Change::Update { old: Some(_), .. }
+                    | Change::Chunk { keys: Some(_), .. }
+            );
+            if brings {
+                self.touched.insert(change.shape().to_string());
+            }
+        }
     }
 
     /// Everything of a transaction but its end, sent without waiting in between. Returns once every
@@ -296,8 +353,24 @@ impl Session {
                 let call = async move { self.client().execute_raw(statement, Array::all(rows)).await };
                 pipeline.send(call).await;
             }
+            Ready::Copy(statement, rows) => pipeline.send(self.copy_in(statement, copy_data(rows))).await,
+            Ready::Chunk(statement, text, _) => pipeline.send(self.copy_in(statement, text.clone())).await,
+            Ready::Empty(sql) => {
+                let call = async move { self.client().execute(sql.as_str(), &[]).await };
+                pipeline.send(call).await;
+            }
             Ready::Truncate(sql) => pipeline.send(self.simple(sql)).await,
         }
+    }
+
+    async fn copy_in(
+        &self,
+        statement: &Statement,
+        data: Bytes,
+    ) -> std::result::Result<u64, tokio_postgres::Error> {
+        let mut copy = pin!(self.client().copy_in(statement).await?);
+        copy.send(data).await?;
+        copy.finish().await
     }
 
     async fn commit(&mut self, group: &Group<'_>) -> Attempt<()> {
@@ -313,16 +386,22 @@ impl Session {
     /// was at odds with itself (two rows that swap a unique value), goes through.
     async fn redo(&mut self, group: Group<'_>) -> Result<bool> {
         tracing::info!(after = %group.to.after, transactions = group.steps.len(), "redone change by change");
+        self.each_alone(group).await.map(|()| true)
+    }
+
+    async fn each_alone(&mut self, group: Group<'_>) -> Result<()> {
         for alone in group.split() {
             let mut attempt = 1;
             while let Err(trouble) = self.try_alone(&alone).await {
                 wait_or_fail(trouble, &mut attempt).await?;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     async fn try_alone(&mut self, group: &Group<'_>) -> Attempt<()> {
+        self.marked.clear();
+        self.note_touched(group.steps);
         self.known.look_at_tables(&self.connection, group.steps).await?;
         let config = self.config.clone();
         let ask = ask_blocker(&config, self.pid);
@@ -357,32 +436,142 @@ impl Session {
         let position = step.frame.head.position;
         for ordered in &step.frame.changes {
             let change = &ordered.change;
+            if let Change::Chunk { keys: Some(_), .. } = change {
+                self.mend(change).await?;
+                continue;
+            }
             let named = |refusal| trouble::of_change(refusal, change, position, ordered.ordinal);
-            let touched = match self.one(change).await {
-                Ok(touched) => touched,
+            match self.one(change).await {
+                Ok(None) => (),
+                Ok(Some(touched)) => {
+                    let fault = trouble::of_count(touched, change, position, ordered.ordinal);
+                    return Err(Trouble::Fault(fault));
+                }
                 Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
                     return Err(Trouble::Fault(named(refusal)));
                 }
                 Err(trouble) => return Err(trouble),
-            };
-            if touched != 1 && change.operation() != Operation::Truncate {
-                return Err(Trouble::Fault(trouble::of_count(touched, change, position, ordered.ordinal)));
             }
         }
         Ok(())
     }
 
-    async fn one(&mut self, change: &Change) -> Attempt<u64> {
-        let ready = self.known.make_ready_alone(&self.connection, change).await?;
+    /// Puts rows right. Where they do not go in, for a row that somebody made here, everything stays as it was: whoever
+    /// asked for it looks afterwards, and the stream goes on.
+    async fn mend(&mut self, change: &Change) -> Attempt<()> {
+        self.run("SAVEPOINT mend").await?;
+        let why = match self.one(change).await {
+            Ok(None) => return Ok(self.run("RELEASE SAVEPOINT mend").await?),
+            Ok(Some(touched)) => format!("{touched} rows were touched, {} ought to be", change.rows()),
+            Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => trouble::of_slice(refusal).message(),
+            Err(Trouble::Fault(fault)) if fault.code() == Code::TableDiffers => fault.message(),
+            // A row that the stream would not touch must not hold it up.
+            Err(Trouble::Locked(fault)) => fault.message(),
+            Err(trouble) => return Err(trouble),
+        };
+        tracing::warn!(table = %change.shape(), why, "rows could not be mended");
+        Ok(self.run("ROLLBACK TO SAVEPOINT mend; RELEASE SAVEPOINT mend").await?)
+    }
+
+    /// Applies one change; gives how many rows it touched where that is not what it holds.
+    async fn one(&mut self, change: &Change) -> Attempt<Option<u64>> {
+        let former;
+        let ready = match change {
+            Change::Chunk { shape, rows, again, keys, text } => {
+                crash::point("apply.mid_chunk");
+                // One that comes chunk by chunk meets changes to its rows meanwhile.
+                if !self.is_emptied_now(shape) && !self.known.finds_by_key(shape) {
+                    let message =
+                        format!("{shape} has no unique index over the key that its rows are copied by");
+                    return Err(Fault::new(Code::TableDiffers, message)
+                        .remedied_by("make the source's primary key at the target, it goes on by itself")
+                        .into());
+                }
+                former = match keys {
+                    Some(keys) => {
+                        let rows = rows_of(keys);
+                        self.known.require_found_by(shape, &rows)?;
+                        rows
+                    }
+                    None if *again || self.is_touched(shape) => rows_of(text),
+                    None => Vec::new(),
+                };
+                let chunk = Chunk { text, rows: u64::from(*rows), former: &former };
+                self.known.make_chunk_ready(&self.connection, shape, chunk).await?
+            }
+            Change::Watermark { shapes, mark } => {
+                self.mark(shapes, *mark).await?;
+                match mark {
+                    Mark::Begin => shapes.iter().map(|shape| self.known.empty(shape)).collect(),
+                    Mark::Wait | Mark::Stale | Mark::Done => Vec::new(),
+                }
+            }
+            change => self.known.make_ready_alone(&self.connection, change).await?,
+        };
         let mut pipeline = Pipeline::default();
-        self.send(&mut pipeline, &ready).await;
-        pipeline.answer().await.map_err(|error| trouble::of_rows(&error))
+        for action in &ready {
+            self.send(&mut pipeline, action).await;
+        }
+        for action in &ready {
+            let touched = pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
+            if action.expected().is_some_and(|expected| touched != expected) {
+                return Ok(Some(touched));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a table being filled may hold rows of a chunk that has not come.
+    fn is_touched(&self, shape: &Shape) -> bool {
+        !self.is_emptied_now(shape) && self.touched.contains(&shape.to_string())
+    }
+
+    /// Whether the transaction that is open begins with this table.
+    fn is_emptied_now(&self, shape: &Shape) -> bool {
+        let table = shape.to_string();
+        self.marked.iter().any(|(marked, mark)| *marked == table && *mark == Mark::Begin)
+    }
+
+    /// Notes how a backfill stands with tables, in the transaction that is open.
+    async fn mark(&mut self, shapes: &[Arc<Shape>], mark: Mark) -> Attempt<()> {
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        for shape in shapes {
+            let (schema, table) = (&*shape.schema, &*shape.table);
+            let client = &self.connection;
+            let done = match mark {
+                Mark::Wait | Mark::Begin | Mark::Stale => {
+                    let keep = "INSERT INTO landfall.joining (link, stream, schema_name, table_name, mark)
+                                VALUES ($1, $2, $3, $4, $5)
+                                ON CONFLICT (link, stream, schema_name, table_name)
+                                DO UPDATE SET mark = excluded.mark, since = now()";
+                    client.execute(keep, &[&link, &stream, &schema, &table, &mark.as_str()]).await
+                }
+                Mark::Done => {
+                    let forget = "DELETE FROM landfall.joining
+                                   WHERE (link, stream, schema_name, table_name) = ($1, $2, $3, $4)";
+                    let forgotten = client.execute(forget, &[&link, &stream, &schema, &table]).await;
+                    // With the last table a recovery is over.
+                    let over = "DELETE FROM landfall.recovery
+                                 WHERE link = $1 AND stream = $2 AND NOT EXISTS (
+                                       SELECT FROM landfall.joining j
+                                        WHERE j.link = $1 AND j.stream = $2 AND j.mark = 'stale')";
+                    match forgotten {
+                        Ok(_) => client.execute(over, &[&link, &stream]).await,
+                        failed => failed,
+                    }
+                }
+            };
+            done.map_err(|error| trouble::of_guard(&error))?;
+            self.marked.push((shape.to_string(), mark));
+        }
+        Ok(())
     }
 
     async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
         let sliced = self.try_slice(batch, step).await;
         if sliced.is_err() {
             self.open = None;
+            self.marked.clear();
             let _ = self.run("ROLLBACK").await;
         }
         sliced.map_err(into_fault)
@@ -403,9 +592,22 @@ impl Session {
         }
         open.heartbeat = batch.heartbeat.or(open.heartbeat);
         let heartbeat = open.heartbeat;
-        let ready = self.known.make_ready(&self.connection, std::slice::from_ref(step)).await?;
+        if frame.first {
+            self.marked.clear();
+        }
+        self.note_touched(std::slice::from_ref(step));
+        let copied = step.is_copy();
+        let ready = if copied {
+            self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
+            Vec::new()
+        } else {
+            self.known.make_ready(&self.connection, std::slice::from_ref(step)).await?
+        };
         let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
         drop(ready);
+        if copied && answered.is_ok() {
+            self.one_by_one(step).await?;
+        }
         let redone = match answered {
             Ok(()) => false,
             Err(Trouble::Stale(_) | Trouble::Differs(_)) => {
@@ -424,7 +626,7 @@ impl Session {
                 heartbeat,
                 grouped: false,
             };
-            let synchronous = self.is_synchronous(batch);
+            let synchronous = self.is_synchronous();
             self.end_open(&to, step, synchronous).await?;
         }
         Ok(redone)
@@ -483,13 +685,15 @@ impl Session {
 async fn answers(pipeline: &mut Pipeline<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
     for action in ready {
         let touched = pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
-        if let Ready::Rows(_, rows) = action
-            && touched != rows.count as u64
-        {
-            return Err(Trouble::Differs(Refusal::count(rows.count, touched)));
+        if let Some(expected) = action.expected().filter(|expected| *expected != touched) {
+            return Err(Trouble::Differs(Refusal::count(expected, touched)));
         }
     }
     Ok(())
+}
+
+fn rows_of(text: &Bytes) -> Vec<Row> {
+    copy_text::lines(text).map(|line| Row(copy_text::fields(&line).collect())).collect()
 }
 
 fn begin(synchronous: bool) -> &'static str {
@@ -536,7 +740,7 @@ async fn watch<T>(
     patience: Duration,
     ask: impl Future<Output = Option<String>>,
 ) -> (T, Option<String>) {
-    let mut work = std::pin::pin!(work);
+    let mut work = pin!(work);
     tokio::select! {
         done = &mut work => (done, None),
         () = sleep(patience) => tokio::join!(work, ask),
@@ -547,8 +751,11 @@ async fn watch<T>(
 async fn ask_blocker(config: &PostgresSinkConfig, pid: i32) -> Option<String> {
     let asked = async {
         let other = connect(&config.address, "landfall asks who blocks it").await.ok()?;
-        let sql = "SELECT string_agg(format('backend %s (%s, %s): %s', a.pid, a.usename, a.state,
-                                            left(a.query, 200)), '; ')
+        // What somebody else's session does is not shown to a plain role; that it is there and whose, is.
+        let sql = "SELECT string_agg(format('backend %s (%s%s): %s', a.pid, a.usename, ', ' || a.state,
+                                            CASE a.query WHEN '<insufficient privilege>'
+                                            THEN 'its statement is shown to members of pg_read_all_stats'
+                                            ELSE left(a.query, 200) END), '; ')
                      FROM unnest(pg_blocking_pids($1)) b JOIN pg_stat_activity a ON a.pid = b";
         other.query_one(sql, &[&pid]).await.ok()?.get::<_, Option<String>>(0)
     };
@@ -560,7 +767,10 @@ fn refuse_encrypted(batch: &Batch) -> Result<()> {
     for change in batch.steps.iter().flat_map(Step::changes) {
         let new = match change {
             Change::Insert { new, .. } | Change::Update { new, .. } => new,
-            Change::Delete { .. } | Change::Truncate { .. } => continue,
+            Change::Delete { .. }
+            | Change::Truncate { .. }
+            | Change::Chunk { .. }
+            | Change::Watermark { .. } => continue,
         };
         if new.0.iter().any(|cell| matches!(cell, Cell::Encrypted { .. })) {
             let message =

@@ -7,6 +7,7 @@
 //!  guard      the progress row: compare-and-set that fails inside the server
 //!  trouble    what an error of the server means to a batch
 //!  known      tables looked at and statements prepared so far
+//!  standing   what a target keeps of a stream, for whoever only looks
 //!  table      whether the target's table takes a shape's rows, and how a row is found
 //!  statement  SQL text, and rows as arrays
 //! ```
@@ -17,15 +18,22 @@
 
 mod apply;
 mod guard;
+mod inspect;
 mod known;
 mod pipeline;
 mod session;
+mod standing;
 mod statement;
 mod table;
 mod trouble;
+pub mod verification;
 mod wire;
 
 use std::{sync::Arc, time::Duration};
+
+pub use inspect::PostgresInspector;
+pub use standing::{Standing, standing};
+pub use table::{Judgement, Obstacle, ObstacleKind, judge};
 
 use self::{apply::Session, session::Backend};
 use super::{Applied, Batch, Claim, Sink};
@@ -50,15 +58,18 @@ pub struct PostgresSinkConfig {
     /// How long commits may stay unflushed while more is waiting: what is told to others lags
     /// behind by no more than this.
     pub flush_interval: Duration,
+    /// How often the target is compared with the source, where nobody asks.
+    pub verify_interval: Option<Duration>,
     /// How long one lock is waited for, before the batch is rolled back and tried again.
     pub lock_timeout: Duration,
 }
 
 impl PostgresSinkConfig {
-    /// With the defaults: flushed every 100 ms, a lock waited for 10 s.
+    /// With the defaults: flushed every 100 ms, a lock waited for 10 s, compared when somebody asks.
     pub fn new(address: Address, to: Region, from: Region, stream: impl Into<String>) -> Self {
         let (flush_interval, lock_timeout) = (Duration::from_millis(100), Duration::from_secs(10));
-        Self { address, to, from, stream: stream.into(), flush_interval, lock_timeout }
+        let stream = stream.into();
+        Self { address, to, from, stream, flush_interval, verify_interval: None, lock_timeout }
     }
 }
 
@@ -94,7 +105,13 @@ impl Sink for PostgresSink {
         self.session = None;
         let held = session::claim(&self.config, self.former).await?;
         self.former = Some(held.backend);
-        let claim = Claim { epoch: held.epoch, progress: held.progress.clone(), shapes: held.shapes.clone() };
+        let claim = Claim {
+            epoch: held.epoch,
+            progress: held.progress.clone(),
+            shapes: held.shapes.clone(),
+            joining: held.joining.len(),
+            recovers: held.recovers,
+        };
         self.session = Some(Session::new(self.config.clone(), held).await?);
         Ok(claim)
     }

@@ -16,11 +16,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
-use super::{PostgresSinkConfig, wire::Timestamp};
+use super::{PostgresSinkConfig, inspect, wire::Timestamp};
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
     names::{self, literal},
+    plan::{Joining, JoiningTables},
     position::{ApplyEpoch, Incarnation, Offset, Sequence, WriterEpoch},
     postgres::{
         Connection, connect, fault_of,
@@ -54,6 +55,8 @@ pub(super) struct Held {
     pub(super) epoch: ApplyEpoch,
     pub(super) progress: Option<Progress>,
     pub(super) shapes: Vec<Arc<Shape>>,
+    pub(super) joining: JoiningTables,
+    pub(super) recovers: bool,
 }
 
 /// Takes hold; `former` is a backend of this very process, which is ended without a question.
@@ -79,7 +82,16 @@ async fn take_hold(
         .map_err(sql("ask for our backend"))?;
     let backend = Backend { pid: ours.get(0), start: ours.get(1) };
     grants::require(&connection, Duties { source: false, sink: true }).await?;
-    own::make(&connection, &["progress", "shape"], TABLES).await?;
+    let tables = [
+        "recovery",
+        "progress",
+        "shape",
+        "joining",
+        "verification",
+        "verification_table",
+        "verification_finding",
+    ];
+    own::make(&connection, &tables, &format!("{TABLES};{}", inspect::TABLES)).await?;
     if let Some(former) = former {
         end(&connection, former).await?;
     }
@@ -106,7 +118,28 @@ async fn take_hold(
         .await
         .map_err(sql("read the shapes"))?;
     let shapes = rows.iter().map(|row| shape_of(row.get(0))).collect::<Result<_>>()?;
-    Ok(Held { connection, backend, epoch, progress, shapes })
+    // A table that was dropped has nothing to be filled with any more.
+    let gone = "DELETE FROM landfall.joining
+                 WHERE to_regclass(format('%I.%I', schema_name, table_name)) IS NULL";
+    connection.execute(gone, &[]).await.map_err(sql("forget tables that were dropped"))?;
+    let rows = connection
+        .query(
+            "SELECT schema_name || '.' || table_name, mark = 'wait' FROM landfall.joining
+              WHERE link = $1 AND stream = $2",
+            &[&link, &config.stream],
+        )
+        .await
+        .map_err(sql("read which tables a backfill has begun"))?;
+    let joining =
+        rows.iter().map(|row| (row.get(0), if row.get(1) { Joining::Waiting } else { Joining::Copying }));
+    let joining = joining.collect();
+    let recovers = "SELECT EXISTS (SELECT FROM landfall.recovery WHERE link = $1 AND stream = $2)";
+    let recovers = connection
+        .query_one(recovers, &[&link, &config.stream])
+        .await
+        .map_err(sql("read whether the link is to be recovered"))?
+        .get(0);
+    Ok(Held { connection, backend, epoch, progress, shapes, joining, recovers })
 }
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
@@ -139,7 +172,26 @@ const TABLES: &str = "
         fingerprint text NOT NULL,
         body jsonb NOT NULL,
         PRIMARY KEY (link, stream, fingerprint)
-    )";
+    );
+    CREATE TABLE IF NOT EXISTS landfall.joining (
+        link text NOT NULL,
+        stream text NOT NULL,
+        schema_name text NOT NULL,
+        table_name text NOT NULL,
+        mark text NOT NULL,
+        since timestamptz NOT NULL DEFAULT now(),
+        PRIMARY KEY (link, stream, schema_name, table_name)
+    );
+    CREATE TABLE IF NOT EXISTS landfall.recovery (
+        link text NOT NULL,
+        stream text NOT NULL,
+        asked timestamptz NOT NULL DEFAULT now(),
+        PRIMARY KEY (link, stream)
+    );
+    COMMENT ON TABLE landfall.recovery IS
+        'Links that may go on where their source is now, until what they missed has come.';
+    COMMENT ON TABLE landfall.joining IS
+        'Tables that a backfill is filling: they do not hold all their rows yet.'";
 
 /// Judges who holds the target, and takes its place: one winner, by the row's lock.
 async fn raise_epoch(
@@ -322,7 +374,7 @@ fn progress_of(row: &Row) -> Result<Option<Progress>> {
             offset: Offset(row.get(5)),
             position,
         },
-        heartbeat: time(6).zip(time(7)).map(|(sent, arrived)| Heartbeat { sent, arrived }),
+        heartbeat: time(6).zip(time(7)).map(|(sent, arrived)| Heartbeat { sent, appended: None, arrived }),
         grouped_through: Sequence(number(8)?),
     }))
 }

@@ -2,16 +2,17 @@
 //!
 //! Every row of an action travels in arrays, one for each column, as Postgres's own text:
 //! `INSERT INTO t (a, b) SELECT … FROM unnest($1::int8[], $2::text[]) AS u (s0, s1)`. The statement's
-//! text does not depend on the number of rows, so it is prepared once.
+//! text does not depend on the number of rows, so it is prepared once. Many rows that come are copied
+//! instead, in the text format of `COPY`: the same texts, which the server takes apart at less cost.
 
 use std::error::Error as StdError;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 
 use super::table::Table;
 use crate::{
-    change::{Cell, Operation},
+    change::{Cell, Operation, copy_text},
     plan::Rows,
 };
 
@@ -53,7 +54,9 @@ pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
             format!("UPDATE {only}{name} AS t SET {assignments} FROM ({source}) AS u WHERE {wanted}")
         }
         Operation::Delete => format!("DELETE FROM {only}{name} AS t USING ({source}) AS u WHERE {wanted}"),
-        Operation::Truncate => unreachable!("a truncate has no rows"),
+        Operation::Truncate | Operation::Copy | Operation::Watermark => {
+            unreachable!("neither is a statement over arrays")
+        }
     }
 }
 
@@ -102,6 +105,28 @@ fn text_of_one(table: &Table, rows: &Rows<'_>, set_names: &[String]) -> String {
 pub(super) fn truncate_text<'a>(tables: impl Iterator<Item = &'a Table>) -> String {
     let names: Vec<String> = tables.map(|table| format!("{}{}", table.only, table.name)).collect();
     format!("TRUNCATE {}", names.join(", "))
+}
+
+/// The text of the statement that empties `table`. A DELETE: whoever reads the table meanwhile is not waited for,
+/// and foreign keys that point here forbid a TRUNCATE.
+pub(super) fn empty_text(table: &Table) -> String {
+    format!("DELETE FROM {}{}", table.only, table.name)
+}
+
+/// The text of the statement that copies rows with these columns into `table`.
+pub(super) fn copy_text(table: &Table, columns: &[usize]) -> String {
+    let names: Vec<String> = columns.iter().map(|&at| table.column_name(at)).collect();
+    format!("COPY {} ({}) FROM STDIN", table.name, names.join(", "))
+}
+
+/// What is copied: a line for each row (PostgreSQL documentation, "COPY", Text Format).
+pub(super) fn copy_data(rows: &Rows<'_>) -> Bytes {
+    let length = |cell: &&Cell| if let Cell::Value(text) = cell { text.len() + 1 } else { 3 };
+    let mut out = BytesMut::with_capacity(rows.cells.iter().map(length).sum::<usize>() * 9 / 8);
+    for row in rows.cells.chunks_exact(rows.width()) {
+        copy_text::put_row(&mut out, row.iter().copied());
+    }
+    out.freeze()
 }
 
 /// One column of an action's rows, as an array parameter in text format. Written straight into the

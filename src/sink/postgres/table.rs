@@ -13,6 +13,7 @@ use crate::{
     postgres::{
         fault_of,
         grants::{use_schemas, write_tables},
+        tables::base_type,
     },
 };
 
@@ -110,23 +111,18 @@ const TABLE: &str = "
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
 
-const COLUMNS: &str = "
+const COLUMNS: &str = concat!(
+    "
     SELECT a.attname::text, a.attgenerated::text, a.attidentity::text,
            a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = '',
            a.atttypmod, base.typmod, bn.nspname::text, bt.typname::text,
            format_type(a.atttypid, a.atttypmod)
       FROM pg_attribute a
-      JOIN LATERAL (
-               WITH RECURSIVE b (oid, typmod, depth) AS (
-                   SELECT a.atttypid, a.atttypmod, 0
-                   UNION ALL
-                   SELECT t.typbasetype, CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END,
-                          b.depth + 1
-                     FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd')
-               SELECT oid, typmod FROM b ORDER BY depth DESC LIMIT 1) base ON true
-      JOIN pg_type bt ON bt.oid = base.oid
-      JOIN pg_namespace bn ON bn.oid = bt.typnamespace
-     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
+",
+    base_type!(),
+    "
+     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped"
+);
 
 /// Unique indexes that tell any two rows apart, at once (a deferrable one does not under
 /// `session_replication_role = replica`), the primary key first.
@@ -152,15 +148,83 @@ struct Found {
     definition: String,
 }
 
+/// What keeps a target's table from taking a shape's rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Its kind.
+    pub kind: ObstacleKind,
+    /// What was seen, with both definitions where they differ.
+    pub what: String,
+    /// The statement that takes it away, for the table's owner or a superuser.
+    pub sql: String,
+}
+
+/// A kind of obstacle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObstacleKind {
+    /// The table does not exist.
+    Missing,
+    /// The role may not write it.
+    Privilege,
+    /// Row security hides rows from the role.
+    RowSecurity,
+    /// A column does not take the source's values.
+    Column,
+}
+
+impl From<Obstacle> for Fault {
+    fn from(obstacle: Obstacle) -> Self {
+        let (code, how) = match obstacle.kind {
+            ObstacleKind::Missing => {
+                (Code::TableDiffers, "create it as it is at the source, it goes on by itself")
+            }
+            ObstacleKind::Privilege => (Code::PrivilegeMissing, "run at the target as the owner"),
+            ObstacleKind::RowSecurity => (Code::PrivilegeMissing, "run at the target as a superuser"),
+            ObstacleKind::Column => (Code::TableDiffers, "run at the target, it goes on by itself"),
+        };
+        Self::new(code, obstacle.what).remedied_by(format!("{how}: {}", obstacle.sql))
+    }
+}
+
+/// What is found at the target for a shape.
+#[derive(Debug)]
+pub struct Judgement {
+    /// Everything that stands in the way; empty where the table takes the shape's rows.
+    pub obstacles: Vec<Obstacle>,
+    /// How a row is found; none where there is no table.
+    pub locator: Option<Locator>,
+    partitioned: bool,
+}
+
 /// Looks at the target's table for `shape`.
 ///
 /// # Errors
 /// [`Code::TableDiffers`] with both definitions and the DDL; [`Code::PrivilegeMissing`] with the
 /// GRANT.
 pub(super) async fn inspect(client: &Client, shape: &Shape) -> Result<Table> {
+    let mut judgement = judge(client, shape).await?;
+    match judgement.locator {
+        Some(locator) if judgement.obstacles.is_empty() => Ok(Table {
+            name: qualified(&shape.schema, &shape.table),
+            only: if judgement.partitioned { "" } else { "ONLY " },
+            partitioned: judgement.partitioned,
+            locator,
+            columns: shape.columns.clone(),
+        }),
+        _ => Err(judgement.obstacles.swap_remove(0).into()),
+    }
+}
+
+/// Looks at the target's table for `shape`, and says everything that stands in the way.
+///
+/// # Errors
+/// Where the target does not answer.
+pub async fn judge(client: &Client, shape: &Shape) -> Result<Judgement> {
     let failed = |error: tokio_postgres::Error| fault_of(&error).at(format_args!("look at table {shape}"));
     let name = qualified(&shape.schema, &shape.table);
     let row = client.query_opt(TABLE, &[&&*shape.schema, &&*shape.table]).await.map_err(failed)?;
+    let mut obstacles = Vec::new();
+    let mut obstacle = |kind, what, sql| obstacles.push(Obstacle { kind, what, sql });
     let Some(row) = row else {
         let mut columns = Vec::new();
         for column in &shape.columns {
@@ -170,11 +234,9 @@ pub(super) async fn inspect(client: &Client, shape: &Shape) -> Result<Table> {
         if !keys.is_empty() && shape.identity != Identity::Full {
             columns.push(format!("PRIMARY KEY ({})", keys.join(", ")));
         }
-        return Err(Fault::new(Code::TableDiffers, format!("table {shape} does not exist at the target"))
-            .remedied_by(format!(
-                "create it as it is at the source, it goes on by itself: CREATE TABLE {name} ({})",
-                columns.join(", ")
-            )));
+        let sql = format!("CREATE TABLE {name} ({})", columns.join(", "));
+        obstacle(ObstacleKind::Missing, format!("table {shape} does not exist at the target"), sql);
+        return Ok(Judgement { obstacles, locator: None, partitioned: false });
     };
     let (oid, kind): (u32, String) = (row.get(0), row.get(1));
     let schemas: Vec<String> = row.get(4);
@@ -183,16 +245,14 @@ pub(super) async fn inspect(client: &Client, shape: &Shape) -> Result<Table> {
         if !schemas.is_empty() {
             grants = format!("{grants} {}", use_schemas(row.get(5), &schemas));
         }
-        return Err(Fault::new(Code::PrivilegeMissing, format!("write to table {shape}"))
-            .remedied_by(format!("run at the target as the owner: {}", grants.replace('\n', " "))));
+        obstacle(ObstacleKind::Privilege, format!("write to table {shape}"), grants.replace('\n', " "));
     }
     if row.get(2) {
-        let role = quoted(row.get(5));
-        return Err(Fault::new(
-            Code::PrivilegeMissing,
+        obstacle(
+            ObstacleKind::RowSecurity,
             format!("row security at the target hides rows of {shape} from us"),
-        )
-        .remedied_by(format!("run at the target as a superuser: ALTER ROLE {role} BYPASSRLS")));
+            format!("ALTER ROLE {} BYPASSRLS", quoted(row.get(5))),
+        );
     }
     let rows = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
     let found: Vec<Found> = rows
@@ -211,10 +271,8 @@ pub(super) async fn inspect(client: &Client, shape: &Shape) -> Result<Table> {
     let keys = client.query(KEYS, &[&oid]).await.map_err(failed)?;
     let keys: Vec<Vec<String>> = keys.iter().map(|row| row.get(0)).collect();
     let locator = locator(shape, &keys);
-    compare(client, shape, &name, &found, &locator).await?;
-    let partitioned = kind == "p";
-    let only = if partitioned { "" } else { "ONLY " };
-    Ok(Table { name, only, partitioned, locator, columns: shape.columns.clone() })
+    obstacles.extend(compare(client, shape, &name, &found, &locator).await?);
+    Ok(Judgement { obstacles, locator: Some(locator), partitioned: kind == "p" })
 }
 
 async fn compare(
@@ -223,55 +281,60 @@ async fn compare(
     name: &str,
     found: &[Found],
     locator: &Locator,
-) -> Result<()> {
-    let differs = |what: String, ddl: String| {
-        Err(Fault::new(Code::TableDiffers, format!("table {shape}: {what}"))
-            .remedied_by(format!("run at the target, it goes on by itself: {ddl}")))
+) -> Result<Vec<Obstacle>> {
+    let mut obstacles = Vec::new();
+    let mut differs = |what: String, ddl: String| {
+        obstacles.push(Obstacle {
+            kind: ObstacleKind::Column,
+            what: format!("table {shape}: {what}"),
+            sql: format!("ALTER TABLE {name} {ddl}"),
+        });
     };
     for (at, column) in shape.columns.iter().enumerate() {
         let quoted = quoted(&column.name);
         let Some(theirs) = found.iter().find(|theirs| *theirs.name == *column.name) else {
             let wanted = type_text(client, column).await?;
-            return differs(
+            differs(
                 format!("column {} {wanted} does not exist at the target", column.name),
-                format!("ALTER TABLE {name} ADD COLUMN {quoted} {wanted}"),
+                format!("ADD COLUMN {quoted} {wanted}"),
             );
+            continue;
         };
         let same_type = *theirs.type_schema == *column.type_schema
             && *theirs.type_name == *column.type_name
             && theirs.typmods.contains(&column.typmod);
         if !same_type {
             let wanted = type_text(client, column).await?;
-            return differs(
+            differs(
                 format!("column {} is {wanted} at the source and {} here", column.name, theirs.definition),
-                format!("ALTER TABLE {name} ALTER COLUMN {quoted} TYPE {wanted}"),
+                format!("ALTER COLUMN {quoted} TYPE {wanted}"),
             );
         }
         if !theirs.generated.is_empty() {
-            return differs(
+            differs(
                 format!("column {} is written at the source and generated here", column.name),
-                format!("ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION"),
+                format!("ALTER COLUMN {quoted} DROP EXPRESSION"),
             );
         }
         let in_key = matches!(locator, Locator::Key(key) if key.contains(&at));
         if theirs.identity == "a" && !in_key && shape.identity != Identity::Nothing {
-            return differs(
+            differs(
                 format!("column {} is GENERATED ALWAYS AS IDENTITY here: no update can set it", column.name),
-                format!("ALTER TABLE {name} ALTER COLUMN {quoted} SET GENERATED BY DEFAULT"),
+                format!("ALTER COLUMN {quoted} SET GENERATED BY DEFAULT"),
             );
         }
     }
-    let ours = |theirs: &Found| shape.columns.iter().any(|column| *column.name == *theirs.name);
-    if let Some(extra) = found.iter().find(|theirs| theirs.must_be_given && !ours(theirs)) {
-        return differs(
+    let ours = |theirs: &&Found| shape.columns.iter().any(|column| *column.name == *theirs.name);
+    for extra in found.iter().filter(|theirs| theirs.must_be_given && !ours(theirs)) {
+        differs(
             format!(
                 "column {} {} NOT NULL is here, without a default, and not at the source",
                 extra.name, extra.definition
             ),
-            format!("ALTER TABLE {name} ALTER COLUMN {} DROP NOT NULL", quoted(&extra.name)),
+            format!("ALTER COLUMN {} DROP NOT NULL", quoted(&extra.name)),
         );
     }
-    Ok(())
+    Ok(obstacles)
 }
 
 /// How rows are found: by the first unique index whose columns are in every old image.

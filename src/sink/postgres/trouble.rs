@@ -37,7 +37,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     /// A statement touched another number of rows than it holds.
-    pub(super) fn count(expected: usize, touched: u64) -> Self {
+    pub(super) fn count(expected: u64, touched: u64) -> Self {
         Self { state: None, text: format!("{touched} rows touched where {expected} were meant") }
     }
 }

@@ -3,7 +3,7 @@
 
 use tokio_postgres::Row;
 
-use super::{PostgresKeeper, PostgresSourceConfig, publication, slot};
+use super::{PostgresKeeper, PostgresSourceConfig, copier, publication, slot};
 use crate::{
     envelope::body::Server,
     fault::{Code, Fault, Result},
@@ -43,7 +43,8 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
     let connection = connect(&config.address, &format!("landfall source {}", config.stream)).await?;
     let server = server(&connection).await?;
     grants::require(&connection, Duties { source: true, sink: false }).await?;
-    own::make(&connection, &["stream"], STREAM_TABLE).await?;
+    let own_tables = format!("{STREAM_TABLE}; {}", copier::TABLES);
+    own::make(&connection, &["stream", "backfill", "backfill_table"], &own_tables).await?;
     let known = stream_row(&connection, &config.stream).await?;
     let stream = match known {
         Some(stream) if stream.live => {

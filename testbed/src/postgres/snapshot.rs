@@ -77,7 +77,7 @@ impl Postgres {
     /// from now on, a promotion loses.
     pub async fn stop_following(&self) -> Result<()> {
         self.set("primary_conninfo", "").await?;
-        eventually(Duration::from_secs(10), "the standby receives no more", async || {
+        eventually(Duration::from_secs(60), "the standby receives no more", async || {
             let row = self.query_one("postgres", "select count(*) from pg_stat_wal_receiver", &[]).await?;
             Ok(row.get::<_, i64>(0) == 0)
         })

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use testbed::{Daemon, eventually, ports};
 
 use super::measure::{Drain, Group, Watch, until, until_so};
@@ -117,6 +117,15 @@ impl Landfall {
         drain.peak_mib = Some(self.us.vm_hwm_kib()?.max(self.eu.vm_hwm_kib()?) as f64 / 1024.0);
         self.stop().await?;
         Ok(drain)
+    }
+
+    /// Copies every table there is into the target; gives the larger of the daemons' peaks, in MiB.
+    pub async fn backfill(&self) -> Result<f64> {
+        let done = self.us.command(&["backfill", "--to", "eu", "--again"]).await?;
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        ensure!(done.status.success(), "landfall backfill: {said}");
+        Ok(self.us.vm_hwm_kib()?.max(self.eu.vm_hwm_kib()?) as f64 / 1024.0)
     }
 
     /// The end of both logs, for a failure's message.

@@ -6,12 +6,14 @@
 //!       write ▶ receiver ▶ landfall source ▶ landfall sink ▶ native        each drains the same log
 //!       write ▶ landfall, both ▶ native, durable ▶ debezium
 //!   latency of 200 rows/s at 0 and 80 ms
+//!   the first copy of a table: psql ▶ native ▶ landfall backfill
 //! ```
 //!
 //! `make bench` and `make bench-quick` build what is needed and start it. Prints a line for each figure as it
 //! is taken, `ratio NAME VALUE GOAL` for each goal, and writes docs/benchmarks. Ends with 0 where all was
 //! measured, whether or not a goal is met.
 
+mod backfill;
 mod debezium;
 mod landfall;
 mod latency;
@@ -36,7 +38,7 @@ use site::{SOURCE, Site};
 use workload::{ALL, Workload};
 
 const USAGE: &str = "usage: bench PATH-OF-LANDFALL [--quick] [--rounds N] [--scale X] [--only WORKLOAD,...] \
-                     [--rtt MS,...] [--out DIRECTORY]";
+                     [--rtt MS,...] [--no-debezium] [--out DIRECTORY]";
 /// What a short run takes.
 const QUICK: &[&str] = &["insert-1", "insert-1000", "update-1", LATENCY];
 /// Stands for the latencies in `--only`.
@@ -55,6 +57,7 @@ struct Plan {
     only: Option<Vec<String>>,
     rtts: Vec<u64>,
     latency: Duration,
+    debezium: bool,
     out: Option<PathBuf>,
 }
 
@@ -70,6 +73,7 @@ impl Plan {
             only: None,
             rtts: vec![0, 80, 150],
             latency: Duration::from_secs(20),
+            debezium: true,
             out: Some("docs/benchmarks".into()),
         };
         let names = |list: String| list.split(',').map(str::to_owned).collect::<Vec<_>>();
@@ -92,6 +96,8 @@ impl Plan {
                     let list = names(value()?);
                     plan.rtts = list.iter().map(|ms| ms.parse()).collect::<Result<_, _>>().context(USAGE)?;
                 }
+                // Most of a run's time is its: for whoever tunes the others.
+                "--no-debezium" => plan.debezium = false,
                 "--out" => plan.out = Some(value()?.into()),
                 _ => anyhow::bail!("{arg}: {USAGE}"),
             }
@@ -122,7 +128,9 @@ async fn main() -> ExitCode {
 async fn run(plan: &Plan) -> Result<()> {
     let began = Instant::now();
     let mut report = Report::default();
-    if !testbed::home::has_rivals() {
+    if !plan.debezium {
+        report.missing("debezium", "it was left out (`--no-debezium`)");
+    } else if !testbed::home::has_rivals() {
         report.missing("debezium", "it is not installed here; `scripts/setup-rivals` fetches it");
     }
     let mut about = Vec::new();
@@ -131,6 +139,9 @@ async fn run(plan: &Plan) -> Result<()> {
     }
     if plan.takes(LATENCY) {
         latencies(plan, &mut report).await.context("latency")?;
+    }
+    if plan.takes(backfill::NAME) {
+        backfill::run(plan, &mut report).await.context(backfill::NAME)?;
     }
     judge(plan, &mut report);
     about.push(("rounds".into(), plan.rounds.to_string()));
@@ -153,7 +164,7 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let receiver = Receiver::set_up(&site).await?;
     // It takes minutes for what takes others seconds: one transaction of five million rows is left out.
-    let debezium = if testbed::home::has_rivals() && workload.rows_per_transaction < GIANT {
+    let debezium = if plan.debezium && testbed::home::has_rivals() && workload.rows_per_transaction < GIANT {
         Some(Debezium::set_up(&site, workload, &schema).await?)
     } else {
         None
@@ -347,6 +358,17 @@ fn judge(plan: &Plan, report: &mut Report) {
                 report.judge(&format!("latency-{rtt}ms-{figure}"), value, Goal::AtMost(most));
             }
         }
+    }
+    for (rival, least) in [("copy", 0.8), ("native", 1.0)] {
+        report.ratio(
+            &format!("backfill-vs-{rival}"),
+            "backfill/rate/landfall",
+            &format!("backfill/rate/{rival}"),
+            Goal::AtLeast(least),
+        );
+    }
+    if let Some(peak) = report.of("backfill/peak/landfall") {
+        report.judge("backfill-peak-mib", peak, Goal::AtMost(128.0));
     }
     report.ratio(
         "hot-key-p99-vs-idle",

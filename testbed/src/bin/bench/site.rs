@@ -41,7 +41,8 @@ impl Site {
             let builder = Postgres::builder(15, name);
             SETTINGS.iter().fold(builder, |builder, (setting, value)| builder.setting(setting, value)).start()
         };
-        let (source, target, kafka) = tokio::try_join!(server("source"), server("target"), Kafka::start(1))?;
+        let (source, target, kafka) =
+            tokio::try_join!(server("source"), server("target"), Kafka::start_lasting())?;
         source.create_database(SOURCE).await?;
         let line = Wan::new()?;
         let far = line.forward(testbed::ports::loopback(source.port()))?;

@@ -1,0 +1,237 @@
+//! `landfall recover`: lets a link that cannot go on do so where the other region is now, and mends what it missed.
+
+use std::{
+    collections::HashSet,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use super::{
+    FOUND, GOOD,
+    backfill::share,
+    give_up, settings,
+    verify::{Comparing, link},
+};
+use crate::{
+    changelog::{
+        Log,
+        kafka::{KafkaLog, Topics, WriterLimits},
+    },
+    config::Settings,
+    fault::{Code, Fault, Result},
+    kafka::{Cluster, TopicRules},
+    names,
+    region::Region,
+    scope::Pattern,
+    sink::postgres::verification::{self, Request, Stale, TableVerified},
+    verify::{About, Question, TableName},
+};
+
+/// How often it is looked whether something has come.
+const LOOK: Duration = Duration::from_millis(300);
+/// What was asked is asked again after so long: the other region may not have listened.
+const ASK: Duration = Duration::from_secs(5);
+/// Comparisons in a row. Each mends what the one before could not see: a second finds next to nothing.
+const PASSES_MAX: u32 = 10;
+/// Rows in a range.
+const RANGE_ROWS: u32 = 2_000;
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Arguments {
+    /// The region whose link cannot go on; needed where this one has several links.
+    #[arg(long, value_name = "REGION")]
+    from: Option<Region>,
+    /// Does it. Without it, it is only said what would be done.
+    #[arg(long)]
+    execute: bool,
+    /// Reads for at most this share of the time, above 0 and up to 1: the rest is left to the databases' users.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    max_source_load: f64,
+    /// Gives up when nothing has gone on for so many seconds. Given again, it compares everything once more.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    patience: u64,
+}
+
+pub(super) async fn run(path: &Path, arguments: Arguments, json: bool) -> u8 {
+    let settings = match settings(path, json) {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
+    recover(&settings, &arguments, json).await.unwrap_or_else(|fault| give_up(json, &fault))
+}
+
+async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Result<u8> {
+    let link = link(settings, arguments.from.as_ref())?;
+    let comparing = Comparing::new(settings, link, arguments.patience, 0, json).await?;
+    let (from, stream) = (&link.from, &link.stream);
+    verification::require_tables(&comparing.connection, from, stream).await?;
+    let stale = verification::stale(&comparing.connection, from, stream).await?;
+    if !arguments.execute {
+        let under_way = stale.tables.len();
+        if json {
+            let plan = serde_json::json!({ "from": from.as_str(), "stream": stream, "stale": under_way, "executed": false });
+            println!("{plan}");
+            return Ok(GOOD);
+        }
+        if under_way > 0 {
+            println!("a recovery is under way: {under_way} tables are still to be compared with {from}");
+        }
+        println!(
+            "with --execute the link from {from} ({stream}) goes on where {from} is then. Every table is compared \
+             with {from} while both are written to, and exactly the rows that differ come anew, deletions included. \
+             What was written here by others than the link is lost where it differs. This region is not ready \
+             meanwhile (joining)."
+        );
+        return Ok(GOOD);
+    }
+    let log = KafkaLog::new(
+        Cluster { brokers: link.brokers.clone(), properties: link.properties.0.clone() },
+        Topics::of(from, stream),
+        names::group(&settings.region, from, stream),
+        TopicRules::default(),
+        WriterLimits::default(),
+    )?;
+    let recovery =
+        Recovery { comparing, log, here: &settings.region, max_source_load: arguments.max_source_load };
+    verification::allow_recovery(&recovery.comparing.connection, from, stream).await?;
+    recovery.say(&format!("asking {from} where the stream may be begun"));
+    // Anew each time: the link may stand again before something it cannot pass.
+    recovery.until(&About::Recover, |now| now.since > stale.since).await?;
+    recovery.compare().await
+}
+
+struct Recovery<'a> {
+    comparing: Comparing<'a>,
+    log: KafkaLog,
+    here: &'a Region,
+    max_source_load: f64,
+}
+
+impl Recovery<'_> {
+    /// Something for people; JSON has the outcome.
+    fn say(&self, text: &str) {
+        if !self.comparing.json {
+            println!("{text}");
+        }
+    }
+
+    async fn stale(&self) -> Result<Stale> {
+        let Comparing { connection, link, .. } = &self.comparing;
+        verification::stale(connection, &link.from, &link.stream).await
+    }
+
+    /// Asks the other region again and again, until what is stale is as it should be.
+    async fn until(&self, about: &About, is_so: impl Fn(&Stale) -> bool) -> Result<()> {
+        let link = self.comparing.link;
+        let question = Question {
+            verification: "recover".to_owned(),
+            number: u64::from(rand::random::<u32>()),
+            by: self.here.to_string(),
+            stream: link.stream.clone(),
+            about: about.clone(),
+        };
+        let text = serde_json::to_vec(&question).expect("text keys, text and numbers");
+        let (since, mut asked) = (Instant::now(), None::<Instant>);
+        loop {
+            if asked.is_none_or(|asked| asked.elapsed() >= ASK) {
+                self.log.ask(&text).await?;
+                asked = Some(Instant::now());
+            }
+            if is_so(&self.stale().await?) {
+                return Ok(());
+            }
+            if since.elapsed() >= self.comparing.patience {
+                let message = format!("{} has not answered for {} s", link.from, since.elapsed().as_secs());
+                return Err(Fault::new(Code::NotServed, message).remedied_by(
+                    "see that its daemon runs, and with `landfall status` what this region's link waits for; then ask again",
+                ));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Compares and mends what may be stale, until nothing differs.
+    async fn compare(&self) -> Result<u8> {
+        let (mut mended, mut recovered) = (0, Vec::new());
+        // A row that took a key in a range already compared is found by the next comparison.
+        let mut compared: HashSet<String> = HashSet::new();
+        let mut left: Vec<TableVerified> = Vec::new();
+        for _ in 0..PASSES_MAX {
+            let stale = self.stale().await?.tables;
+            let given_up = |table: &&TableName| left.iter().any(|it| it.table == table.to_string());
+            let tables: Vec<TableName> = stale.iter().filter(|it| !given_up(it)).cloned().collect();
+            if tables.is_empty() {
+                break;
+            }
+            let patterns: Vec<Pattern> = tables.iter().filter_map(|it| it.to_string().parse().ok()).collect();
+            self.say(&format!("comparing {} tables", tables.len()));
+            let request = Request {
+                tables: patterns,
+                range_rows: RANGE_ROWS,
+                values: false,
+                max_source_load: self.max_source_load,
+                mend: true,
+            };
+            for table in self.comparing.run(&request).await?.tables {
+                mended += table.mended;
+                if table.state != "equal" {
+                    compared.insert(table.table.clone());
+                }
+                match table.state.as_str() {
+                    "equal" if compared.insert(table.table.clone()) => {
+                        self.say(&format!("  {}: equal, looked at once more", table.table));
+                    }
+                    "equal" => {
+                        let is_it = |it: &&TableName| it.to_string() == table.table;
+                        let Some(name) = tables.iter().find(is_it) else { continue };
+                        let settled = About::Settle { table: name.clone() };
+                        self.until(&settled, |stale| !stale.tables.contains(name)).await?;
+                        self.say(&format!("  {}: equal, {} rows", table.table, table.rows));
+                        recovered.push(table.table);
+                    }
+                    "mended" | "different" if table.mended > 0 => {
+                        self.say(&format!("  {}: {} rows came anew", table.table, table.mended))
+                    }
+                    // Rows that never stood still may, the next time.
+                    "different" if table.differences == table.unsure => {
+                        self.say(&format!("  {}: {} rows did not stand still", table.table, table.unsure));
+                    }
+                    _ => left.push(table),
+                }
+            }
+        }
+        let still = self.stale().await?.tables;
+        if self.comparing.json {
+            let left: Vec<String> = still.iter().map(ToString::to_string).collect();
+            let report = serde_json::json!({ "recovered": recovered, "mended": mended, "left": left });
+            println!("{report}");
+        } else {
+            self.tell(mended, recovered.len(), &still, &left);
+        }
+        Ok(if still.is_empty() { GOOD } else { FOUND })
+    }
+
+    fn tell(&self, mended: u64, recovered: usize, still: &[TableName], left: &[TableVerified]) {
+        let from = &self.comparing.link.from;
+        if still.is_empty() {
+            println!("recovered: {recovered} tables hold what {from} holds; {mended} rows came anew");
+            return;
+        }
+        println!("{recovered} tables hold what {from} holds, {mended} rows came anew; still to be mended:");
+        for table in still {
+            let why = left.iter().find(|it| it.table == table.to_string()).and_then(|it| it.why.as_deref());
+            let known = left.iter().any(|it| it.table == table.to_string());
+            let otherwise = match known {
+                true => "rows that could not be mended one by one",
+                false => "not compared: is it still sent?",
+            };
+            println!("  {table}: {}", why.unwrap_or(otherwise));
+        }
+        println!(
+            "next: in {from}, `landfall backfill --to {}` with --table for each of them, or mend what stands in the way and ask again",
+            self.here
+        );
+    }
+}

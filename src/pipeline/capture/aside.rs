@@ -1,0 +1,402 @@
+//! What changes in tables that are being read, kept aside between two watermarks: laid over the rows of a backfill, told of
+//! as unsure in an answer.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::{Bytes, BytesMut};
+
+use super::copy::Watermark;
+use crate::{
+    change::{Cell, Change, Row, Shape, copy_text},
+    source::{Mend, ReadFor, Rows, Snapshot},
+    verify::{Answer, Found},
+};
+
+/// Keys an answer names as changed: it is one record.
+const UNSURE_MAX: usize = 2_000;
+/// Changes kept aside between two watermarks, and bytes. With more the chunk is read again, smaller.
+const ASIDE_CHANGES: usize = 20_000;
+const ASIDE_BYTES: usize = 8 << 20;
+/// Rows that are put together anew travel in texts of about this size.
+const TEXT_BYTES: usize = 256 << 10;
+/// Transactions that are remembered by their number: so many may commit between the moment a server writes a commit
+/// and the moment it shows it.
+const RECENT: usize = 65_536;
+
+/// What capture knows of tables that are being filled.
+pub(super) struct Aside {
+    /// Their names.
+    filling: HashSet<String>,
+    /// A table that is read for an answer, from its low watermark on.
+    told: Option<String>,
+    /// The transactions that changed one of them, latest last, by number.
+    recent: VecDeque<u32>,
+    window: Option<Window>,
+}
+
+/// What happened to a table since the low watermark.
+struct Window {
+    portion: u64,
+    table: String,
+    /// Each with its transaction's number.
+    changes: Vec<(u32, Change)>,
+    bytes: usize,
+    /// Transactions before it, at its beginning.
+    before: Vec<u32>,
+    spoiled: Option<&'static str>,
+}
+
+impl Aside {
+    pub(super) fn new(filling: Vec<String>) -> Self {
+        Self { filling: filling.into_iter().collect(), told: None, recent: VecDeque::new(), window: None }
+    }
+
+    /// Whether nothing is being filled: asked with every change.
+    pub(super) fn is_idle(&self) -> bool {
+        self.filling.is_empty() && self.told.is_none()
+    }
+
+    /// These tables are filled from here on.
+    pub(super) fn fill(&mut self, shapes: &[Arc<Shape>]) {
+        self.filling.extend(shapes.iter().map(|shape| shape.to_string()));
+    }
+
+    /// A table's last rows are in the log.
+    pub(super) fn filled(&mut self, shape: &Shape) {
+        self.filling.remove(&shape.to_string());
+        if self.filling.is_empty() {
+            self.recent = VecDeque::new();
+        }
+    }
+
+    /// A low watermark has come.
+    pub(super) fn open(&mut self, watermark: &Watermark) {
+        let Some(table) = watermark.low() else { return };
+        if !self.filling.contains(table) {
+            self.told = Some(table.to_owned());
+        }
+        self.window = Some(Window {
+            portion: watermark.portion,
+            table: table.to_owned(),
+            changes: Vec::new(),
+            bytes: 0,
+            before: self.recent.iter().copied().collect(),
+            spoiled: None,
+        });
+    }
+
+    /// Takes note of a change. Gives the table's name where it must be begun anew: a row took another key and does not
+    /// say all it holds, so what was copied before may miss it.
+    pub(super) fn change(&mut self, xid: u32, change: &mut Change) -> Option<String> {
+        let tables: Vec<String> = change.shapes().iter().map(|shape| shape.to_string()).collect();
+        let filled = tables.iter().find(|table| self.filling.contains(*table));
+        if filled.is_none() && !tables.iter().any(|table| self.told.as_ref() == Some(table)) {
+            return None;
+        }
+        if self.recent.back() != Some(&xid) {
+            if self.recent.len() >= RECENT {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(xid);
+        }
+        if let Change::Update { old: Some(old), new, .. } = change {
+            complete(new, old);
+        }
+        if let Some(window) = self.window.as_mut().filter(|window| tables.contains(&window.table)) {
+            window.take(xid, change);
+        }
+        let Change::Update { shape, old: Some(old), new } = change else { return None };
+        let moves = shape.key_columns().any(|at| {
+            let (old, new) = (&old.0[at], &new.0[at]);
+            *old != Cell::Unchanged && *new != Cell::Unchanged && old != new
+        });
+        filled.filter(|_| moves && new.0.contains(&Cell::Unchanged)).cloned()
+    }
+
+    /// The window that a high watermark closes.
+    fn close(&mut self, watermark: &Watermark) -> Option<Window> {
+        self.window.take().filter(|window| window.portion == watermark.portion)
+    }
+
+    /// The window that a high watermark closes, where what was read in it can be brought up to its end.
+    fn taken(
+        &mut self,
+        watermark: &Watermark,
+        shape: &Shape,
+        seen: &Snapshot,
+    ) -> std::result::Result<Window, &'static str> {
+        let window = self.close(watermark).ok_or("its low watermark did not come")?;
+        if let Some(why) = window.spoiled {
+            return Err(why);
+        }
+        if window.before.iter().any(|xid| !seen.sees(*xid)) {
+            return Err("a transaction that had committed was not shown yet");
+        }
+        if window.changes.iter().any(|(_, change)| change.shape().fingerprint() != shape.fingerprint()) {
+            return Err("the table's shape changed meanwhile");
+        }
+        Ok(window)
+    }
+
+    /// The window of what was read for an answer.
+    fn told_of(
+        &mut self,
+        watermark: &Watermark,
+        read: &ReadFor,
+    ) -> std::result::Result<Window, &'static str> {
+        let window = self.taken(watermark, &read.shape, &read.seen);
+        self.told = None;
+        if self.filling.is_empty() {
+            self.recent = VecDeque::new();
+        }
+        window
+    }
+
+    /// The rows that mend another region's, as they are at the high watermark.
+    pub(super) fn mending(
+        &mut self,
+        watermark: &Watermark,
+        read: &ReadFor,
+        mend: &Mend,
+    ) -> std::result::Result<Change, &'static str> {
+        let changes = self.told_of(watermark, read)?.changes;
+        let takes_a_key = |change: &Change| matches!(change, Change::Update { old: Some(_), new, .. } if new.0.contains(&Cell::Unchanged));
+        if changes.iter().any(|(_, change)| takes_a_key(change)) {
+            return Err("a row took another key meanwhile, and does not say all it holds");
+        }
+        let fates = fates(&read.key, changes)?;
+        let mut text = BytesMut::from(&overlaid(&read.key, &fates, &mend.text)[..]);
+        let width = read.shape.columns.len();
+        let mut keys = BytesMut::new();
+        let read_there: HashSet<Key> = copy_text::lines(&mend.text)
+            .filter_map(|line| key_of(&Row(copy_text::fields(&line).collect()), &read.key))
+            .collect();
+        for key in &mend.keys {
+            let mut cells = vec![Cell::Null; width];
+            let key: Key = key.iter().map(|value| Bytes::copy_from_slice(value.as_bytes())).collect();
+            for (at, value) in read.key.iter().zip(&key) {
+                cells[*at] = Cell::Value(value.clone());
+            }
+            copy_text::put_row(&mut keys, &cells);
+            // One that came since it was read.
+            if let Some(Fate::Is(cells)) = fates.get(&key).filter(|_| !read_there.contains(&key)) {
+                if cells.contains(&Cell::Unchanged) {
+                    return Err("a row that is to be mended took this key meanwhile");
+                }
+                copy_text::put_row(&mut text, cells);
+            }
+        }
+        let text = text.freeze();
+        let rows = u32::try_from(memchr::memchr_iter(b'\n', &text).count()).expect("a few hundred keys");
+        Ok(Change::Chunk { shape: read.shape.clone(), rows, again: false, keys: Some(keys.freeze()), text })
+    }
+
+    /// Says in an answer which of the keys it tells of changed while it was read. Of sums and of whole ranges nothing is
+    /// said: where they differ, the keys are asked for.
+    pub(super) fn note_unsure(&mut self, watermark: &Watermark, read: &ReadFor, answer: &mut Answer) {
+        let window = self.told_of(watermark, read);
+        let by_key = !read.key.is_empty();
+        if by_key && !matches!(answer.found, Found::Keys(_)) {
+            return;
+        }
+        let unseen = window.map(|window| {
+            window.changes.into_iter().filter(|(xid, _)| !read.seen.sees(*xid)).collect::<Vec<_>>()
+        });
+        let text = |key: &Key| key.iter().map(|value| String::from_utf8_lossy(value).into_owned()).collect();
+        match unseen {
+            Ok(unseen) if unseen.is_empty() => (),
+            Ok(unseen) if by_key && unseen.len() <= UNSURE_MAX => match fates(&read.key, unseen) {
+                Ok(fates) => answer.unsure = fates.keys().map(text).collect(),
+                Err(_) => answer.all_unsure = true,
+            },
+            _ => answer.all_unsure = true,
+        }
+    }
+
+    /// What is to be appended for rows that were read, where the window lets them be taken.
+    pub(super) fn lay_over(
+        &mut self,
+        watermark: &Watermark,
+        rows: Rows,
+    ) -> std::result::Result<Vec<Change>, &'static str> {
+        let window = self.taken(watermark, &rows.shape, &rows.seen)?;
+        if rows.key.is_empty() {
+            let unseen = window.changes.into_iter().filter(|(xid, _)| !rows.seen.sees(*xid));
+            let unseen: Vec<Change> = unseen.map(|(_, change)| change).collect();
+            let texts = if unseen.is_empty() { rows.texts.clone() } else { recounted(&rows.texts, &unseen)? };
+            return Ok(texts.into_iter().map(|text| chunk(&rows, text)).collect());
+        }
+        let fates = fates(&rows.key, window.changes)?;
+        let texts = rows.texts.iter().map(|text| match fates.is_empty() {
+            true => text.clone(),
+            false => overlaid(&rows.key, &fates, text),
+        });
+        Ok(texts.filter(|text| !text.is_empty()).map(|text| chunk(&rows, text)).collect())
+    }
+}
+
+impl Window {
+    fn take(&mut self, xid: u32, change: &Change) {
+        if self.spoiled.is_some() {
+            return;
+        }
+        self.bytes += change.weight();
+        if let Change::Truncate { .. } = change {
+            self.spoiled = Some("the table was truncated meanwhile");
+        } else if self.changes.len() >= ASIDE_CHANGES || self.bytes > ASIDE_BYTES {
+            self.spoiled = Some("more changed meanwhile than is kept aside");
+        }
+        match self.spoiled {
+            Some(_) => self.changes = Vec::new(),
+            None => self.changes.push((xid, change.clone())),
+        }
+    }
+}
+
+/// Gives a row the values it left as they were, where the old image shows them (replica identity FULL): one that
+/// takes another key is then whole where its old self never came.
+fn complete(new: &mut Row, old: &Row) {
+    for (new, old) in new.0.iter_mut().zip(&old.0) {
+        if *new == Cell::Unchanged {
+            new.clone_from(old);
+        }
+    }
+}
+
+fn chunk(rows: &Rows, text: Bytes) -> Change {
+    let lines = memchr::memchr_iter(b'\n', &text).count();
+    Change::Chunk {
+        shape: rows.shape.clone(),
+        rows: u32::try_from(lines).expect("a text of a chunk is some hundred kilobytes"),
+        again: rows.again,
+        keys: None,
+        text,
+    }
+}
+
+/// Rows that nothing tells apart, as often as each is there after changes they do not show.
+fn recounted(texts: &[Bytes], unseen: &[Change]) -> std::result::Result<Vec<Bytes>, &'static str> {
+    const MISSING: &str = "a change names a row that was not read";
+    let line_of = |row: &Row| {
+        let given = row.0.iter().all(|cell| matches!(cell, Cell::Value(_) | Cell::Null));
+        let mut line = BytesMut::new();
+        given.then(|| copy_text::put_row(&mut line, &*row.0)).map(|()| line.freeze())
+    };
+    let mut counts: HashMap<Bytes, usize> = HashMap::new();
+    for line in texts.iter().flat_map(copy_text::lines) {
+        // Written anew: a server escapes some signs that need not be.
+        let line = line_of(&Row(copy_text::fields(&line).collect())).ok_or(MISSING)?;
+        *counts.entry(line).or_default() += 1;
+    }
+    for change in unseen {
+        let (gone, come) = match change {
+            Change::Insert { new, .. } => (None, Some(new)),
+            Change::Delete { old, .. } => (Some(old), None),
+            Change::Update { old: Some(old), new, .. } => (Some(old), Some(new)),
+            _ => return Err(MISSING),
+        };
+        if let Some(gone) = gone {
+            let count = counts.get_mut(&line_of(gone).ok_or(MISSING)?).filter(|count| **count > 0);
+            *count.ok_or(MISSING)? -= 1;
+        }
+        if let Some(come) = come {
+            *counts.entry(line_of(come).ok_or(MISSING)?).or_default() += 1;
+        }
+    }
+    let mut recounted = Vec::new();
+    let mut text = BytesMut::new();
+    for line in counts.iter().flat_map(|(line, count)| std::iter::repeat_n(line, *count)) {
+        if !text.is_empty() && text.len() + line.len() > TEXT_BYTES {
+            recounted.push(text.split().freeze());
+        }
+        text.extend_from_slice(line);
+    }
+    if !text.is_empty() {
+        recounted.push(text.freeze());
+    }
+    Ok(recounted)
+}
+
+/// What became of a row.
+enum Fate {
+    Gone,
+    /// Its cells, as far as they were given.
+    Is(Vec<Cell>),
+}
+
+type Key = Vec<Bytes>;
+
+fn key_of(row: &Row, key: &[usize]) -> Option<Key> {
+    let value = |&at: &usize| match &row.0[at] {
+        Cell::Value(text) => Some(text.clone()),
+        _ => None,
+    };
+    key.iter().map(value).collect()
+}
+
+/// What became of each row that was changed.
+fn fates(
+    key: &[usize],
+    changes: Vec<(u32, Change)>,
+) -> std::result::Result<HashMap<Key, Fate>, &'static str> {
+    const NAMELESS: &str = "a change does not name its row by the key that is read along";
+    let mut fates: HashMap<Key, Fate> = HashMap::new();
+    for (_, change) in changes {
+        match &change {
+            Change::Insert { new, .. } => {
+                fates.insert(key_of(new, key).ok_or(NAMELESS)?, Fate::Is(new.0.to_vec()));
+            }
+            Change::Delete { old, .. } => {
+                fates.insert(key_of(old, key).ok_or(NAMELESS)?, Fate::Gone);
+            }
+            Change::Update { old, new, .. } => {
+                let after = key_of(new, key);
+                let before = old.as_ref().and_then(|old| key_of(old, key)).or_else(|| after.clone());
+                let before = before.ok_or(NAMELESS)?;
+                let after = after.unwrap_or_else(|| before.clone());
+                let former =
+                    if before == after { fates.remove(&before) } else { fates.insert(before, Fate::Gone) };
+                let mut cells = new.0.to_vec();
+                if let Some(Fate::Is(former)) = former {
+                    for (cell, former) in cells.iter_mut().zip(former) {
+                        if *cell == Cell::Unchanged {
+                            *cell = former;
+                        }
+                    }
+                }
+                fates.insert(after, Fate::Is(cells));
+            }
+            Change::Truncate { .. } | Change::Chunk { .. } | Change::Watermark { .. } => {
+                return Err(NAMELESS);
+            }
+        }
+    }
+    Ok(fates)
+}
+
+/// The rows of a text with what became of them.
+fn overlaid(key: &[usize], fates: &HashMap<Key, Fate>, text: &Bytes) -> Bytes {
+    let mut out = BytesMut::with_capacity(text.len());
+    for line in copy_text::lines(text) {
+        let row = Row(copy_text::fields(&line).collect());
+        match key_of(&row, key).and_then(|key| fates.get(&key)) {
+            None => {
+                out.extend_from_slice(&line);
+                out.extend_from_slice(b"\n");
+            }
+            Some(Fate::Gone) => (),
+            Some(Fate::Is(cells)) => {
+                let over = cells.iter().zip(&row.0);
+                let over = over.map(|(now, read)| if *now == Cell::Unchanged { read } else { now });
+                copy_text::put_row(&mut out, over);
+            }
+        }
+    }
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests;

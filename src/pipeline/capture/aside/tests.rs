@@ -1,0 +1,237 @@
+//! What changed meanwhile, laid over what was read.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::{
+    change::{Column, Identity, Mark},
+    source::Snapshot,
+};
+
+fn shape() -> Arc<Shape> {
+    let column = |name: &str, key| Column {
+        name: name.into(),
+        type_schema: "pg_catalog".into(),
+        type_name: "text".into(),
+        typmod: -1,
+        key,
+    };
+    Arc::new(Shape::new(
+        "public",
+        "t",
+        Identity::Default,
+        [column("id", true), column("a", false), column("b", false)],
+    ))
+}
+
+/// `-` is unchanged.
+fn row(text: &str) -> Row {
+    let cell = |word: &str| match word {
+        "-" => Cell::Unchanged,
+        word => Cell::Value(Bytes::copy_from_slice(word.as_bytes())),
+    };
+    Row(text.split(' ').map(cell).collect())
+}
+
+/// `+id a b` inserts, `=id a b` updates, `old>id a b` moves, `-id` deletes.
+fn change(text: &str) -> Change {
+    let shape = shape();
+    let key = |id: &str| row(&format!("{id} - -"));
+    if let Some(new) = text.strip_prefix('+') {
+        return Change::Insert { shape, new: row(new) };
+    }
+    if let Some(new) = text.strip_prefix('=') {
+        return Change::Update { shape, old: None, new: row(new) };
+    }
+    if let Some(id) = text.strip_prefix('-') {
+        return Change::Delete { shape, old: key(id) };
+    }
+    let (old, new) = text.split_once('>').unwrap();
+    Change::Update { shape, old: Some(key(old)), new: row(new) }
+}
+
+const SEEN: u64 = 100;
+
+fn rows(text: &'static str, key: &[usize]) -> Rows {
+    Rows {
+        shape: shape(),
+        key: key.into(),
+        seen: Snapshot { low: SEEN - 10, high: SEEN, open: vec![SEEN - 5] },
+        done: false,
+        again: false,
+        texts: vec![Bytes::from_static(text.as_bytes())],
+    }
+}
+
+/// The text of the chunk that comes of `read` and what happened before and after the low watermark.
+fn laid_over(
+    read: Rows,
+    before: &[(u32, &str)],
+    after: &[(u32, &str)],
+) -> std::result::Result<Vec<String>, &'static str> {
+    let mut aside = Aside::new(vec!["public.t".into()]);
+    for (xid, text) in before {
+        aside.change(*xid, &mut change(text));
+    }
+    let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+    aside.open(&low);
+    for (xid, text) in after {
+        aside.change(*xid, &mut change(text));
+    }
+    let changes = aside.lay_over(&Watermark { low: None, ..low }, read)?;
+    Ok(changes
+        .iter()
+        .map(|change| match change {
+            Change::Chunk { text, rows, .. } => {
+                assert_eq!(*rows as usize, copy_text::lines(text).count());
+                String::from_utf8(text.to_vec()).unwrap()
+            }
+            other => format!("{} {:?}", other.operation().as_str(), other.shape().to_string()),
+        })
+        .collect())
+}
+
+#[test]
+fn a_row_that_changed_meanwhile_is_as_it_became() {
+    let read = || rows("1\ta\tb\n2\ta\tb\n3\ta\tb\n", &[0]);
+    let chunk = |after: &[(u32, &str)]| laid_over(read(), &[], after).unwrap().concat();
+    assert_eq!(chunk(&[]), "1\ta\tb\n2\ta\tb\n3\ta\tb\n");
+    assert_eq!(chunk(&[(101, "=2 x -")]), "1\ta\tb\n2\tx\tb\n3\ta\tb\n", "what it left unchanged was read");
+    assert_eq!(chunk(&[(101, "=2 x y"), (102, "-2")]), "1\ta\tb\n3\ta\tb\n", "a deletion stays");
+    assert_eq!(chunk(&[(101, "-2"), (102, "+2 n n")]), "1\ta\tb\n2\tn\tn\n3\ta\tb\n");
+    assert_eq!(chunk(&[(101, "2>9 x y")]), "1\ta\tb\n3\ta\tb\n", "its new self came by itself");
+    assert_eq!(chunk(&[(101, "9>2 x y")]), "1\ta\tb\n2\tx\ty\n3\ta\tb\n");
+    assert_eq!(chunk(&[(101, "+4 x y")]), "1\ta\tb\n2\ta\tb\n3\ta\tb\n", "it came by itself");
+    assert_eq!(chunk(&[(101, "=2 x -"), (102, "=2 - z")]), "1\ta\tb\n2\tx\tz\n3\ta\tb\n");
+    assert_eq!(chunk(&[(101, "-1"), (102, "-2"), (103, "-3")]), "");
+}
+
+#[test]
+fn what_the_reader_was_not_shown_is_read_again() {
+    let read = || rows("1\ta\tb\n", &[0]);
+    // Committed before the low watermark, and still open to the reader's eyes.
+    assert!(laid_over(read(), &[(95, "=1 x y")], &[]).is_err());
+    assert!(laid_over(read(), &[(100, "=1 x y")], &[]).is_err());
+    assert!(laid_over(read(), &[(94, "=1 x y"), (99, "=1 x z")], &[]).is_ok());
+}
+
+#[test]
+fn rows_that_nothing_tells_apart_are_counted_anew() {
+    let read = || rows("1\ta\tb\n1\ta\tb\n2\tc\td\n", &[]);
+    let laid = |after: &[(u32, Change)]| -> std::result::Result<String, &'static str> {
+        let mut aside = Aside::new(vec!["public.t".into()]);
+        let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+        aside.open(&low);
+        after.iter().for_each(|(xid, change)| drop(aside.change(*xid, &mut change.clone())));
+        let changes = aside.lay_over(&Watermark { low: None, ..low }, read())?;
+        let mut lines: Vec<String> = changes.iter().flat_map(text_lines).collect();
+        lines.sort();
+        Ok(lines.join(" "))
+    };
+    let whole = |text: &str| Change::Delete { shape: shape(), old: row(text) };
+    let same = Ok("1\ta\tb 1\ta\tb 2\tc\td".to_owned());
+    assert_eq!(laid(&[]), same);
+    assert_eq!(laid(&[(99, change("+1 a b"))]), same, "it was seen");
+    assert_eq!(laid(&[(95, change("+1 a b")), (101, whole("2 c d"))]), Ok("1\ta\tb 1\ta\tb 1\ta\tb".into()));
+    let update = Change::Update { shape: shape(), old: Some(row("1 a b")), new: row("3 - e") };
+    assert_eq!(laid(&[(101, update)]), Ok("1\ta\tb 2\tc\td 3\ta\te".into()));
+    assert!(laid(&[(101, whole("9 x y"))]).is_err(), "it is not there");
+}
+
+fn text_lines(change: &Change) -> Vec<String> {
+    let Change::Chunk { text, rows, .. } = change else { panic!("{change:?}") };
+    let lines: Vec<String> =
+        copy_text::lines(text).map(|line| String::from_utf8(line.to_vec()).unwrap()).collect();
+    assert_eq!(lines.len(), *rows as usize);
+    lines
+}
+
+#[test]
+fn rows_that_mend_are_as_they_became_and_no_others() {
+    let mend = |after: &[(u32, &str)]| {
+        let mut aside = Aside::new(Vec::new());
+        let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+        aside.open(&low);
+        after.iter().for_each(|(xid, text)| drop(aside.change(*xid, &mut change(text))));
+        let Rows { shape, key, seen, texts, .. } = rows("1\ta\tb\n2\ta\tb\n", &[0]);
+        let keys = ["1", "2", "4", "9"].map(|key| vec![key.to_owned()]).to_vec();
+        let mend = Mend { keys, text: texts.concat().into() };
+        let change = aside.mending(&Watermark { low: None, ..low }, &ReadFor { shape, key, seen }, &mend)?;
+        assert!(aside.is_idle(), "nothing is kept aside afterwards");
+        let Change::Chunk { keys: Some(keys), .. } = &change else { panic!("{change:?}") };
+        assert_eq!(&keys[..], b"1\t\\N\t\\N\n2\t\\N\t\\N\n4\t\\N\t\\N\n9\t\\N\t\\N\n");
+        Ok::<_, &'static str>(text_lines(&change).join(" "))
+    };
+    assert_eq!(mend(&[]), Ok("1\ta\tb 2\ta\tb".into()));
+    assert_eq!(mend(&[(101, "=2 x -"), (102, "-1")]), Ok("2\tx\tb".into()));
+    assert_eq!(
+        mend(&[(101, "+4 n n"), (101, "+5 n n")]),
+        Ok("1\ta\tb 2\ta\tb 4\tn\tn".into()),
+        "5 was not asked for"
+    );
+    assert_eq!(mend(&[(101, "2>9 x y")]), Ok("1\ta\tb 9\tx\ty".into()));
+    assert!(mend(&[(101, "2>9 x -")]).is_err(), "what it left unchanged was not read");
+    assert!(mend(&[(101, "-2"), (102, "1>2 x -")]).is_err(), "what was read is another row's");
+}
+
+#[test]
+fn an_answer_names_the_keys_its_reader_could_not_have_seen() {
+    let note = |before: &[(u32, &str)], after: &[(u32, &str)], key: &[usize]| {
+        let mut aside = Aside::new(Vec::new());
+        let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+        // Sent twice: what committed before the first was seen.
+        aside.open(&low);
+        before.iter().for_each(|(xid, text)| drop(aside.change(*xid, &mut change(text))));
+        aside.open(&low);
+        after.iter().for_each(|(xid, text)| drop(aside.change(*xid, &mut change(text))));
+        let Rows { shape, key, seen, .. } = rows("1\ta\tb\n", key);
+        let mut answer = Answer {
+            verification: "v".into(),
+            number: 1,
+            took_micros: 1,
+            layout: None,
+            found: Found::Keys(Vec::new()),
+            unsure: Vec::new(),
+            all_unsure: false,
+        };
+        aside.note_unsure(&Watermark { low: None, ..low }, &ReadFor { shape, key, seen }, &mut answer);
+        answer.unsure.sort();
+        (answer.unsure.concat().join(" "), answer.all_unsure)
+    };
+    assert_eq!(
+        note(&[], &[(99, "=1 x y"), (101, "=2 x y"), (102, "3>4 x y")], &[0]),
+        ("2 3 4".into(), false)
+    );
+    assert_eq!(note(&[], &[(99, "+1 x y")], &[]), (String::new(), false), "it was seen");
+    assert_eq!(note(&[], &[(101, "+1 x y")], &[]), (String::new(), true));
+    assert_eq!(note(&[(95, "=1 x y")], &[], &[0]), (String::new(), true), "committed, and not shown yet");
+    assert_eq!(note(&[(99, "=1 x y")], &[], &[0]), (String::new(), false));
+    let many: Vec<(u32, &str)> = (0..=ASIDE_CHANGES).map(|_| (101, "=1 x y")).collect();
+    assert_eq!(note(&[], &many, &[0]), (String::new(), true), "more changed than is kept aside");
+}
+
+#[test]
+fn a_window_is_bounded_and_of_one_shape() {
+    let many: Vec<(u32, &str)> = (0..=ASIDE_CHANGES).map(|_| (101, "=1 x y")).collect();
+    assert!(laid_over(rows("1\ta\tb\n", &[0]), &[], &many).is_err());
+    let mut other = rows("1\ta\tb\n", &[0]);
+    other.shape = Arc::new(Shape::new("public", "t", Identity::Full, shape().columns.clone()));
+    assert!(laid_over(other, &[], &[(101, "=1 x y")]).is_err());
+}
+
+#[test]
+fn a_row_that_moves_without_all_it_holds_begins_its_table_anew() {
+    let mut aside = Aside::new(vec!["public.t".into()]);
+    assert_eq!(aside.change(1, &mut change("2>9 x y")), None);
+    assert_eq!(aside.change(1, &mut change("=2 x -")), None);
+    assert_eq!(aside.change(1, &mut change("2>9 x -")), Some("public.t".into()));
+    // Where the old image shows it, nothing is missing.
+    let mut whole = change("2>9 x -");
+    if let Change::Update { old, .. } = &mut whole {
+        *old = Some(row("2 a b"));
+    }
+    assert_eq!(aside.change(1, &mut whole), None);
+    let Change::Update { new, .. } = whole else { unreachable!("made as an update") };
+    assert_eq!(new, row("9 x b"));
+    assert_eq!(Mark::Wait.as_str(), "wait");
+}

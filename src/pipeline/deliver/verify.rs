@@ -1,0 +1,428 @@
+//! Verification beside delivering: asks the source's region, compares its answers with what is here at their place.
+//!
+//! ```text
+//!  ask ──▶ control topic ──▶ its source reads ──▶ the answer, in the stream ──▶ applied up to it ─▶ hold ─▶ look
+//!   ▲                                                                                              │ delivering
+//!   └──────────── what follows (Survey) ◀── compared, kept ◀────────────────────────────────────── ┘ goes on
+//! ```
+//!
+//! Delivering waits only while a snapshot is taken. One question is under way at a time, and one that is not answered
+//! is asked again: whoever asks twice gets two answers, of which the second is nobody's.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::DeliverParams;
+use crate::{
+    changelog::Log,
+    fault::{Code, Fault, Result},
+    metrics::VerifyMeter,
+    retry::Retry,
+    sink::{Comparison, Inspected, Inspector, Verification},
+    verify::{
+        About, Answer, Difference, FINDINGS_MAX, Finding, Found, KEYS_MAX, Key, Question, RowHash, Settled,
+        Survey,
+    },
+};
+
+/// How soon it is seen that somebody wants to verify.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// What goes wrong is tried again after so long at most.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// A question that is not answered within this time is asked again: it may have been put while nobody listened.
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
+/// Later and later, up to this.
+const ASK_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Delivering waits for a snapshot so long at most; the answer is no good then, and asked for again.
+const HOLD_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked whether rows that were mended are right, where they change meanwhile.
+const LOOKS_MAX: u32 = 20;
+
+/// Where whoever delivers meets whoever waits for an answer.
+#[derive(Default)]
+pub(super) struct Meeting {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Idle,
+    /// This answer is waited for: the verification, and the question's number.
+    Expecting(String, u64),
+    /// It has come; delivering waits.
+    Met(Arc<Answer>),
+    /// Delivering may go on.
+    Released,
+}
+
+impl Meeting {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: State) {
+        *self.state() = state;
+        self.changed.notify_waiters();
+    }
+
+    async fn until<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(found) = found(&self.state()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Everything before an answer is applied, and nothing behind it. Returns once whoever waits for it holds on to
+    /// what is there.
+    pub(super) async fn pass(&self, answer: &Arc<Answer>) {
+        let expected = matches!(&*self.state(), State::Expecting(verification, number)
+            if *verification == answer.verification && *number == answer.number);
+        if !expected {
+            return;
+        }
+        self.set(State::Met(Arc::clone(answer)));
+        let released = self.until(|state| (!matches!(state, State::Met(_))).then_some(()));
+        if timeout(HOLD_MAX, released).await.is_err() {
+            self.set(State::Idle);
+        }
+    }
+
+    /// Lets delivering go on; false where it has gone on already.
+    fn release(&self) -> bool {
+        let waits = matches!(&*self.state(), State::Met(_));
+        if waits {
+            self.set(State::Released);
+        }
+        waits
+    }
+}
+
+/// Verifies whenever somebody asks. What goes wrong here stops no link: it is told, and tried again.
+pub(super) async fn run<L: Log, I: Inspector>(
+    params: &DeliverParams,
+    log: &L,
+    inspector: &mut I,
+    meeting: &Meeting,
+    meter: VerifyMeter,
+) -> std::convert::Infallible {
+    // An answer to a session before this one is nobody's.
+    let number = u64::from(rand::random::<u32>());
+    let mut verifying = Verifying {
+        params,
+        log,
+        inspector,
+        meeting,
+        meter,
+        number,
+        shown: false,
+        in_hand: None,
+        waits: false,
+    };
+    let mut retry = Retry::new(LOOK_INTERVAL, RETRY_MAX);
+    loop {
+        match verifying.turn().await {
+            Ok(true) => retry.reset(),
+            Ok(false) => {
+                retry.reset();
+                sleep(LOOK_INTERVAL).await;
+            }
+            Err(fault) => {
+                meeting.set(State::Idle);
+                verifying.inspector.let_go();
+                verifying.tell(&fault).await;
+                let delay = retry.next_delay();
+                match &verifying.in_hand {
+                    Some(id) => tracing::warn!(%fault, id, attempt = retry.attempt(), "a verification waits"),
+                    // Nobody waits for one: who delivers tells the same.
+                    None => tracing::debug!(%fault, "whether somebody wants to verify is not known"),
+                }
+                sleep(delay).await;
+            }
+        }
+    }
+}
+
+struct Verifying<'a, L, I> {
+    params: &'a DeliverParams,
+    log: &'a L,
+    inspector: &'a mut I,
+    meeting: &'a Meeting,
+    meter: VerifyMeter,
+    /// The last question's.
+    number: u64,
+    /// When everything was last equal has been told.
+    shown: bool,
+    /// The verification in hand,
+    in_hand: Option<String>,
+    /// and whether it was said what it waits for.
+    waits: bool,
+}
+
+impl<L: Log, I: Inspector> Verifying<'_, L, I> {
+    /// Goes on with what is asked for; false where nothing is.
+    async fn turn(&mut self) -> Result<bool> {
+        if !self.shown {
+            if let Some(at) = self.inspector.last_clean().await? {
+                self.meter.clean(at);
+            }
+            self.shown = true;
+        }
+        let taken_up = self.inspector.take_up().await?;
+        let Some(verification) = taken_up else {
+            self.in_hand = None;
+            return Ok(false);
+        };
+        let id = &verification.id;
+        if self.in_hand.as_ref() != Some(id) {
+            // Whatever a session before this one said it waited for.
+            self.inspector.wait_for(id, None).await?;
+            self.in_hand = Some(id.clone());
+        }
+        let Some(tables) = &verification.tables else {
+            let Some((answer, _)) = self.ask(&verification, &About::Tables).await? else { return Ok(true) };
+            match &answer.found {
+                Found::Tables(tables) => self.inspector.begin(id, tables).await?,
+                Found::Refused(why) => {
+                    let message = format!("{} does not tell its tables: {why}", self.params.from);
+                    return Err(Fault::new(Code::TableDiffers, message));
+                }
+                other => {
+                    let message = format!("asked for its tables, {} answered {other:?}", self.params.from);
+                    return Err(Fault::new(Code::ProtocolUnknown, message));
+                }
+            }
+            return Ok(true);
+        };
+        for table in tables.iter().filter(|table| !table.done) {
+            if !self.table(&verification, table).await? {
+                return Ok(true);
+            }
+        }
+        self.inspector.end(id).await?;
+        self.shown = false;
+        Ok(true)
+    }
+
+    /// Says to whoever waits why it does not go on, where that can be said.
+    async fn tell(&mut self, fault: &Fault) {
+        let Some(id) = self.in_hand.clone() else { return };
+        self.waits = true;
+        let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
+        if let Err(fault) = self.inspector.wait_for(&id, Some(&why)).await {
+            tracing::debug!(%fault, "nobody can be told why a verification waits");
+        }
+    }
+
+    /// Compares a table; false where nobody wants it any longer.
+    async fn table(&mut self, verification: &Verification, table: &Inspected) -> Result<bool> {
+        let id = &verification.id;
+        let mut survey = Survey::new(table.table.clone(), table.after.clone(), verification.options);
+        let mut differences = table.differences;
+        loop {
+            while let Some(about) = survey.next() {
+                let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
+                if let Err(why) = survey.take(&answer, &here) {
+                    let given_up = Comparison::GivenUp(why);
+                    self.inspector.keep(id, table, &Settled::default(), &given_up).await?;
+                    return Ok(true);
+                }
+                let load = verification.max_source_load.clamp(0.01, 1.0);
+                sleep(Duration::from_micros(answer.took_micros).mul_f64(1.0 / load - 1.0)).await;
+            }
+            let Some(settled) = survey.settled() else { return Ok(true) };
+            differences += settled.findings.len() as u64;
+            let comparison = match settled.ended {
+                _ if differences >= FINDINGS_MAX as u64 => Comparison::Enough,
+                true => Comparison::Ended,
+                false => Comparison::GoesOn,
+            };
+            crate::crash::point("verify.before_kept");
+            self.inspector.keep(id, table, &settled, &comparison).await?;
+            self.meter.compared(settled.ranges, settled.findings.len() as u64);
+            // Noted first: what is put right and then not noted nobody would ever know of.
+            if verification.mend && !self.mend(verification, table, &settled.findings).await? {
+                return Ok(false);
+            }
+            if comparison != Comparison::GoesOn {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Has the rows that differ come as they are there, and looks whether they are here then; false where nobody wants it
+    /// any longer.
+    async fn mend(
+        &mut self,
+        verification: &Verification,
+        inspected: &Inspected,
+        findings: &[Finding],
+    ) -> Result<bool> {
+        let table = &inspected.table;
+        let differs = |it: &&Finding| !it.key.is_empty() && it.difference != Difference::Unsure;
+        let all: Vec<Key> = findings.iter().filter(differs).map(|it| it.key.clone()).collect();
+        let mut left = &all[..];
+        while !left.is_empty() {
+            let keys = left[..left.len().min(KEYS_MAX)].to_vec();
+            let about = About::Mend { table: table.clone(), keys };
+            let Some(answer) = self.answered(&verification.id, &about).await? else { return Ok(false) };
+            self.meeting.release();
+            match &answer.found {
+                Found::Mended(keys) if *keys > 0 => left = &left[left.len().min(*keys)..],
+                other => {
+                    tracing::warn!(%table, answer = ?other, "rows are not mended");
+                    break;
+                }
+            }
+        }
+        // What came may have been refused here, or have changed since: as it is now is what counts.
+        let mut here_as_there: HashSet<Key> = HashSet::new();
+        for keys in all.chunks(KEYS_MAX) {
+            for _ in 0..LOOKS_MAX {
+                let undone: Vec<Key> =
+                    keys.iter().filter(|key| !here_as_there.contains(*key)).cloned().collect();
+                if undone.is_empty() {
+                    break;
+                }
+                let about = About::Keys { table: table.clone(), keys: undone.clone(), values: false };
+                let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
+                let (Found::Keys(there), Found::Keys(here)) = (&answer.found, &here) else { break };
+                let hash = |rows: &[RowHash], key: &Key| {
+                    rows.iter().find(|row| row.key == *key).map(|row| row.hash.clone())
+                };
+                here_as_there.extend(undone.into_iter().filter(|key| hash(there, key) == hash(here, key)));
+                if answer.unsure.is_empty() {
+                    break;
+                }
+            }
+        }
+        let mended: Vec<Key> = all.into_iter().filter(|key| here_as_there.contains(key)).collect();
+        if !mended.is_empty() {
+            self.inspector.mended(&verification.id, inspected, &mended).await?;
+        }
+        for key in mended {
+            tracing::info!(%table, key = key.join(", "), "a row is mended");
+        }
+        Ok(true)
+    }
+
+    /// Asks, and looks what is here at the answer's place. None where nobody wants it any longer.
+    async fn ask(
+        &mut self,
+        verification: &Verification,
+        about: &About,
+    ) -> Result<Option<(Arc<Answer>, Found)>> {
+        loop {
+            let Some(answer) = self.answered(&verification.id, about).await? else { return Ok(None) };
+            if answer.layout.is_none() {
+                // It is about no table: there is nothing to hold.
+                self.meeting.release();
+                let here = answer.found.clone();
+                return Ok(Some((answer, here)));
+            }
+            let held = self.inspector.hold().await;
+            let in_time = self.meeting.release();
+            held?;
+            let here = self.inspector.look(about, &answer).await?;
+            if in_time {
+                return Ok(Some((answer, here)));
+            }
+        }
+    }
+
+    /// Asks until an answer comes: delivering stands at its place then.
+    async fn answered(&mut self, id: &str, about: &About) -> Result<Option<Arc<Answer>>> {
+        if !self.inspector.ask(id).await? {
+            return Ok(None);
+        }
+        self.number += 1;
+        let question = Question {
+            verification: id.to_owned(),
+            number: self.number,
+            by: self.params.here.to_string(),
+            stream: self.params.stream.clone(),
+            about: about.clone(),
+        };
+        let text = serde_json::to_vec(&question).expect("text keys, text and numbers");
+        self.meeting.set(State::Expecting(id.to_owned(), self.number));
+        let (since, mut interval) = (Instant::now(), ASK_INTERVAL);
+        loop {
+            let again = Instant::now() + interval;
+            // Where the link lags, each comes back as late as the first.
+            interval = (2 * interval).min(ASK_INTERVAL_MAX);
+            if let Err(fault) = self.log.ask(&text).await {
+                self.waits = true;
+                let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
+                self.inspector.wait_for(id, Some(&why)).await?;
+            }
+            let met = self.meeting.until(|state| match state {
+                State::Met(answer) => Some(Arc::clone(answer)),
+                _ => None,
+            });
+            if let Ok(answer) = timeout_at(again, met).await {
+                if std::mem::take(&mut self.waits) {
+                    self.inspector.wait_for(id, None).await?;
+                }
+                return Ok(Some(answer));
+            }
+            self.waits = true;
+            let (from, seconds) = (&self.params.from, since.elapsed().as_secs());
+            let why =
+                format!("{from} has not answered for {seconds} s, or what it said is not applied here yet");
+            if !self.inspector.wait_for(id, Some(&why)).await? {
+                self.meeting.set(State::Idle);
+                return Ok(None);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn answer(number: u64) -> Arc<Answer> {
+        let verification = "v".to_owned();
+        let (found, unsure) = (Found::Keys(Vec::new()), Vec::new());
+        Arc::new(Answer {
+            verification,
+            number,
+            took_micros: 1,
+            layout: None,
+            found,
+            unsure,
+            all_unsure: false,
+        })
+    }
+
+    #[tokio::test]
+    async fn delivering_waits_for_nobody_but_whoever_expects_the_answer() {
+        let meeting = Meeting::default();
+        assert!(meeting.pass(&answer(1)).now_or_never().is_some(), "nobody verifies");
+        meeting.set(State::Expecting("v".to_owned(), 2));
+        assert!(meeting.pass(&answer(1)).now_or_never().is_some(), "an answer to an earlier question");
+        let expected = answer(2);
+        let mut passing = std::pin::pin!(meeting.pass(&expected));
+        assert!(passing.as_mut().now_or_never().is_none());
+        assert!(meeting.release(), "it is held on to in time");
+        passing.await;
+        assert!(!meeting.release(), "delivering has gone on");
+        assert!(meeting.pass(&expected).now_or_never().is_some(), "the same once more");
+    }
+}

@@ -1,0 +1,354 @@
+//! Looks into the target for whoever verifies, and keeps what was found in schema `landfall`.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_postgres::types::ToSql;
+
+use super::PostgresSinkConfig;
+use crate::{
+    fault::{Code, Fault, Result},
+    postgres::{Connection, Digest, connect, fault_of},
+    scope::Pattern,
+    sink::{Comparison, Inspected, Inspector, Verification},
+    stamp::Micros,
+    verify::{About, Answer, FINDINGS_MAX, Found, Key, Options, Settled, Sum, TableName},
+};
+
+/// What is asked for, and what came of it. Made with the sink's other tables.
+pub(super) const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS landfall.verification (
+        id text PRIMARY KEY,
+        link text NOT NULL,
+        stream text NOT NULL,
+        state text NOT NULL DEFAULT 'requested',
+        patterns text[] NOT NULL,
+        range_rows int8 NOT NULL,
+        show_values bool NOT NULL,
+        mend bool NOT NULL,
+        unasked bool NOT NULL DEFAULT false,
+        max_source_load float8 NOT NULL,
+        requested timestamptz NOT NULL DEFAULT now(),
+        begun timestamptz,
+        ended timestamptz,
+        questions int8 NOT NULL DEFAULT 0,
+        waits_for text
+    );
+    COMMENT ON TABLE landfall.verification IS
+        'Comparisons of this region with another, as asked for by landfall verify.';
+    CREATE TABLE IF NOT EXISTS landfall.verification_table (
+        verification text NOT NULL REFERENCES landfall.verification ON DELETE CASCADE,
+        place int4 NOT NULL,
+        schema_name text NOT NULL,
+        table_name text NOT NULL,
+        state text NOT NULL DEFAULT 'waiting',
+        after text[],
+        rows int8 NOT NULL DEFAULT 0,
+        ranges int8 NOT NULL DEFAULT 0,
+        differences int8 NOT NULL DEFAULT 0,
+        why text,
+        ended timestamptz,
+        PRIMARY KEY (verification, place)
+    );
+    CREATE TABLE IF NOT EXISTS landfall.verification_finding (
+        verification text NOT NULL REFERENCES landfall.verification ON DELETE CASCADE,
+        place int4 NOT NULL,
+        key text[] NOT NULL,
+        difference text NOT NULL,
+        here text,
+        there text,
+        found timestamptz NOT NULL DEFAULT now(),
+        mended bool NOT NULL DEFAULT false
+    );";
+
+/// Ranges in one question: with 2,000 rows each, some ten milliseconds of reading on either side.
+const RANGES: u32 = 16;
+
+/// Rows in a range, and the share of the time that is read, where nobody asked.
+const UNASKED_RANGE_ROWS: i64 = 2_000;
+const UNASKED_LOAD: f64 = 0.1;
+/// What was found is kept so long, where verifications follow each other unasked: three times the longest interval.
+const KEPT: &str = "90 days";
+
+/// Looks into a Postgres target.
+pub struct PostgresInspector {
+    config: Arc<PostgresSinkConfig>,
+    /// Made when there is something to look for.
+    connection: Option<Connection>,
+}
+
+fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
+    move |error| fault_of(&error).at(doing)
+}
+
+impl PostgresInspector {
+    /// For the target and the link of a sink.
+    pub fn new(config: PostgresSinkConfig) -> Self {
+        Self { config: Arc::new(config), connection: None }
+    }
+
+    async fn connection(&mut self) -> Result<&Connection> {
+        if self.connection.as_ref().is_none_or(|connection| connection.is_closed()) {
+            let application = format!("landfall verify {}/{}", self.config.from, self.config.stream);
+            self.connection = Some(connect(&self.config.address, &application).await?);
+        }
+        Ok(self.connection.as_ref().expect("made above"))
+    }
+
+    /// Asks for a verification of every table, where it is time for one.
+    async fn ask_unasked(&mut self, interval: Duration) -> Result<()> {
+        let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
+        let id = format!("{:08x}", rand::random::<u32>());
+        let failed = sql("ask for the next verification");
+        let connection = self.connection().await?;
+        let ask = "INSERT INTO landfall.verification
+                 (id, link, stream, patterns, range_rows, show_values, max_source_load, mend, unasked)
+             SELECT $1, $2, $3, '{}', $4, false, $5, false, true
+              WHERE NOT EXISTS (SELECT FROM landfall.joining WHERE link = $2 AND stream = $3)
+                AND NOT EXISTS (SELECT FROM landfall.verification
+                                 WHERE link = $2 AND stream = $3 AND patterns = '{}' AND state <> 'canceled'
+                                   AND (requested > now() - $6 * interval '1 second'
+                                        OR state IN ('requested', 'running')))";
+        let seconds = interval.as_secs_f64();
+        let asked = connection
+            .execute(ask, &[&id, &link, &stream, &UNASKED_RANGE_ROWS, &UNASKED_LOAD, &seconds])
+            .await
+            .map_err(&failed)?;
+        if asked > 0 {
+            let forget = format!(
+                "DELETE FROM landfall.verification
+                  WHERE link = $1 AND stream = $2 AND ended < now() - interval '{KEPT}'"
+            );
+            connection.execute(&forget, &[&link, &stream]).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn found(&mut self, about: &About, answer: &Answer) -> Result<Found> {
+        let (Some(table), Some(layout)) = (about.table(), &answer.layout) else {
+            return Ok(Found::Refused("the answer does not say how the table is laid out".to_owned()));
+        };
+        let filling = "SELECT FROM landfall.joining
+                        WHERE link = $1 AND stream = $2 AND schema_name = $3 AND table_name = $4
+                          AND mark <> 'stale'";
+        let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
+        let connection = self.connection().await?;
+        let names: [&(dyn ToSql + Sync); 4] = [&link, &stream, &table.schema, &table.table];
+        let filling = connection.query_opt(filling, &names).await;
+        if filling.map_err(sql("ask whether a table is being filled"))?.is_some() {
+            return Ok(Found::Refused("a backfill is filling it: compare it when that is done".to_owned()));
+        }
+        let digest = Digest::new(connection, table, layout).await?;
+        match (about, &answer.found) {
+            (About::Sums { after, .. }, Found::Sums(sums)) => {
+                let mut after = after.clone();
+                let mut here: Vec<Sum> = Vec::with_capacity(sums.len());
+                for Sum { upto, .. } in sums {
+                    here.push(digest.sum(after.as_ref(), upto.as_ref()).await?);
+                    after.clone_from(upto);
+                }
+                Ok(Found::Sums(here))
+            }
+            (About::Rows { after, .. }, Found::Rows { upto, rows }) => {
+                // As many more as make it plain that the rest differs too.
+                let max = u32::try_from(rows.len()).unwrap_or(u32::MAX).saturating_add(FINDINGS_MAX as u32);
+                let rows = digest.rows_within(after.as_ref(), upto.as_ref(), max).await?;
+                Ok(Found::Rows { rows, upto: upto.clone() })
+            }
+            (About::Keys { keys, values, .. }, Found::Keys(_)) => {
+                digest.rows_of(keys, *values).await.map(Found::Keys)
+            }
+            _ => Ok(Found::Refused("the answer is not to what was asked".to_owned())),
+        }
+    }
+}
+
+impl Inspector for PostgresInspector {
+    async fn take_up(&mut self) -> Result<Option<Verification>> {
+        let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
+        if let Some(interval) = self.config.verify_interval {
+            self.ask_unasked(interval).await?;
+        }
+        let connection = self.connection().await?;
+        let failed = sql("look for a verification that is asked for");
+        let oldest = "SELECT id, range_rows, show_values, max_source_load, state = 'requested', mend
+               FROM landfall.verification
+              WHERE link = $1 AND stream = $2 AND state IN ('requested', 'running')
+              ORDER BY requested, id LIMIT 1";
+        let Some(row) = connection.query_opt(oldest, &[&link, &stream]).await.map_err(&failed)? else {
+            return Ok(None);
+        };
+        let id: String = row.get(0);
+        let tables =
+            "SELECT place, schema_name, table_name, after, differences, state NOT IN ('waiting', 'comparing')
+               FROM landfall.verification_table WHERE verification = $1 ORDER BY place";
+        let tables = connection.query(tables, &[&id]).await.map_err(&failed)?;
+        let tables = tables.iter().map(|row| Inspected {
+            place: row.get(0),
+            table: TableName { schema: row.get(1), table: row.get(2) },
+            after: row.get(3),
+            differences: row.get::<_, i64>(4).unsigned_abs(),
+            done: row.get(5),
+        });
+        let tables = (!row.get::<_, bool>(4)).then(|| tables.collect());
+        let range_rows = u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX).max(1);
+        let options = Options { range_rows, ranges: RANGES, values: row.get(2) };
+        Ok(Some(Verification { id, options, max_source_load: row.get(3), mend: row.get(5), tables }))
+    }
+
+    async fn begin(&mut self, id: &str, carried: &[TableName]) -> Result<()> {
+        let connection = self.connection().await?;
+        let failed = sql("note which tables are compared");
+        let wanted = "SELECT patterns FROM landfall.verification WHERE id = $1";
+        let row = connection.query_one(wanted, &[&id]).await.map_err(&failed)?;
+        let patterns: Vec<String> = row.get(0);
+        let patterns: Vec<Pattern> = patterns.iter().filter_map(|text| text.parse().ok()).collect();
+        let wanted = |table: &&TableName| {
+            let matches = |pattern: &Pattern| pattern.matches(&table.schema, &table.table);
+            patterns.is_empty() || patterns.iter().any(matches)
+        };
+        let tables: Vec<&TableName> = carried.iter().filter(wanted).collect();
+        let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+        let begun = "WITH tables AS (
+                 INSERT INTO landfall.verification_table (verification, place, schema_name, table_name)
+                 SELECT $1, row_number() OVER () - 1, s, t FROM unnest($2::text[], $3::text[]) u (s, t))
+             UPDATE landfall.verification SET state = 'running', begun = now(), waits_for = NULL
+              WHERE id = $1 AND state = 'requested'";
+        connection.execute(begun, &[&id, &schemas, &names]).await.map(drop).map_err(failed)
+    }
+
+    async fn hold(&mut self) -> Result<()> {
+        let connection = self.connection().await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;
+                     SET LOCAL enable_seqscan = off; SELECT 1";
+        let held = connection.batch_execute(begin).await;
+        if held.is_err() {
+            self.connection = None;
+        }
+        held.map_err(sql("hold on to what is there"))
+    }
+
+    async fn look(&mut self, about: &About, answer: &Answer) -> Result<Found> {
+        let found = self.found(about, answer).await;
+        let ended = match &self.connection {
+            Some(connection) => connection.batch_execute("ROLLBACK").await.is_ok(),
+            None => false,
+        };
+        if !ended {
+            self.connection = None;
+        }
+        match found {
+            Err(fault) if matches!(fault.code(), Code::DatabaseUnreachable | Code::DatabaseRefused) => {
+                Err(fault)
+            }
+            Err(fault) => Ok(Found::Refused(format!(
+                "[{}] {} (next: {})",
+                fault.code(),
+                fault.message(),
+                fault.remedy()
+            ))),
+            found => found,
+        }
+    }
+
+    async fn keep(
+        &mut self,
+        id: &str,
+        table: &Inspected,
+        settled: &Settled,
+        comparison: &Comparison,
+    ) -> Result<()> {
+        let connection = self.connection().await?;
+        let (state, why) = match comparison {
+            Comparison::GoesOn => (Some("comparing"), None),
+            Comparison::Ended => (None, None),
+            Comparison::Enough => {
+                (Some("different"), Some("more rows differ than are listed: the rest was not compared"))
+            }
+            Comparison::GivenUp(why) => (Some("unknown"), Some(why.as_str())),
+        };
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let findings = &settled.findings;
+        // Arrays of arrays must be even: a key travels as JSON.
+        let keys: Vec<String> =
+            findings.iter().map(|it| serde_json::to_string(&it.key).expect("a key is text")).collect();
+        let differences: Vec<&str> = findings.iter().map(|it| it.difference.as_str()).collect();
+        let here: Vec<Option<&str>> = findings.iter().map(|it| it.here.as_deref()).collect();
+        let there: Vec<Option<&str>> = findings.iter().map(|it| it.there.as_deref()).collect();
+        let keep = "WITH found AS (
+                 INSERT INTO landfall.verification_finding (verification, place, key, difference, here, there)
+                 SELECT $1, $2, ARRAY(SELECT jsonb_array_elements_text(k::jsonb)), d, h, t
+                   FROM unnest($9::text[], $10::text[], $11::text[], $12::text[]) f (k, d, h, t))
+             UPDATE landfall.verification_table
+                SET after = coalesce($3, after), rows = rows + $4, ranges = ranges + $5,
+                    differences = differences + $6, why = coalesce($8, why),
+                    state = coalesce($7, CASE WHEN differences + $6 = 0 THEN 'equal' ELSE 'different' END),
+                    ended = CASE WHEN $7 = 'comparing' THEN NULL ELSE now() END
+              WHERE verification = $1 AND place = $2";
+        let (rows, ranges, count) =
+            (number(settled.rows), number(settled.ranges), number(findings.len() as u64));
+        let parameters: [&(dyn ToSql + Sync); 12] = [
+            &id,
+            &table.place,
+            &settled.through,
+            &rows,
+            &ranges,
+            &count,
+            &state,
+            &why,
+            &keys,
+            &differences,
+            &here,
+            &there,
+        ];
+        connection.execute(keep, &parameters).await.map(drop).map_err(sql("keep what was compared"))
+    }
+
+    async fn mended(&mut self, id: &str, table: &Inspected, keys: &[Key]) -> Result<()> {
+        let connection = self.connection().await?;
+        let keys: Vec<String> =
+            keys.iter().map(|key| serde_json::to_string(key).expect("a key is text")).collect();
+        let mended = "UPDATE landfall.verification_finding SET mended = true
+              WHERE verification = $1 AND place = $2 AND to_jsonb(key) = ANY($3::text[]::jsonb[])";
+        let noted = connection.execute(mended, &[&id, &table.place, &keys]).await;
+        noted.map(drop).map_err(sql("note which rows are mended"))
+    }
+
+    async fn ask(&mut self, id: &str) -> Result<bool> {
+        let connection = self.connection().await?;
+        let ask = "UPDATE landfall.verification SET questions = questions + 1
+                    WHERE id = $1 AND state IN ('requested', 'running')";
+        let asked = connection.execute(ask, &[&id]).await;
+        asked.map(|count| count > 0).map_err(sql("ask whether a verification is wanted"))
+    }
+
+    fn let_go(&mut self) {
+        self.connection = None;
+    }
+
+    async fn wait_for(&mut self, id: &str, why: Option<&str>) -> Result<bool> {
+        let connection = self.connection().await?;
+        let say = "UPDATE landfall.verification SET waits_for = $2
+                    WHERE id = $1 AND state IN ('requested', 'running')";
+        let said = connection.execute(say, &[&id, &why]).await;
+        said.map(|count| count > 0).map_err(sql("say what a verification waits for"))
+    }
+
+    async fn last_clean(&mut self) -> Result<Option<Micros>> {
+        let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
+        let connection = self.connection().await?;
+        let clean = "SELECT (extract(epoch FROM max(ended)) * 1000000)::int8 FROM landfall.verification v
+              WHERE link = $1 AND stream = $2 AND state = 'done' AND patterns = '{}'
+                AND NOT EXISTS (SELECT FROM landfall.verification_table t
+                                 WHERE t.verification = v.id AND t.state <> 'equal')";
+        let row = connection.query_one(clean, &[&link, &stream]).await;
+        row.map(|row| row.get::<_, Option<i64>>(0).map(Micros)).map_err(sql("ask when all was equal"))
+    }
+
+    async fn end(&mut self, id: &str) -> Result<()> {
+        let connection = self.connection().await?;
+        let end = "UPDATE landfall.verification SET state = 'done', ended = now(), waits_for = NULL
+                    WHERE id = $1 AND state = 'running'";
+        connection.execute(end, &[&id]).await.map(drop).map_err(sql("end a verification"))
+    }
+}

@@ -1,0 +1,263 @@
+//! What is asked of an inspector, and what it found, for whoever asks: rows of `landfall.verification` and of the
+//! tables beside it. The daemon that applies the link does the work.
+
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use crate::{
+    fault::{Code, Fault, Result},
+    postgres::fault_of,
+    region::Region,
+    scope::Pattern,
+    verify::TableName,
+};
+
+/// What somebody wants compared.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The tables; every one that is carried, where none is named.
+    pub tables: Vec<Pattern>,
+    /// Rows in a range, about.
+    pub range_rows: u32,
+    /// Whether findings are to show the rows.
+    pub values: bool,
+    /// The share of the time that may be spent reading, above 0 and at most 1.
+    pub max_source_load: f64,
+    /// Whether rows that differ are put right.
+    pub mend: bool,
+}
+
+/// A verification, and how far it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verified {
+    /// Its name.
+    pub id: String,
+    /// The region compared with.
+    pub from: String,
+    /// Its stream.
+    pub stream: String,
+    /// `requested`, `running`, `done` or `canceled`.
+    pub state: String,
+    /// What it waits for, where it does not go on by itself.
+    pub waits_for: Option<String>,
+    /// Questions put so far.
+    pub questions: u64,
+    /// Its tables, in the order they are compared; none before they are known.
+    pub tables: Vec<TableVerified>,
+}
+
+/// A table, and how far it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TableVerified {
+    /// `schema.table`.
+    pub table: String,
+    /// `waiting`, `comparing`, `equal`, `different`, `mended` or `unknown`.
+    pub state: String,
+    /// Rows there, in the ranges compared.
+    pub rows: u64,
+    /// Ranges compared.
+    pub ranges: u64,
+    /// Rows that differ, or did,
+    pub differences: u64,
+    /// those of them that were put right,
+    pub mended: u64,
+    /// and those that changed each time they were looked at.
+    pub unsure: u64,
+    /// Why it, or the rest of it, was not compared.
+    pub why: Option<String>,
+    /// The rows that differ, as many as were asked for.
+    pub findings: Vec<Listed>,
+}
+
+/// A row that differs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Listed {
+    /// Its key; empty where nothing tells the table's rows apart.
+    pub key: Vec<String>,
+    /// `missing`, `extra`, `different` or `unsure`.
+    pub difference: String,
+    /// What is here, where it was asked for; of a table without a key, how many rows.
+    pub here: Option<String>,
+    /// The same of what is there.
+    pub there: Option<String>,
+    /// It was put right.
+    pub mended: bool,
+}
+
+impl Verified {
+    /// Whether it is over, one way or the other.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state.as_str(), "done" | "canceled")
+    }
+}
+
+fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
+    move |error| fault_of(&error).at(doing)
+}
+
+/// Requires that a daemon applies the link now.
+///
+/// # Errors
+/// [`Code::NotServed`] where none does.
+pub async fn require_daemon(client: &Client, from: &Region, stream: &str) -> Result<()> {
+    require_tables(client, from, stream).await?;
+    let held = "SELECT EXISTS (SELECT FROM landfall.progress p
+                  JOIN pg_stat_activity a ON a.pid = p.session_pid AND a.backend_start = p.session_start
+                 WHERE p.link = $1 AND p.stream = $2)";
+    let held = client.query_one(held, &[&from.as_str(), &stream]).await;
+    let held = held.map_err(sql("ask whether a daemon applies the link"))?;
+    if held.get(0) { Ok(()) } else { Err(not_served(from, stream)) }
+}
+
+/// Asks for a verification; gives its name.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn request(client: &Client, from: &Region, stream: &str, request: &Request) -> Result<String> {
+    // Nobody waits for one that nobody asked for: it is asked for again when this is over.
+    let yields = "UPDATE landfall.verification SET state = 'canceled', ended = now(), waits_for = NULL
+                   WHERE link = $1 AND stream = $2 AND unasked AND state IN ('requested', 'running')";
+    client.execute(yields, &[&from.as_str(), &stream]).await.map_err(sql("ask for a verification"))?;
+    let id = format!("{:08x}", rand::random::<u32>());
+    let patterns: Vec<&str> = request.tables.iter().map(Pattern::as_str).collect();
+    let ask = "INSERT INTO landfall.verification
+             (id, link, stream, patterns, range_rows, show_values, max_source_load, mend)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let rows = i64::from(request.range_rows);
+    let load = request.max_source_load;
+    client
+        .execute(
+            ask,
+            &[&id, &from.as_str(), &stream, &patterns, &rows, &request.values, &load, &request.mend],
+        )
+        .await
+        .map_err(sql("ask for a verification"))?;
+    Ok(id)
+}
+
+/// How far a verification is, with at most `findings` rows of each table that differ; none where there is no note of
+/// it any more.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn look(client: &Client, id: &str, findings: u32) -> Result<Option<Verified>> {
+    let failed = sql("read how far a verification is");
+    let verification = "SELECT link, stream, state,
+                CASE WHEN state = 'requested' AND EXISTS (
+                         SELECT FROM landfall.verification o
+                          WHERE o.link = v.link AND o.stream = v.stream AND o.state = 'running')
+                     THEN 'another verification of this link' ELSE waits_for END, questions
+           FROM landfall.verification v WHERE id = $1";
+    let Some(row) = client.query_opt(verification, &[&id]).await.map_err(&failed)? else { return Ok(None) };
+    let tables = "SELECT place, schema_name || '.' || table_name, state, rows, ranges, differences, why,
+                coalesce(f.mended, 0), coalesce(f.unsure, 0)
+           FROM landfall.verification_table t
+           LEFT JOIN LATERAL (
+                    SELECT count(*) FILTER (WHERE mended) AS mended,
+                           count(*) FILTER (WHERE difference = 'unsure' AND NOT mended) AS unsure
+                      FROM landfall.verification_finding f
+                     WHERE f.verification = t.verification AND f.place = t.place) f ON true
+          WHERE verification = $1 ORDER BY place";
+    let tables = client.query(tables, &[&id]).await.map_err(&failed)?;
+    let found = "SELECT place, key, difference, here, there, mended FROM (
+               SELECT *, row_number() OVER (PARTITION BY place ORDER BY found, key) AS at
+                 FROM landfall.verification_finding WHERE verification = $1) f
+          WHERE at <= $2 ORDER BY place, at";
+    let found = client.query(found, &[&id, &i64::from(findings)]).await.map_err(&failed)?;
+    let number = |number: i64| number.max(0).unsigned_abs();
+    let tables = tables.iter().map(|row| {
+        let place: i32 = row.get(0);
+        let (state, differences, mended): (&str, _, _) = (row.get(2), number(row.get(5)), number(row.get(7)));
+        let listed = found.iter().filter(|finding| finding.get::<_, i32>(0) == place);
+        TableVerified {
+            table: row.get(1),
+            state: if state == "different" && mended == differences { "mended" } else { state }.to_owned(),
+            rows: number(row.get(3)),
+            ranges: number(row.get(4)),
+            differences,
+            mended,
+            unsure: number(row.get(8)),
+            why: row.get(6),
+            findings: listed
+                .map(|row| Listed {
+                    key: row.get(1),
+                    difference: row.get(2),
+                    here: row.get(3),
+                    there: row.get(4),
+                    mended: row.get(5),
+                })
+                .collect(),
+        }
+    });
+    Ok(Some(Verified {
+        id: id.to_owned(),
+        from: row.get(0),
+        stream: row.get(1),
+        state: row.get(2),
+        waits_for: row.get(3),
+        questions: number(row.get(4)),
+        tables: tables.collect(),
+    }))
+}
+
+/// Ends a verification that is not over.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn cancel(client: &Client, id: &str) -> Result<()> {
+    let cancel = "UPDATE landfall.verification SET state = 'canceled', ended = now(), waits_for = NULL
+                   WHERE id = $1 AND state IN ('requested', 'running')";
+    client.execute(cancel, &[&id]).await.map(drop).map_err(sql("end a verification"))
+}
+
+/// Tables whose rows may be older than the place their link stands at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stale {
+    /// The tables, in the order of their names.
+    pub tables: Vec<TableName>,
+    /// When the last of them was marked so, on the server's clock; 0 where none is.
+    pub since: f64,
+}
+
+/// Which tables may be stale.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn stale(client: &Client, from: &Region, stream: &str) -> Result<Stale> {
+    let stale = "SELECT schema_name, table_name, extract(epoch FROM since)::float8 FROM landfall.joining
+                  WHERE link = $1 AND stream = $2 AND mark = 'stale' ORDER BY 1, 2";
+    let rows = client.query(stale, &[&from.as_str(), &stream]).await;
+    let rows = rows.map_err(sql("read which tables may be stale"))?;
+    Ok(Stale {
+        tables: rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect(),
+        since: rows.iter().map(|row| row.get::<_, f64>(2)).fold(0.0, f64::max),
+    })
+}
+
+/// Lets a link go on where its source is now. The sink takes it back with the commit that settles the last table.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn allow_recovery(client: &Client, from: &Region, stream: &str) -> Result<()> {
+    let allow = "INSERT INTO landfall.recovery (link, stream) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    let allowed = client.execute(allow, &[&from.as_str(), &stream]).await;
+    allowed.map(drop).map_err(sql("let a link be recovered"))
+}
+
+/// Requires that a daemon of this version has served the link here: it makes the tables all of this is kept in.
+///
+/// # Errors
+/// [`Code::NotServed`] where none has.
+pub async fn require_tables(client: &Client, from: &Region, stream: &str) -> Result<()> {
+    let made = "SELECT to_regclass('landfall.verification_finding') IS NOT NULL
+                   AND to_regclass('landfall.recovery') IS NOT NULL";
+    let made = client.query_one(made, &[]).await.map_err(sql("look for our own tables"))?;
+    if made.get(0) { Ok(()) } else { Err(not_served(from, stream)) }
+}
+
+fn not_served(from: &Region, stream: &str) -> Fault {
+    let message =
+        format!("no daemon applies the link from {from} ({stream}) here, and it is a daemon that compares");
+    Fault::new(Code::NotServed, message)
+        .remedied_by("start `landfall run` in this region; `landfall status` says whether its link runs")
+}

@@ -1,0 +1,254 @@
+//! What another region asks: read under a snapshot, between two watermarks.
+
+use std::time::Instant;
+
+use super::{
+    backfill,
+    copier::{self, PostgresCopier},
+    publication,
+    table::{BEGIN, SNAPSHOT, Table, begin_snapshot, snapshot_of},
+};
+use crate::{
+    change::Mark,
+    fault::{Code, Fault, Result},
+    postgres::{Connection, Digest, fault_of},
+    source::{Content, Mend, Portion, ReadFor, Snapshot, With},
+    verify::{About, Answer, Found, Key, Layout, Question, RowHash, TableName},
+};
+
+/// An answer is one record, and no record should be much larger.
+const ANSWER_BYTES: usize = 256 << 10;
+/// Rows in an answer, however small they are.
+const ANSWER_ROWS: u32 = 20_000;
+/// Rows in a range, whatever is asked for.
+const RANGE_ROWS_MAX: u32 = 10_000;
+/// Ranges in an answer, whatever is asked for.
+const RANGES_MAX: u32 = 256;
+/// Ranges and keys are read along their index, whatever the server believes of a table it has not analyzed.
+const ALONG_THE_INDEX: &str = "SET LOCAL enable_seqscan = off";
+/// Keys that are looked up for one question.
+const KEYS_MAX: usize = 1_000;
+
+pub(super) async fn answer(
+    copier: &mut PostgresCopier,
+    question: &Question,
+    low: impl Fn(&str) -> String + Send,
+) -> Result<Portion> {
+    let since = Instant::now();
+    let read = match &question.about {
+        About::Tables => {
+            tables(copier, &question.by).await.map(|tables| (Found::Tables(tables), None, With::Nothing))
+        }
+        About::Recover => mark(copier, &question.by, None, Mark::Stale).await,
+        About::Settle { table } => mark(copier, &question.by, Some(table), Mark::Done).await,
+        about @ (About::Sums { table, .. }
+        | About::Rows { table, .. }
+        | About::Keys { table, .. }
+        | About::Mend { table, .. }) => {
+            let read = read(copier, &question.by, about, table, low).await;
+            if read.is_err() {
+                // Its transaction is left half-way.
+                copier.connection = None;
+            }
+            read.map(|(found, read, with)| (found, Some(read), with))
+        }
+    };
+    let (found, read, with) = match read {
+        // Not an answer: it is asked again.
+        Err(fault) if matches!(fault.code(), Code::DatabaseUnreachable | Code::DatabaseRefused) => {
+            return Err(fault);
+        }
+        Err(fault) => {
+            let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
+            (Found::Refused(why), None, With::Nothing)
+        }
+        Ok(read) => read,
+    };
+    let layout = read.as_ref().map(|read: &ReadFor| Layout {
+        columns: read.shape.columns.iter().map(|column| column.name.to_string()).collect(),
+        key: read.key.iter().map(|&at| read.shape.columns[at].name.to_string()).collect(),
+    });
+    let answer = Answer {
+        verification: question.verification.clone(),
+        number: question.number,
+        took_micros: since.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
+        layout,
+        found,
+        unsure: Vec::new(),
+        all_unsure: false,
+    };
+    Ok(Portion { to: vec![question.by.clone()], content: Content::Answer { answer, read, with } })
+}
+
+/// A mark on one table, or on every one that is carried.
+async fn mark(
+    copier: &mut PostgresCopier,
+    by: &str,
+    table: Option<&TableName>,
+    mark: Mark,
+) -> Result<(Found, Option<ReadFor>, With)> {
+    let carried = tables(copier, by).await?;
+    let connection = copier.connection().await?;
+    let mut shapes = Vec::new();
+    for name in carried.iter().filter(|name| table.is_none_or(|table| table == *name)) {
+        shapes.push(Table::look(connection, &name.schema, &name.table).await?.shape);
+    }
+    if shapes.is_empty() {
+        let which = table.map_or_else(|| "no table".to_owned(), |table| format!("not table {table}"));
+        return Err(Fault::new(Code::TableDiffers, format!("the stream carries {which}")));
+    }
+    Ok((Found::Marked, None, With::Mark { shapes, mark }))
+}
+
+/// The tables whose rows are this region's to tell: those the stream carries, without those that whoever asks writes and
+/// sends here. Of these this region has what has arrived, and nothing newer.
+async fn tables(copier: &mut PostgresCopier, by: &str) -> Result<Vec<TableName>> {
+    let config = copier.config.clone();
+    let connection = copier.connection().await?;
+    let names = publication::check(connection, &config, true, &[]).await?.tables;
+    let received = "SELECT body ->> 'schema', body ->> 'table' FROM landfall.shape WHERE link = $1";
+    let failed =
+        |error: tokio_postgres::Error| fault_of(&error).at("ask which tables come from another region");
+    let made = connection.query_one("SELECT to_regclass('landfall.shape') IS NOT NULL", &[]).await;
+    let received: Vec<TableName> = if made.map_err(failed)?.get(0) {
+        let rows = connection.query(received, &[&by]).await.map_err(failed)?;
+        rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect()
+    } else {
+        Vec::new()
+    };
+    let name = |name: &String| {
+        let (schema, table) = name.split_once('.').unwrap_or(("", name));
+        TableName { schema: schema.to_owned(), table: table.to_owned() }
+    };
+    Ok(names.iter().map(name).filter(|name| !received.contains(name)).collect())
+}
+
+async fn read(
+    copier: &mut PostgresCopier,
+    by: &str,
+    about: &About,
+    table: &TableName,
+    low: impl Fn(&str) -> String + Send,
+) -> Result<(Found, ReadFor, With)> {
+    if !tables(copier, by).await?.contains(table) {
+        let message = format!("the stream does not carry table {table}, or {by} is where it is written");
+        return Err(Fault::new(Code::TableDiffers, message));
+    }
+    let connection = copier.connection().await?;
+    backfill::require_readable(connection, std::iter::once((&*table.schema, &*table.table))).await?;
+    let watermark = low(&table.to_string());
+    copier::send(connection, &watermark).await?;
+    copier::send(connection, &watermark).await?;
+    // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
+    let found = Table::look(connection, &table.schema, &table.table).await?;
+    let columns = found.shape.columns.iter().map(|column| column.name.to_string()).collect();
+    let digest = Digest::new(connection, table, &Layout { columns, key: found.key_names() }).await?;
+    let (told, seen, with) = match about {
+        About::Mend { keys, .. } => {
+            let (rows, seen) = rows_of(connection, &found, keys).await?;
+            (Found::Mended(rows.keys.len()), seen, With::Rows(rows))
+        }
+        about => {
+            let (told, seen) = tell(connection, about, &digest, found.key.is_empty()).await?;
+            (told, seen, With::Nothing)
+        }
+    };
+    Ok((told, ReadFor { shape: found.shape, key: found.key, seen }, with))
+}
+
+async fn tell(
+    connection: &Connection,
+    about: &About,
+    digest: &Digest<'_>,
+    is_keyless: bool,
+) -> Result<(Found, Snapshot)> {
+    if let About::Keys { keys, values, .. } = about {
+        return tell_keys(digest, keys, *values).await;
+    }
+    let seen = begin_snapshot(connection).await?;
+    let failed = |error: tokio_postgres::Error| fault_of(&error).at("read for an answer");
+    if !is_keyless {
+        connection.batch_execute(ALONG_THE_INDEX).await.map_err(failed)?;
+    }
+    let found = match about {
+        About::Tables | About::Keys { .. } | About::Mend { .. } | About::Recover | About::Settle { .. } => {
+            unreachable!("answered elsewhere")
+        }
+        About::Sums { after, range_rows, ranges, .. } => {
+            let mut after = after.clone();
+            let mut sums = Vec::new();
+            for _ in 0..(*ranges).clamp(1, RANGES_MAX) {
+                let upto = digest.bound(after.as_ref(), (*range_rows).min(RANGE_ROWS_MAX)).await?;
+                sums.push(digest.sum(after.as_ref(), upto.as_ref()).await?);
+                after = upto;
+                if after.is_none() {
+                    break;
+                }
+            }
+            Found::Sums(sums)
+        }
+        About::Rows { after, upto, .. } => {
+            let mut rows = digest.rows_within(after.as_ref(), upto.as_ref(), ANSWER_ROWS).await?;
+            let mut bytes = 0;
+            let fits = rows.iter().take_while(|row| {
+                bytes += weight(row);
+                bytes <= ANSWER_BYTES
+            });
+            let fits = fits.count().max(1);
+            let cut = rows.len() > fits || rows.len() == ANSWER_ROWS as usize;
+            rows.truncate(fits);
+            let last: Option<Key> = rows.last().map(|row| row.key.clone());
+            Found::Rows { rows, upto: if cut { last } else { upto.clone() } }
+        }
+    };
+    connection.batch_execute("ROLLBACK").await.map_err(failed)?;
+    Ok((found, seen))
+}
+
+/// In one message to the server: keys are asked for that change often, and what changes between the snapshot and the
+/// high watermark is unsure.
+async fn tell_keys(digest: &Digest<'_>, keys: &[Key], values: bool) -> Result<(Found, Snapshot)> {
+    if keys.len() > KEYS_MAX {
+        let message = format!("{} keys are more than the {KEYS_MAX} one question may name", keys.len());
+        return Err(Fault::new(Code::ProtocolUnknown, message));
+    }
+    let select = digest.select_rows_of(keys, values);
+    let rows = digest.rows(&format!("{BEGIN}; {ALONG_THE_INDEX}; {SNAPSHOT}; {select}; ROLLBACK")).await?;
+    let (seen, rows) =
+        rows.split_first().ok_or_else(|| Fault::new(Code::Internal, "no snapshot was told"))?;
+    let seen = snapshot_of(seen.get(0).unwrap_or_default())?;
+    let mut rows = digest.row_hashes(rows, values)?;
+    if rows.iter().map(weight).sum::<usize>() > ANSWER_BYTES {
+        rows.iter_mut().for_each(|row| row.row = None);
+    }
+    Ok((Found::Keys(rows), seen))
+}
+
+/// The rows with these keys, or with as many of the first of them as are held in memory at once.
+async fn rows_of(connection: &Connection, table: &Table, keys: &[Key]) -> Result<(Mend, Snapshot)> {
+    if table.key.is_empty() {
+        let message =
+            format!("nothing tells the rows of {} apart: they cannot be mended one by one", table.shape);
+        return Err(Fault::new(Code::TableDiffers, message)
+            .remedied_by("fill the table anew: landfall backfill --table, in the region that has its rows"));
+    }
+    let mut keys = keys.get(..KEYS_MAX).unwrap_or(keys);
+    loop {
+        let read = table.read_of(connection, keys).await?;
+        if !read.cut {
+            let text = read.texts.concat().into();
+            return Ok((Mend { keys: keys.to_vec(), text }, read.seen));
+        }
+        if let [one] = keys {
+            let message =
+                format!("the row {} of {} is larger than can be sent at once", one.join(", "), table.shape);
+            return Err(Fault::new(Code::TableDiffers, message).remedied_by("mend it by hand"));
+        }
+        keys = &keys[..keys.len().div_ceil(2)];
+    }
+}
+
+/// Bytes of a row in an answer, about.
+fn weight(row: &RowHash) -> usize {
+    row.key.iter().map(|value| value.len() + 4).sum::<usize>() + row.row.as_ref().map_or(0, String::len) + 48
+}

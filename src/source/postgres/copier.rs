@@ -1,0 +1,552 @@
+//! Backfills: requests that stand in schema `landfall`, tables read chunk by chunk between two watermarks, and how
+//! far each has come.
+//!
+//! A request is written by whoever asks ([`request`]); a copier takes the oldest that is not done, and keeps, with
+//! each chunk that has become durable, the key it ended with. So a chunk is read again after a crash and none is
+//! left out; what is read again is exact again where it then stands in the log.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use tokio_postgres::Client;
+
+use super::{
+    PostgresSourceConfig, answer, publication,
+    table::Table,
+    throttle::{Limits, Strain},
+};
+use crate::{
+    change::Mark,
+    fault::{Fault, Result},
+    names::WATERMARK_PREFIX,
+    postgres::{Connection, catalog, connect, fault_of},
+    source::{Content, Copier, Portion, Rows},
+    verify::Question,
+};
+
+/// What a request and its tables are kept in.
+pub(super) const TABLES: &str = "create table if not exists landfall.backfill (
+    id text primary key,
+    stream text not null,
+    regions text[] not null,
+    every_table boolean not null,
+    state text not null default 'requested',
+    max_rows_per_second bigint,
+    max_bytes_per_second bigint,
+    max_source_load double precision not null default 1,
+    chunk_rows bigint not null,
+    requested timestamptz not null default now(),
+    begun timestamptz,
+    ended timestamptz,
+    start text,
+    waits_for text);
+create table if not exists landfall.backfill_table (
+    backfill text not null references landfall.backfill on delete cascade,
+    place int not null,
+    schema_name text not null,
+    table_name text not null,
+    state text not null default 'waiting',
+    after text[],
+    key text[],
+    rows bigint not null default 0,
+    bytes bigint not null default 0,
+    chunks bigint not null default 0,
+    expected_rows bigint not null,
+    expected_bytes bigint not null,
+    begun timestamptz,
+    ended timestamptz,
+    primary key (backfill, place))";
+
+/// A chunk is about so many bytes: what it costs besides its rows (two watermarks, each a commit) is then a small part
+/// of it, and two of them are held in memory at once.
+pub(super) const CHUNK_BYTES: u64 = 4 << 20;
+/// The first chunk of a table shows how large its rows are.
+const FIRST_ROWS: u64 = 1_000;
+/// How often somebody may have asked for something.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Where the server would give the slot up, copying waits while less than this share of what it keeps is left.
+const HEADROOM_MIN: f64 = 0.25;
+
+/// Copies on a connection of its own, made when there is something to do.
+pub struct PostgresCopier {
+    pub(super) config: PostgresSourceConfig,
+    pub(super) connection: Option<Connection>,
+    looked: Option<Instant>,
+    work: Option<Work>,
+    /// Given and not told of, oldest first.
+    given: VecDeque<Ticket>,
+    /// Tables that this copier has begun: what it gives of them nobody gave before.
+    known: HashSet<(String, i32)>,
+    /// Why the newest portion was not taken, and how often in a row.
+    refused: Option<(&'static str, u32)>,
+    /// When the next portion may be read, for the rate and the load that were asked for.
+    not_before: Instant,
+    /// Rows in the next chunk.
+    chunk_rows: u64,
+    /// Whether the server has time to spare.
+    strain: Strain,
+}
+
+/// The backfill in hand.
+struct Work {
+    id: String,
+    regions: Vec<String>,
+    every: bool,
+    waits: bool,
+    limits: Limits,
+    chunk_rows: u64,
+    tables: Vec<WorkTable>,
+}
+
+struct WorkTable {
+    place: i32,
+    schema: String,
+    table: String,
+    begun: bool,
+    done: bool,
+    /// The key of the last row given,
+    after: Option<Vec<String>>,
+    /// and the names of its columns.
+    key: Option<Vec<String>>,
+}
+
+/// Whether a table was begun, and the key it has come to.
+type Standing = (bool, Option<Vec<String>>);
+
+impl WorkTable {
+    fn standing(&self) -> Standing {
+        (self.begun, self.after.clone())
+    }
+
+    fn name(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+}
+
+/// What is to be kept once a portion is durable.
+struct Ticket {
+    backfill: String,
+    /// Its table's, where it is of one.
+    place: Option<i32>,
+    kept: Kept,
+}
+
+enum Kept {
+    Begun,
+    /// With the names of the columns its rows are read along.
+    TableBegun(Vec<String>),
+    Chunk(ChunkTicket),
+    /// The table is copied anew.
+    Nothing,
+}
+
+struct ChunkTicket {
+    /// Where the table stood before it.
+    before: Standing,
+    done: bool,
+    after: Option<Vec<String>>,
+    rows: i64,
+    bytes: i64,
+}
+
+fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
+    move |error| fault_of(&error).at(doing)
+}
+
+impl PostgresCopier {
+    pub(super) fn new(config: PostgresSourceConfig) -> Self {
+        Self {
+            config,
+            connection: None,
+            looked: None,
+            work: None,
+            given: VecDeque::new(),
+            known: HashSet::new(),
+            refused: None,
+            not_before: Instant::now(),
+            chunk_rows: FIRST_ROWS,
+            strain: Strain::default(),
+        }
+    }
+
+    /// A connection, made where there is none that lives.
+    pub(super) async fn connection(&mut self) -> Result<&Connection> {
+        if self.connection.as_ref().is_none_or(|connection| connection.is_closed()) {
+            let application = format!("landfall backfill {}", self.config.stream);
+            let connection = connect(&self.config.address, &application).await?;
+            // A watermark is committed only once what was committed before it is shown, however long a standby takes;
+            // and a lock on one table must not hold up what else waits for this session.
+            let settings = "set synchronous_commit = remote_apply; set lock_timeout = '2s'";
+            connection.batch_execute(settings).await.map_err(sql("set up a session that copies"))?;
+            self.connection = Some(connection);
+        }
+        Ok(self.connection.as_ref().expect("made above"))
+    }
+
+    /// Takes up the oldest backfill that is neither done nor held back.
+    async fn take_up(&mut self) -> Result<Option<Work>> {
+        let (stream, config) = (self.config.stream.clone(), self.config.clone());
+        let connection = self.connection().await?;
+        // One after the other: of two that fill one table each would leave the other's half behind.
+        let oldest =
+            "select id, regions, every_table, state = 'requested', max_rows_per_second, max_source_load,
+                chunk_rows, state = 'paused', max_bytes_per_second
+              from landfall.backfill where stream = $1 and state in ('requested', 'running', 'paused')
+             order by requested, id limit 1";
+        let failed = sql("look for a backfill that is asked for");
+        let Some(row) = connection.query_opt(oldest, &[&stream]).await.map_err(&failed)? else {
+            return Ok(None);
+        };
+        if row.get(7) {
+            return Ok(None);
+        }
+        let (id, every, waits): (String, bool, bool) = (row.get(0), row.get(2), row.get(3));
+        if every && waits {
+            // Where a stream may begin, every table it carries begins: also one that was published since.
+            let carried = publication::check(connection, &config, true, &[]).await?.tables;
+            let add = "insert into landfall.backfill_table
+                     (backfill, place, schema_name, table_name, expected_rows, expected_bytes)
+                 select $1, (select coalesce(max(place), -1) from landfall.backfill_table where backfill = $1)
+                            + row_number() over (), split_part(t, '.', 1), substr(t, strpos(t, '.') + 1), 0, 0
+                   from unnest($2::text[]) t
+                  where not exists (select from landfall.backfill_table
+                                     where backfill = $1 and schema_name || '.' || table_name = t)";
+            connection.execute(add, &[&id, &carried]).await.map_err(&failed)?;
+        }
+        let tables = "select place, schema_name, table_name, state <> 'waiting', state = 'done', after, key
+              from landfall.backfill_table where backfill = $1 order by place";
+        let tables = connection.query(tables, &[&id]).await.map_err(&failed)?;
+        let tables = tables.iter().map(|row| WorkTable {
+            place: row.get(0),
+            schema: row.get(1),
+            table: row.get(2),
+            begun: row.get(3),
+            done: row.get(4),
+            after: row.get(5),
+            key: row.get(6),
+        });
+        let tables = tables.collect();
+        self.chunk_rows = FIRST_ROWS;
+        Ok(Some(Work {
+            id,
+            regions: row.get(1),
+            every,
+            waits,
+            limits: Limits {
+                rows_per_second: row.get::<_, Option<i64>>(4).map(i64::unsigned_abs),
+                bytes_per_second: row.get::<_, Option<i64>>(8).map(i64::unsigned_abs),
+                source_load: row.get(5),
+            },
+            chunk_rows: row.get::<_, i64>(6).max(1).unsigned_abs(),
+            tables,
+        }))
+    }
+
+    /// Whether the backfill in hand may go on: nobody holds it back, and the slot is in no danger.
+    async fn may_go_on(&mut self) -> Result<bool> {
+        let Some(id) = self.work.as_ref().map(|work| work.id.clone()) else { return Ok(false) };
+        let slot = self.config.slot.clone();
+        let connection = self.connection().await?;
+        let state = "select state in ('requested', 'running') from landfall.backfill where id = $1";
+        let state = connection.query_opt(state, &[&id]).await.map_err(sql("ask whether to go on"))?;
+        if !state.is_some_and(|row| row.get(0)) {
+            self.work = None;
+            return Ok(false);
+        }
+        let Some(slot) = catalog::slot(connection, &slot).await? else { return Ok(false) };
+        if let (Some(safe), Some(kept)) = (slot.safe_wal_bytes, slot.retained_bytes)
+            && (safe as f64) < HEADROOM_MIN * (safe + kept.max(0)) as f64
+        {
+            let why = format!(
+                "the slot: the server gives it up after {safe} more bytes, {kept} are kept for it already"
+            );
+            self.wait_for(&why).await?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Says what the backfill in hand waits for.
+    async fn wait_for(&mut self, why: &str) -> Result<()> {
+        let Some(id) = self.work.as_ref().map(|work| work.id.clone()) else { return Ok(()) };
+        let connection = self.connection().await?;
+        let say =
+            "update landfall.backfill set waits_for = $2 where id = $1 and waits_for is distinct from $2";
+        connection.execute(say, &[&id, &why]).await.map(drop).map_err(sql("say what a backfill waits for"))
+    }
+
+    async fn portion(&mut self, low: impl Fn(&str) -> String) -> Result<Option<Portion>> {
+        let Some(work) = &self.work else { return Ok(None) };
+        let (to, id) = (work.regions.clone(), work.id.clone());
+        if work.waits {
+            let every = work.every;
+            let names: Vec<_> =
+                work.tables.iter().map(|table| (table.schema.clone(), table.table.clone())).collect();
+            let connection = self.connection().await?;
+            let mut shapes = Vec::with_capacity(names.len());
+            for (schema, table) in &names {
+                shapes.push(Table::look(connection, schema, table).await?.shape);
+            }
+            if let Some(work) = &mut self.work {
+                work.waits = false;
+            }
+            self.given.push_back(Ticket { backfill: id, place: None, kept: Kept::Begun });
+            return Ok(Some(Portion { to, content: Content::Mark { shapes, mark: Mark::Wait, every } }));
+        }
+        let Some(at) = work.tables.iter().position(|table| !table.done) else { return Ok(None) };
+        let table = &work.tables[at];
+        let place = table.place;
+        let name = (id.clone(), place);
+        let begin = !table.begun;
+        let again = !begin && !self.known.contains(&name);
+        let (schema, table_name, after) = (table.schema.clone(), table.table.clone(), table.after.clone());
+        let watermark = low(&table.name());
+        let (limit, rows_max) = (self.chunk_rows.min(work.chunk_rows), work.chunk_rows);
+        let since = Instant::now();
+        let (key_before, before) = (table.key.clone(), table.standing());
+        let connection = self.connection().await?;
+        let found = Table::look(connection, &schema, &table_name).await?;
+        let moved = key_before.is_some_and(|before| before != found.key_names());
+        if (begin || moved) && !found.key.is_empty() {
+            // On its own: what changes from here on is applied, and what was read later is laid over it.
+            if let Some(work) = &mut self.work {
+                let table = &mut work.tables[at];
+                (table.begun, table.after, table.key) = (true, None, Some(found.key_names()));
+            }
+            self.chunk_rows = FIRST_ROWS;
+            self.known.insert(name);
+            let kept = Kept::TableBegun(found.key_names());
+            self.given.push_back(Ticket { backfill: id, place: Some(place), kept });
+            let content = Content::Mark { shapes: vec![found.shape], mark: Mark::Begin, every: false };
+            return Ok(Some(Portion { to, content }));
+        }
+        let sent = Instant::now();
+        send(connection, &watermark).await?;
+        let committed = sent.elapsed();
+        // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
+        let found = Table::look(connection, &schema, &table_name).await?;
+        let read = found.read(connection, after.as_deref(), limit).await;
+        if read.as_ref().map_or(true, |read| read.cut) {
+            // What the server still sends, nobody wants.
+            self.connection = None;
+        }
+        let read = read?;
+        let took = since.elapsed();
+        self.strain.note(committed);
+
+        let done = found.key.is_empty() || !read.cut && read.rows < limit;
+        let last_key = read.last_key(&found);
+        let ticket = ChunkTicket {
+            before,
+            done,
+            after: last_key.or(after),
+            rows: i64::try_from(read.rows).unwrap_or(i64::MAX),
+            bytes: i64::try_from(read.bytes).unwrap_or(i64::MAX),
+        };
+        if let Some(work) = &mut self.work {
+            let table = &mut work.tables[at];
+            (table.begun, table.done, table.after) = (true, done, ticket.after.clone());
+            let share = self.strain.share();
+            self.not_before = since + work.limits.next_after(read.rows, read.bytes, took, share);
+        }
+        self.given.push_back(Ticket { backfill: id, place: Some(place), kept: Kept::Chunk(ticket) });
+        self.chunk_rows = next_limit(limit, read.rows, read.bytes).min(rows_max);
+        Ok(Some(Portion {
+            to,
+            content: Content::Rows(Rows {
+                shape: found.shape,
+                key: found.key,
+                seen: read.seen,
+                done,
+                again,
+                texts: read.texts,
+            }),
+        }))
+    }
+}
+
+/// How many rows of that size make a chunk; never many more than were just seen.
+fn next_limit(limit: u64, rows: u64, bytes: u64) -> u64 {
+    let each = (bytes / rows.max(1)).max(1);
+    (CHUNK_BYTES / each).max(1).min(limit.saturating_mul(8))
+}
+
+pub(super) async fn send(connection: &Client, watermark: &str) -> Result<()> {
+    let emit = "select pg_logical_emit_message(true, $1::text, $2::text)";
+    let sent = connection.query_one(emit, &[&WATERMARK_PREFIX, &watermark]).await;
+    sent.map(drop).map_err(sql("send a watermark"))
+}
+
+impl Copier for PostgresCopier {
+    async fn filling(&mut self) -> Result<Vec<String>> {
+        let stream = self.config.stream.clone();
+        let connection = self.connection().await?;
+        let undone = "select distinct t.schema_name || '.' || t.table_name
+              from landfall.backfill_table t join landfall.backfill b on b.id = t.backfill
+             where b.stream = $1 and b.state in ('requested', 'running', 'paused') and t.state <> 'done'";
+        let rows = connection.query(undone, &[&stream]).await.map_err(sql("list what is being copied"))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    async fn next(&mut self, low: impl Fn(&str) -> String + Send) -> Result<Option<Portion>> {
+        if Instant::now() < self.not_before {
+            return Ok(None);
+        }
+        if self.work.is_none() && self.given.is_empty() {
+            if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_INTERVAL) {
+                return Ok(None);
+            }
+            self.looked = Some(Instant::now());
+            self.work = self.take_up().await?;
+        }
+        if self.work.is_none() || !self.may_go_on().await? {
+            self.not_before = Instant::now() + LOOK_INTERVAL;
+            return Ok(None);
+        }
+        if let Some((why, times)) = self.refused.filter(|(_, times)| *times > 3) {
+            self.wait_for(&format!("the table rests: {why}, {times} times in a row")).await?;
+        }
+        match self.portion(low).await {
+            Ok(portion) => {
+                if portion.is_none() && self.given.is_empty() {
+                    self.work = None;
+                }
+                Ok(portion)
+            }
+            Err(fault) => {
+                // It stands in nobody's way but its own: said where it is asked for, and tried again.
+                let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
+                self.not_before = Instant::now() + 4 * LOOK_INTERVAL;
+                self.wait_for(&why).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn send(&mut self, watermark: &str) -> Result<()> {
+        send(self.connection().await?, watermark).await
+    }
+
+    async fn answer(&mut self, question: &Question, low: impl Fn(&str) -> String + Send) -> Result<Portion> {
+        answer::answer(self, question, low).await
+    }
+
+    async fn done(&mut self, start: Option<&str>) -> Result<()> {
+        self.connection().await?;
+        let Some((ticket, connection)) = self.given.front().zip(self.connection.as_ref()) else {
+            return Ok(());
+        };
+        let kept = ticket.keep(connection, start).await;
+        if kept.is_ok() {
+            // Not before: what is not kept is kept when this is called again.
+            self.given.pop_front();
+            self.refused = None;
+        } else {
+            self.connection = None;
+        }
+        kept
+    }
+
+    fn again(&mut self, why: &'static str) {
+        let Some(ticket) = self.given.pop_back() else { return };
+        let times = self.refused.map_or(0, |(_, times)| times) + 1;
+        self.refused = Some((why, times));
+        self.not_before = Instant::now() + (LOOK_INTERVAL / 10 * times).min(10 * LOOK_INTERVAL);
+        let Some(work) = self.work.as_mut().filter(|work| work.id == ticket.backfill) else { return };
+        let table = work.tables.iter_mut().find(|table| Some(table.place) == ticket.place);
+        match (ticket.kept, table) {
+            (Kept::Begun, _) => work.waits = true,
+            (Kept::TableBegun(_), Some(table)) => table.begun = false,
+            (Kept::Chunk(chunk), Some(table)) => {
+                (table.begun, table.after) = chunk.before;
+                table.done = false;
+                self.chunk_rows = (self.chunk_rows / 4).max(1);
+            }
+            _ => (),
+        }
+    }
+
+    async fn restart(&mut self, table: &str) -> Result<()> {
+        let stream = self.config.stream.clone();
+        let connection = self.connection().await?;
+        let restart = "update landfall.backfill_table t set state = 'waiting', after = null
+              from landfall.backfill b
+             where b.id = t.backfill and b.stream = $1 and b.state in ('requested', 'running', 'paused')
+               and t.state <> 'done' and t.schema_name || '.' || t.table_name = $2
+            returning t.backfill, t.place";
+        let rows = connection
+            .query(restart, &[&stream, &table])
+            .await
+            .map_err(sql("begin a table of a backfill anew"))?;
+        // What was given of it is not kept any more; what stands of it in the log does no harm.
+        for row in rows {
+            let (id, place): (String, i32) = (row.get(0), row.get(1));
+            let given = self.given.iter_mut().filter(|it| it.backfill == id && it.place == Some(place));
+            given.for_each(|ticket| ticket.kept = Kept::Nothing);
+            if let Some(work) = self.work.as_mut().filter(|work| work.id == id)
+                && let Some(table) = work.tables.iter_mut().find(|table| table.place == place)
+            {
+                (table.begun, table.done, table.after) = (false, false, None);
+            }
+        }
+        Ok(())
+    }
+
+    async fn starts(&mut self) -> Result<Vec<(String, String)>> {
+        let stream = self.config.stream.clone();
+        let connection = self.connection().await?;
+        let starts = "select distinct on (region) region, start
+              from landfall.backfill, unnest(regions) region
+             where stream = $1 and state in ('running', 'paused') and start is not null
+             order by region, begun desc";
+        let rows = connection.query(starts, &[&stream]).await.map_err(sql("read where streams may begin"))?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+}
+
+impl Ticket {
+    /// Keeps what is to be kept, in one commit.
+    async fn keep(&self, connection: &Client, start: Option<&str>) -> Result<()> {
+        let (id, place) = (&self.backfill, &self.place);
+        let failed = sql("keep how far a backfill has come");
+        match &self.kept {
+            Kept::Nothing => Ok(()),
+            Kept::Begun => {
+                let begun = "update landfall.backfill
+                       set state = 'running', begun = now(), start = $2, waits_for = null
+                     where id = $1 and state = 'requested'";
+                connection.execute(begun, &[id, &start]).await.map(drop).map_err(failed)
+            }
+            Kept::TableBegun(key) => {
+                let begun = "update landfall.backfill_table
+                       set state = 'copying', after = null, key = $3, rows = 0, bytes = 0, chunks = 0,
+                           begun = now(), ended = null
+                     where backfill = $1 and place = $2";
+                connection.execute(begun, &[id, place, key]).await.map(drop).map_err(failed)
+            }
+            Kept::Chunk(chunk) => {
+                // Held back meanwhile, it is over all the same where this was its last.
+                let kept = "with kept as (
+                         update landfall.backfill_table
+                            set state = case when $3 then 'done' else 'copying' end, after = $4, rows = rows + $5,
+                                bytes = bytes + $6, chunks = chunks + 1, begun = coalesce(begun, now()),
+                                ended = case when $3 then now() end
+                          where backfill = $1 and place = $2)
+                     update landfall.backfill
+                        set waits_for = null, state = case when over then 'done' else state end,
+                            ended = case when over then now() end
+                       from (select $3 and not exists (
+                                 select from landfall.backfill_table
+                                  where backfill = $1 and place <> $2 and state <> 'done') as over) o
+                      where id = $1 and state in ('running', 'paused')";
+                connection
+                    .execute(kept, &[id, place, &chunk.done, &chunk.after, &chunk.rows, &chunk.bytes])
+                    .await
+                    .map(drop)
+                    .map_err(failed)
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! A table of the source, read under a snapshot.
+
+use std::{pin::pin, sync::Arc};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use tokio_postgres::Client;
+
+use super::copier::CHUNK_BYTES;
+use crate::{
+    change::{Cell, Column, Identity, Shape, copy_text},
+    fault::{Code, Fault, Result},
+    names::{literal, qualified, quoted},
+    postgres::{Connection, fault_of, tables::base_type},
+    source::Snapshot,
+    verify::Key,
+};
+
+/// Rows travel in texts of about this size.
+const TEXT_BYTES: usize = 256 << 10;
+/// A table whose rows nothing tells apart is copied at once, and held in memory meanwhile.
+const KEYLESS_BYTES: usize = 64 << 20;
+
+fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
+    move |error| fault_of(&error).at(doing)
+}
+
+/// A table as it is now.
+pub(super) struct Table {
+    pub(super) shape: Arc<Shape>,
+    pub(super) name: String,
+    only: &'static str,
+    /// The columns of the index its rows are read along.
+    pub(super) key: Box<[usize]>,
+}
+
+/// What was read.
+pub(super) struct Read {
+    pub(super) texts: Vec<Bytes>,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+    pub(super) seen: Snapshot,
+    /// Whether reading ended before the last row was there.
+    pub(super) cut: bool,
+}
+
+const TABLE: &str = "
+    SELECT c.oid, c.relkind = 'p', c.relreplident::text,
+           coalesce((SELECT array_agg(a.attname::text ORDER BY k.at)
+              FROM pg_index i
+             CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, at)
+              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
+               AND i.indpred IS NULL AND i.indexprs IS NULL AND k.at <= i.indnkeyatts
+               AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END), '{}')
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
+
+/// The columns that are published, as the log describes them: a domain by its base type.
+const COLUMNS: &str = concat!(
+    "
+    SELECT a.attname::text, a.atttypmod, bn.nspname::text, bt.typname::text
+      FROM pg_attribute a
+",
+    base_type!(),
+    "
+     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+     ORDER BY a.attnum"
+);
+
+impl Table {
+    pub(super) async fn look(client: &Client, schema: &str, table: &str) -> Result<Self> {
+        let failed = sql("look at a table that is to be copied");
+        let row = client.query_opt(TABLE, &[&schema, &table]).await.map_err(&failed)?.ok_or_else(|| {
+            Fault::new(Code::TableDiffers, format!("table {schema}.{table} does not exist any more"))
+                .remedied_by("cancel the backfill, and ask for the tables there are")
+        })?;
+        let (oid, identity): (u32, &str) = (row.get(0), row.get(2));
+        let key: Vec<String> = row.get(3);
+        let identity = match identity {
+            "i" => Identity::Index,
+            "f" => Identity::Full,
+            "n" => Identity::Nothing,
+            _ => Identity::Default,
+        };
+        let columns: Vec<Column> = client
+            .query(COLUMNS, &[&oid])
+            .await
+            .map_err(&failed)?
+            .iter()
+            .map(|row| {
+                let name: String = row.get(0);
+                let key = match identity {
+                    Identity::Full => true,
+                    Identity::Nothing => false,
+                    Identity::Default | Identity::Index => key.contains(&name),
+                };
+                Column {
+                    name: name.into(),
+                    type_schema: row.get::<_, String>(2).into(),
+                    type_name: row.get::<_, String>(3).into(),
+                    typmod: row.get(1),
+                    key,
+                }
+            })
+            .collect();
+        let place = |name: &String| columns.iter().position(|column| *column.name == **name);
+        // Where changes do not name their row, a key would not either.
+        let key = if identity == Identity::Nothing { Vec::new() } else { key };
+        let key = key.iter().map(place).collect::<Option<Vec<usize>>>().unwrap_or_default();
+        Ok(Self {
+            name: qualified(schema, table),
+            only: if row.get(1) { "" } else { "ONLY " },
+            key: key.into(),
+            shape: Arc::new(Shape::new(schema, table, identity, columns)),
+        })
+    }
+
+    /// The names of the columns its rows are read along.
+    pub(super) fn key_names(&self) -> Vec<String> {
+        self.key.iter().map(|&at| self.shape.columns[at].name.to_string()).collect()
+    }
+
+    pub(super) async fn read(
+        &self,
+        connection: &Connection,
+        after: Option<&[String]>,
+        limit: u64,
+    ) -> Result<Read> {
+        let names = |places: &mut dyn Iterator<Item = usize>| {
+            places.map(|at| quoted(&self.shape.columns[at].name)).collect::<Vec<_>>().join(", ")
+        };
+        let columns = names(&mut (0..self.shape.columns.len()));
+        let key = names(&mut self.key.iter().copied());
+        let (only, name) = (self.only, &self.name);
+        let (rows, bytes_max) = if key.is_empty() {
+            (format!("SELECT {columns} FROM {only}{name}"), KEYLESS_BYTES)
+        } else {
+            (self.chunk(&columns, &key, after, limit), 2 * CHUNK_BYTES as usize)
+        };
+        let read = self.read_under_snapshot(connection, &rows, bytes_max).await;
+        // Where it was left half-way, or failed, the caller leaves the connection.
+        if read.as_ref().is_ok_and(|read| !read.cut) {
+            connection.batch_execute("ROLLBACK").await.map_err(sql("end the reading of a chunk"))?;
+        }
+        read
+    }
+
+    /// The rows with these keys; cut where they are more than is held in memory at once.
+    pub(super) async fn read_of(&self, connection: &Connection, keys: &[Key]) -> Result<Read> {
+        let columns: Vec<String> = self.shape.columns.iter().map(|column| quoted(&column.name)).collect();
+        let key: Vec<String> = self.key_names().iter().map(|name| quoted(name)).collect();
+        let tuple = |key: &Key| {
+            format!("({})", key.iter().map(|value| literal(value)).collect::<Vec<_>>().join(", "))
+        };
+        let tuples: Vec<String> = keys.iter().map(tuple).collect();
+        let rows = format!(
+            "SELECT {} FROM {}{} WHERE ({}) IN ({})",
+            columns.join(", "),
+            self.only,
+            self.name,
+            key.join(", "),
+            tuples.join(", ")
+        );
+        // One row is larger than that only where it is larger than a chunk may be.
+        let bytes_max = if keys.len() == 1 { KEYLESS_BYTES } else { 2 * CHUNK_BYTES as usize };
+        let read = self.read_under_snapshot(connection, &rows, bytes_max).await?;
+        let ended = if read.cut { Ok(()) } else { connection.batch_execute("ROLLBACK").await };
+        ended.map_err(sql("end the reading of rows"))?;
+        Ok(read)
+    }
+
+    /// The statement that reads the rows behind a key, in the key's order.
+    fn chunk(&self, columns: &str, key: &str, after: Option<&[String]>, limit: u64) -> String {
+        let after = after.map_or_else(String::new, |after| {
+            let values: Vec<String> = after.iter().map(|value| literal(value)).collect();
+            format!("WHERE ({key}) > ({}) ", values.join(", "))
+        });
+        let (only, name) = (self.only, &self.name);
+        format!("SELECT {columns} FROM {only}{name} {after}ORDER BY {key} LIMIT {limit}")
+    }
+
+    async fn read_under_snapshot(
+        &self,
+        connection: &Connection,
+        rows: &str,
+        bytes_max: usize,
+    ) -> Result<Read> {
+        let seen = begin_snapshot(connection).await?;
+        self.copy_out(connection, rows, bytes_max, seen).await
+    }
+
+    async fn copy_out(
+        &self,
+        connection: &Connection,
+        rows: &str,
+        bytes_max: usize,
+        seen: Snapshot,
+    ) -> Result<Read> {
+        let failed =
+            |error: tokio_postgres::Error| fault_of(&error).at(format_args!("copy rows of {}", self.shape));
+        let copied = connection.copy_out(&format!("COPY ({rows}) TO STDOUT")).await.map_err(failed)?;
+        let mut copied = pin!(copied);
+        let mut read = Read { texts: Vec::new(), rows: 0, bytes: 0, seen, cut: false };
+        let mut text = BytesMut::with_capacity(TEXT_BYTES);
+        while let Some(line) = copied.try_next().await.map_err(failed)? {
+            if !text.is_empty() && text.len() + line.len() > TEXT_BYTES {
+                read.texts.push(text.split().freeze());
+            }
+            text.put_slice(&line);
+            read.rows += 1;
+            read.bytes += line.len() as u64;
+            if read.bytes > bytes_max as u64 {
+                if self.key.is_empty() {
+                    let message = format!(
+                        "{} has no key, and is larger than the {bytes_max} bytes it can be copied in",
+                        self.shape
+                    );
+                    return Err(Fault::new(Code::TableDiffers, message)
+                        .remedied_by("give the table a primary key; the backfill goes on by itself"));
+                }
+                read.cut = true;
+                break;
+            }
+        }
+        if !text.is_empty() {
+            read.texts.push(text.freeze());
+        }
+        Ok(read)
+    }
+}
+
+/// Begins a transaction that reads everything as of now. Where row security would hide rows, the read fails instead.
+pub(super) const BEGIN: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off";
+/// What that transaction sees.
+pub(super) const SNAPSHOT: &str = "SELECT pg_current_snapshot()::text";
+
+/// What [`SNAPSHOT`] says: `xmin:xmax:xip,xip`.
+pub(super) fn snapshot_of(text: &str) -> Result<Snapshot> {
+    let unreadable = || Fault::new(Code::ProtocolUnknown, format!("read the snapshot `{text}`"));
+    let number = |text: &str| text.parse::<u64>().map_err(|error| unreadable().because(error));
+    let mut parts = text.split(':');
+    let mut part = || parts.next().ok_or_else(unreadable);
+    let (low, high, open) = (number(part()?)?, number(part()?)?, part()?);
+    let open = open.split(',').filter(|open| !open.is_empty()).map(number).collect::<Result<_>>()?;
+    Ok(Snapshot { low, high, open })
+}
+
+/// Begins a transaction that reads everything as of now; gives what it sees.
+pub(super) async fn begin_snapshot(connection: &Connection) -> Result<Snapshot> {
+    let failed = sql("read a table under a snapshot");
+    connection.batch_execute(BEGIN).await.map_err(&failed)?;
+    let row = connection.query_one(SNAPSHOT, &[]).await.map_err(&failed)?;
+    snapshot_of(row.get(0))
+}
+
+impl Read {
+    /// The key of the last row.
+    pub(super) fn last_key(&self, found: &Table) -> Option<Vec<String>> {
+        let line = copy_text::lines(self.texts.last()?).last()?;
+        let cells: Vec<Cell> = copy_text::fields(&line).collect();
+        let value = |&at: &usize| match cells.get(at) {
+            Some(Cell::Value(text)) => String::from_utf8(text.to_vec()).ok(),
+            _ => None,
+        };
+        found.key.iter().map(value).collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_read_as_the_server_writes_it() {
+        let none = Snapshot { low: 731, high: 731, open: Vec::new() };
+        assert_eq!(snapshot_of("731:731:").unwrap(), none);
+        let two = Snapshot { low: 10, high: 20, open: vec![10, 14] };
+        assert_eq!(snapshot_of("10:20:10,14").unwrap(), two);
+        assert!(snapshot_of("10:20").is_err() && snapshot_of("10:x:").is_err());
+    }
+}

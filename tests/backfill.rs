@@ -1,0 +1,340 @@
+//! Proves that a region that has nothing is filled while everybody writes: rows that were there before the stream
+//! come across between its changes, each exactly once, and afterwards both regions are equal.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use testbed::{Daemon, TwoRegions, eventually, said};
+use tokio::task::JoinHandle;
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Every way a table can be told apart, and values that are kept out of line.
+const TABLES: &str = "
+    create table numbered (id int8 primary key, n int4 not null, note text);
+    create table named (a text, b uuid, n int4, primary key (b, a));
+    create table bare (n int4, note text);
+    alter table bare replica identity full;
+    create table wide (id int4 primary key, n int4, document text, bytes bytea);
+    alter table wide alter document set storage external, alter bytes set storage external;
+    create table empty (id int4 primary key)";
+
+fn rows(count: u64) -> String {
+    format!(
+        "insert into numbered select g, g, case when g % 7 > 0 then E'tab\\tline\\nback\\\\slash ' || g end
+           from generate_series(1, {count}) g;
+         insert into named select 'Ä' || g % 100, gen_random_uuid(), g from generate_series(1, {count} / 10) g;
+         insert into bare select g % 10, 'twice or more' from generate_series(1, {count} / 100) g;
+         insert into wide select g, g, repeat(md5(g::text), 200), decode(repeat(md5(g::text), 100), 'hex')
+           from generate_series(1, {count} / 100) g"
+    )
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("LANDFALL_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("seed {seed}");
+    seed
+}
+
+/// Writes to the same rows that are being copied, until it is told to stop.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<u64>>,
+}
+
+impl Writers {
+    async fn start(regions: &TwoRegions, count: u64, rows: u64, seed: u64) -> Self {
+        let (stop, all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = Vec::new();
+        for writer in 0..count {
+            let client = regions.us.connect().await.unwrap();
+            let (stop, all) = (Arc::clone(&stop), Arc::clone(&all));
+            let mut random = StdRng::seed_from_u64(seed ^ writer);
+            tasks.push(tokio::spawn(async move {
+                let mut written = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let id = random.random_range(1..=rows);
+                    let fresh = rows + written * count + writer + 1;
+                    let small = random.random_range(1..=rows / 100);
+                    // Ids of this writer's own, so that none deadlocks: the row, its new self, its end.
+                    let statement = match random.random_range(0..9) {
+                        0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+                        1 => format!("delete from numbered where id = {id}"),
+                        2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
+                        3 => format!("update wide set n = n + 1 where id = {small}"),
+                        4 => format!("update wide set document = 'short {fresh}' where id = {small}"),
+                        5 => "insert into bare values (3, 'twice or more')".to_owned(),
+                        6 => "delete from bare where ctid = (select ctid from bare limit 1)".to_owned(),
+                        7 => format!("update named set n = n + 1 where a = 'Ä{}'", id % 100),
+                        _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
+                    };
+                    // A deadlock or a key that is taken: nothing was written.
+                    let done = u64::from(client.batch_execute(&statement).await.is_ok());
+                    written += done;
+                    all.fetch_add(done, Ordering::Relaxed);
+                }
+                written
+            }));
+        }
+        Self { stop, written: all, tasks }
+    }
+
+    /// Ends them, once so many statements were written: on a busy machine they take their time.
+    async fn stop_after(self, enough: u64) -> u64 {
+        eventually(PATIENCE, "enough is written", async || {
+            Ok(self.written.load(Ordering::Relaxed) > enough
+                || self.tasks.iter().any(JoinHandle::is_finished))
+        })
+        .await
+        .unwrap();
+        self.stop.store(true, Ordering::Relaxed);
+        let mut written = 0;
+        for task in self.tasks {
+            written += task.await.unwrap();
+        }
+        written
+    }
+}
+
+/// A source with rows, and a target with none.
+async fn stage(count: u64) -> (TwoRegions, Daemon, Daemon) {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both(TABLES).await.unwrap();
+    regions.us.execute(&rows(count)).await.unwrap();
+    // What the target holds is stale, and is replaced.
+    let stale = "insert into numbered values (1, -1, 'stale'), (-77, 0, 'never there');
+        insert into bare select 3, 'twice or more' from generate_series(1, 50)";
+    regions.eu.execute(stale).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    (regions, us, eu)
+}
+
+/// Asks what would be copied, and allows what the answer says is lacking.
+async fn allow(regions: &TwoRegions, us: &Daemon) {
+    let ask = || us.command(&["backfill", "--to", "eu-west-1", "--dry-run"]);
+    let refused = said(&ask().await.unwrap());
+    let grants = refused.split("as a superuser: ").nth(1).and_then(|tail| tail.split(" then ").next());
+    regions.us.execute(grants.unwrap_or_else(|| panic!("no SQL in {refused}"))).await.unwrap();
+    let plan = ask().await.unwrap();
+    assert!(plan.status.success() && said(&plan).contains("public.numbered"), "{}", said(&plan));
+}
+
+async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
+    if let Err(error) = regions.equal(PATIENCE).await {
+        panic!(
+            "{error:#}
+--- us
+{}
+--- eu
+{}",
+            us.log_tail(),
+            eu.log_tail()
+        );
+    }
+}
+
+const AT_SOURCE: &[&str] = &[
+    "backfill.after_read",
+    "backfill.before_append",
+    "backfill.mid_chunk",
+    "backfill.before_kept",
+    "backfill.after_kept",
+];
+const AT_SINK: &[&str] = &["apply.mid_chunk", "apply.before_commit", "apply.after_commit"];
+
+/// The backfills there are a note of, as `status --json` gives them.
+async fn noted(us: &Daemon) -> Vec<serde_json::Value> {
+    let status = us.command(&["backfill", "status", "--json"]).await.unwrap();
+    serde_json::from_slice(&status.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(&status)))
+}
+
+/// How many rows of it are copied.
+fn copied(backfill: &serde_json::Value) -> u64 {
+    backfill["tables"].as_array().unwrap().iter().map(|it| it["rows"].as_u64().unwrap()).sum()
+}
+
+/// Starts a daemon that dies at `point`, and waits until it has.
+async fn die_at(daemon: &mut Daemon, point: &str, reach: u64) {
+    daemon.kill9().unwrap();
+    daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
+    daemon.start_again().unwrap();
+    let died = daemon.wait_exit(PATIENCE).await;
+    daemon.remove_env("LANDFALL_CRASH_AT");
+    assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
+    println!("killed at {point}, reached {reach} times");
+    daemon.start_again().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let (regions, mut us, mut eu) = stage(30_000).await;
+    allow(&regions, &us).await;
+    let writers = Writers::start(&regions, 2, 30_000, seed).await;
+    let ask =
+        ["backfill", "--to", "eu-west-1", "--detach", "--chunk-rows", "500", "--max-rows-per-second", "4000"];
+    for (at, point) in AT_SOURCE.iter().chain(AT_SINK).chain(AT_SOURCE).enumerate() {
+        eventually(PATIENCE, "a backfill has a good part of its way before it", async || {
+            let noted = noted(&us).await;
+            if let Some(now) = noted.iter().find(|it| it["state"] != "done") {
+                // Near its end a point is not reached as often as it is to be.
+                return Ok(copied(now) < 20_000);
+            }
+            let again = us.command(&[&ask[..], &["--again"]].concat()).await?;
+            Ok(again.status.success())
+        })
+        .await
+        .unwrap();
+        let daemon = if AT_SINK.contains(point) { &mut eu } else { &mut us };
+        let reach = if at < AT_SOURCE.len() { 1 } else { random.random_range(1..=6) };
+        die_at(daemon, point, reach).await;
+    }
+    eventually(PATIENCE, "the last backfill is done", async || {
+        Ok(noted(&us).await.iter().all(|it| it["state"] == "done"))
+    })
+    .await
+    .unwrap();
+    assert!(writers.stop_after(100).await > 100);
+    equal(&regions, &us, &eu).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_between_the_watermarks_is_what_counts() {
+    let (regions, mut us, eu) = stage(2_000).await;
+    allow(&regions, &us).await;
+    let dir = tempfile::tempdir().unwrap();
+    let hold = dir.path().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    us.kill9().unwrap();
+    us.set_env("LANDFALL_HOLD_AT", &format!("backfill.after_read:{}", hold.display()));
+    us.start_again().unwrap();
+    eventually(PATIENCE, "the backfill is asked for", async || {
+        let asked = us.command(&["backfill", "--to", "eu-west-1", "--detach"]).await?;
+        Ok(asked.status.success())
+    })
+    .await
+    .unwrap();
+    // Each time something was read the daemon stands still, and what was read is made untrue.
+    let held = |us: &Daemon| us.log().matches("held at backfill.after_read").count();
+    for turn in 0.. {
+        eventually(PATIENCE, "something was read, or all was", async || {
+            Ok(held(&us) > turn || noted(&us).await.iter().all(|it| it["state"] == "done"))
+        })
+        .await
+        .unwrap();
+        if held(&us) <= turn {
+            // The tables are named, and come in six chunks or more.
+            assert!(turn > 6, "{turn}");
+            break;
+        }
+        regions
+            .us
+            .execute(&format!(
+                "begin; update wide set document = 'new {turn}' where id = 1; update wide set n = -{turn} where id = 1; commit;
+                 update wide set n = -1 where id = 2; delete from wide where id = 2;
+                 delete from wide where id = 3; insert into wide values (3, -{turn}, 'again');
+                 update wide set n = n + 1 where id = 4;
+                 insert into wide values (2, 0, 'third life'); delete from numbered where id = 10 + {turn};
+                 update numbered set id = 100000 + {turn} where id = 20 + {turn};
+                 update wide set id = 1000 + {turn} where id = 5 + {turn};
+                 insert into numbered values (-1 - {turn}, 0);
+                 insert into bare values ({turn}, 'new'), (1, 'twice or more');
+                 delete from bare where ctid = (select min(ctid) from bare);
+                 update bare set note = 'changed' where ctid = (select max(ctid) from bare)"
+            ))
+            .await
+            .unwrap();
+        std::fs::remove_file(&hold).unwrap();
+    }
+    equal(&regions, &us, &eu).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn held_back_let_go_on_and_ended_it_says_so() {
+    let (regions, us, eu) = stage(20_000).await;
+    allow(&regions, &us).await;
+    let run = async |args: &[&str]| {
+        let output = us.command(&[&["backfill"], args].concat()).await.unwrap();
+        (output.status.code(), said(&output))
+    };
+    let state = async || noted(&us).await[0]["state"].as_str().unwrap_or_default().to_owned();
+    // So slowly that it is far from its end whenever it is held back, however busy the machine is.
+    let ask = ["--to", "eu-west-1", "--chunk-rows", "500", "--max-rows-per-second", "500", "--detach"];
+    let (code, said) = run(&ask).await;
+    assert_eq!(code, Some(0), "{said}");
+    eventually(PATIENCE, "the region is joining", async || {
+        let (code, page) = eu.http_get("/health/ready").await?;
+        Ok(code == 503
+            && page.contains("\"system_mode\":\"joining\"")
+            && page.contains("tables still to fill"))
+    })
+    .await
+    .unwrap();
+    assert_eq!(run(&["pause"]).await.0, Some(0));
+    assert_eq!(state().await, "paused");
+    assert_eq!(run(&["pause"]).await.0, Some(1), "nothing is left to pause");
+    // A chunk that was read when it was held back still comes. One a second would, were it not.
+    let stands_still = async || {
+        eventually(PATIENCE, "nothing is copied any more", async || {
+            let before = copied(&noted(&us).await[0]);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok(copied(&noted(&us).await[0]) == before)
+        })
+        .await
+        .unwrap();
+        assert!(copied(&noted(&us).await[0]) < 20_000, "it went on to its end");
+    };
+    stands_still().await;
+    assert_eq!(run(&["resume"]).await.0, Some(0));
+    // Held back once more, it is let go on by a second that asks for the same, and follows the first: as fast as it
+    // goes, which is looked at when it is taken up.
+    assert_eq!(run(&["pause"]).await.0, Some(0));
+    stands_still().await;
+    regions.us.execute("update landfall.backfill set max_rows_per_second = null").await.unwrap();
+    let (code, said) = run(&["--to", "eu-west-1"]).await;
+    assert!(code == Some(0) && said.contains("goes on") && said.contains("has applied it"), "{said}");
+    equal(&regions, &us, &eu).await;
+    eventually(PATIENCE, "the region is ready", async || Ok(eu.http_get("/health/ready").await?.0 == 200))
+        .await
+        .unwrap();
+    let (code, said) = run(&["--to", "eu-west-1"]).await;
+    assert!(code == Some(0) && said.contains("--again"), "{said}");
+    assert_eq!(noted(&us).await.len(), 1);
+
+    assert_eq!(run(&[&ask[..], &["--again"]].concat()).await.0, Some(0));
+    assert_eq!(run(&["cancel"]).await.0, Some(0));
+    assert_eq!(state().await, "canceled");
+    for (args, says) in [
+        (&["--to", "us-east-1"][..], "LF-CONFIG"),
+        (&["--to", "eu-west-1", "--table", "public.none"], "names no table"),
+    ] {
+        let (code, said) = run(args).await;
+        assert!(code == Some(2) && said.contains(says), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_region_is_filled_while_the_other_is_written() {
+    let (regions, us, eu) = stage(30_000).await;
+    allow(&regions, &us).await;
+    let writers = Writers::start(&regions, 4, 30_000, seed()).await;
+    let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
+    println!("{}", said(&filled));
+    assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
+    let written = writers.stop_after(100).await;
+    println!("{written} statements meanwhile");
+    assert!(written > 100);
+    equal(&regions, &us, &eu).await;
+}

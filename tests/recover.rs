@@ -1,0 +1,207 @@
+//! Proves that a link that lost a part of its stream, or met a conflict, is brought up again without a full copy, while
+//! the source is written to: what it missed comes anew, deletions included, and both regions are equal.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use testbed::{Daemon, Region, TwoRegions, eventually, said};
+use tokio::task::JoinHandle;
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const PATIENCE: Duration = Duration::from_secs(180);
+const TOPIC: &str = "landfall.us-east-1.main";
+
+const TABLES: &str = "
+    create table numbered (id int8 primary key, n int4 not null, note text);
+    create table named (a text, b int4, n int4, primary key (b, a));
+    create table bare (n int4, note text);
+    alter table bare replica identity full;
+    create table wide (id int4 primary key, n int4, document text);
+    alter table wide alter document set storage external";
+
+fn seed() -> u64 {
+    let seed = std::env::var("LANDFALL_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("seed {seed}");
+    seed
+}
+
+/// Two regions that hold the same rows.
+async fn stage() -> (TwoRegions, Daemon, Daemon) {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both(TABLES).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    let rows = "insert into numbered select g, g, 'row ' || g from generate_series(1, 10000) g;
+         insert into named select 'Ä' || g % 100, g, g from generate_series(1, 1000) g;
+         insert into bare select g % 10, 'twice or more' from generate_series(1, 100) g;
+         insert into wide select g, g, repeat(md5(g::text), 200) from generate_series(1, 400) g;
+         grant select on all tables in schema public to public";
+    regions.us.execute(rows).await.unwrap();
+    equal(&regions, &us, &eu).await;
+    (regions, us, eu)
+}
+
+async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
+    if let Err(error) = regions.equal(PATIENCE).await {
+        panic!(
+            "{error:#}
+--- us
+{}
+--- eu
+{}",
+            us.log_tail(),
+            eu.log_tail()
+        );
+    }
+}
+
+async fn halts(daemon: &Daemon, code: &str) {
+    eventually(PATIENCE, code, async || {
+        let (_, page) = daemon.http_get("/status").await?;
+        Ok(page.contains("\"state\":\"halted\"") && page.contains(code))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log_tail()));
+}
+
+async fn ready(daemon: &Daemon) {
+    eventually(
+        PATIENCE,
+        "the region is ready",
+        async || Ok(daemon.http_get("/health/ready").await?.0 == 200),
+    )
+    .await
+    .unwrap();
+}
+
+/// Writes to every row there is, among them keys that move and leave an out-of-line value unmentioned.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    task: JoinHandle<u64>,
+}
+
+impl Writer {
+    async fn start(region: &Region, seed: u64) -> Self {
+        let client = region.connect().await.unwrap();
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&written));
+        let mut random = StdRng::seed_from_u64(seed);
+        let task = tokio::spawn(async move {
+            let mut written = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let (id, small) = (random.random_range(1..=10_000), random.random_range(1..=400));
+                let fresh = 100_000 + written;
+                let statement = match random.random_range(0..7) {
+                    0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+                    1 => format!("delete from numbered where id = {id}"),
+                    2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
+                    3 => format!("update wide set id = {fresh} where id = {small}"),
+                    4 => format!("update wide set n = n + 1 where id = {small}"),
+                    5 => format!("update named set n = n + 1 where b = {small}"),
+                    _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
+                };
+                client.batch_execute(&statement).await.unwrap();
+                written += 1;
+                counted.store(written, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            written
+        });
+        Self { stop, written, task }
+    }
+
+    /// Ends it, once so many statements were written: on a busy machine they take their time.
+    async fn stop_after(self, enough: u64) -> u64 {
+        eventually(PATIENCE, "enough is written", async || {
+            Ok(self.written.load(Ordering::Relaxed) > enough || self.task.is_finished())
+        })
+        .await
+        .unwrap();
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
+    let (regions, us, mut eu) = stage().await;
+    eu.kill9().unwrap();
+    let missed = "update numbered set note = 'changed' where id % 50 = 0; delete from numbered where id % 70 = 0;
+         insert into numbered select 20000 + g, g, 'new' from generate_series(1, 200) g;
+         update named set a = a || '!' where b % 100 = 0; update wide set document = 'short' where id % 40 = 0;
+         update wide set id = id + 1000 where id % 40 = 1; delete from wide where id % 40 = 2";
+    regions.us.execute(missed).await.unwrap();
+    let kafka = &regions.us.kafka;
+    eventually(PATIENCE, "what is missed is captured", async || {
+        let told = us.metric("replication_captured_transactions_total").await?;
+        let confirmed = us.metric("replication_slot_retained_bytes").await?;
+        Ok(told.is_some_and(|told| told >= 2.0) && confirmed.is_some_and(|kept| kept < 100_000.0))
+    })
+    .await
+    .unwrap();
+    let gone = kafka.end_offset(TOPIC).await.unwrap();
+    kafka.delete_records(TOPIC, gone).await.unwrap();
+    eu.start_again().unwrap();
+    halts(&eu, "LF-RETENTION-PASSED").await;
+
+    let writer = Writer::start(&regions.us, seed()).await;
+    let plan = eu.command(&["recover"]).await.unwrap();
+    assert!(plan.status.success() && said(&plan).contains("--execute"), "{}", said(&plan));
+    halts(&eu, "LF-RETENTION-PASSED").await;
+    let recovered = eu.command(&["recover", "--execute"]).await.unwrap();
+    let told = said(&recovered);
+    println!("{told}");
+    assert!(
+        recovered.status.success() && told.contains("recovered: 4 tables"),
+        "{told}\n{}\n{}",
+        us.log_tail(),
+        eu.log_tail()
+    );
+    assert!(writer.stop_after(200).await > 200);
+    equal(&regions, &us, &eu).await;
+    ready(&eu).await;
+    // Strict again: what does not find its row halts.
+    regions.eu.execute("delete from numbered where id = 20001").await.unwrap();
+    regions.us.execute("update numbered set n = 0 where id = 20001").await.unwrap();
+    halts(&eu, "LF-CONFLICT").await;
+
+    // The same brings a link past a conflict, and tells what it cannot mend.
+    regions.us.execute("insert into bare values (77, 'new')").await.unwrap();
+    regions.eu.execute("insert into bare values (78, 'nobody''s')").await.unwrap();
+    let recovered = eu.command(&["recover", "--execute"]).await.unwrap();
+    let told = said(&recovered);
+    assert!(
+        recovered.status.code() == Some(1) && told.contains("public.bare") && told.contains("backfill"),
+        "{told}"
+    );
+    let mut page = String::new();
+    eventually(PATIENCE, "the region is joining", async || {
+        let (code, told) = eu.http_get("/health/ready").await?;
+        page = told;
+        Ok(code == 503 && page.contains("joining"))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}\n{page}"));
+    let filled = us.command(&["backfill", "--to", "eu-west-1", "--table", "public.bare"]).await.unwrap();
+    assert!(filled.status.success(), "{}", said(&filled));
+    equal(&regions, &us, &eu).await;
+    let again = eu.command(&["recover", "--execute"]).await.unwrap();
+    assert!(again.status.success(), "{}", said(&again));
+    ready(&eu).await;
+
+    // What made this target whole makes no other so: one that holds nothing does not begin there.
+    eu.kill9().unwrap();
+    regions.eu.execute("drop schema landfall cascade; delete from numbered").await.unwrap();
+    regions.eu.grant(&eu).await.unwrap();
+    eu.start_again().unwrap();
+    halts(&eu, "LF-GENESIS-GONE").await;
+}

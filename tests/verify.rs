@@ -1,0 +1,509 @@
+//! Proves that two regions are compared while they are written to: what differs is found, each row of it, and what
+//! does not is not, whatever changes between the reading there and the looking here.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::Value;
+use testbed::{Daemon, Region, TwoRegions, eventually, said};
+use tokio::task::JoinHandle;
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Every way a table can be told apart.
+const TABLES: &str = "
+    create table numbered (id int8 primary key, n int4 not null, note text, at timestamptz default now());
+    create table named (a text, b uuid, n float8, primary key (b, a));
+    create table bare (n int4, note text);
+    alter table bare replica identity full;
+    create table empty (id int4 primary key)";
+
+fn seed() -> u64 {
+    let seed = std::env::var("LANDFALL_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("seed {seed}");
+    seed
+}
+
+/// Two regions that hold the same `count` rows, as the stream brought them.
+async fn stage(count: u64) -> (TwoRegions, Daemon, Daemon) {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both(TABLES).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    let rows = format!(
+        "insert into numbered select g, g, case when g % 7 > 0 then E'tab\\tline\\n ' || g end
+           from generate_series(1, {count}) g;
+         insert into named select 'Ä' || g % 100, gen_random_uuid(), g / 3.0 from generate_series(1, {count} / 10) g;
+         insert into bare select g % 10, 'twice or more' from generate_series(1, 200) g"
+    );
+    regions.us.execute(&rows).await.unwrap();
+    arrived(&regions).await;
+    (regions, us, eu)
+}
+
+/// Waits until everything written so far is there.
+async fn arrived(regions: &TwoRegions) {
+    let id = -i64::from(rand::random::<u32>());
+    regions.us.execute(&format!("insert into numbered values ({id}, 0, 'the last')")).await.unwrap();
+    eventually(PATIENCE, "the last row arrives", async || {
+        let there = format!("select count(*)::text from numbered where id = {id}");
+        Ok(regions.eu.postgres.query_text("shop", &there).await?.as_deref() == Some("1"))
+    })
+    .await
+    .unwrap();
+}
+
+/// Allows the source's role to read what it is asked about, with the SQL that its refusal names.
+async fn allow(regions: &TwoRegions, eu: &Daemon) {
+    let refused = eu.command(&["verify", "--json"]).await.unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    let found: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    for table in found["tables"].as_array().unwrap() {
+        let why = table["why"].as_str().unwrap();
+        let grants = why.split("as a superuser: ").nth(1).and_then(|tail| tail.split(" then ").next());
+        regions.us.execute(grants.unwrap_or_else(|| panic!("no SQL in {why}"))).await.unwrap();
+    }
+}
+
+/// What `landfall verify` finds, and its exit code.
+async fn verify(daemon: &Daemon, args: &[&str]) -> (Option<i32>, Value) {
+    let output = daemon.command(&[&["verify", "--json"], args].concat()).await.unwrap();
+    let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
+    let found = serde_json::from_str(&last).unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+    (output.status.code(), found)
+}
+
+/// How each row found differs, `table: key difference`, in order.
+fn findings(found: &Value) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for table in found["tables"].as_array().unwrap() {
+        for finding in table["findings"].as_array().unwrap() {
+            let key: Vec<&str> =
+                finding["key"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+            let difference = finding["difference"].as_str().unwrap();
+            all.push(format!("{}: {} {difference}", table["table"].as_str().unwrap(), key.join("/")));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Writes some five hundred transactions a second to even ids, until it is told to stop.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<u64>>,
+}
+
+impl Writers {
+    async fn start(region: &Region, count: u64, rows: u64, seed: u64) -> Self {
+        let (stop, all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = Vec::new();
+        for writer in 0..count {
+            let client = region.connect().await.unwrap();
+            let (stop, all) = (Arc::clone(&stop), Arc::clone(&all));
+            let mut random = StdRng::seed_from_u64(seed ^ writer);
+            tasks.push(tokio::spawn(async move {
+                let mut written = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    // Ids of this writer's own, so that none deadlocks.
+                    let mine = |at: u64| 2 * (at * count + writer);
+                    let (id, fresh) = (mine(random.random_range(1..rows / 2 / count)), mine(rows + written));
+                    let statement = match written % 100 {
+                        // A row that is hardly ever still.
+                        at if at % 4 == 0 => format!("update numbered set n = n + 1 where id = {}", mine(1)),
+                        at if at % 4 == 1 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+                        2 => "insert into bare values (3, 'twice or more')".to_owned(),
+                        at if at % 4 == 2 => {
+                            format!("delete from numbered where id = {id} and id > {}", mine(1))
+                        }
+                        7 if writer == 0 => format!("update named set n = n + 1 where a = 'Ä{}'", id % 100),
+                        _ => format!("update numbered set n = n + 1, at = now() where id = {id}"),
+                    };
+                    client.batch_execute(&statement).await.unwrap();
+                    written += 1;
+                    all.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                written
+            }));
+        }
+        Self { stop, written: all, tasks }
+    }
+
+    /// Ends them, once so many statements were written: on a busy machine they take their time.
+    async fn stop_after(self, enough: u64) -> u64 {
+        eventually(PATIENCE, "enough is written", async || {
+            Ok(self.written.load(Ordering::Relaxed) > enough
+                || self.tasks.iter().any(JoinHandle::is_finished))
+        })
+        .await
+        .unwrap();
+        self.stop.store(true, Ordering::Relaxed);
+        let mut written = 0;
+        for task in self.tasks {
+            written += task.await.unwrap();
+        }
+        written
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_rows_made_wrong_are_found_and_no_other_while_it_is_written() {
+    let (regions, us, eu) = stage(40_000).await;
+    allow(&regions, &eu).await;
+    let writers = Writers::start(&regions.us, 3, 40_000, seed()).await;
+    let began = Instant::now();
+    let (code, found) = verify(&eu, &[]).await;
+    assert_eq!(findings(&found), [""; 0], "{found}\n{}", us.log_tail());
+    assert_eq!(code, Some(0), "{found}\n{}\n{}", us.log_tail(), eu.log_tail());
+    assert_eq!(found["tables"].as_array().unwrap().len(), 4, "{found}");
+    assert!(eu.metric("replication_verify_ranges_total").await.unwrap().unwrap() > 20.0);
+    assert!(eu.metric("replication_verify_last_clean_timestamp_seconds").await.unwrap().is_some());
+
+    // Rows that nobody writes to, so that no change meets them and halts the link.
+    let wrong = "
+        update numbered set note = 'wrong' where id % 800 = 1;
+        delete from numbered where id % 1600 = 3;
+        insert into numbered select -1000000 - g, 0, 'nobody''s' from generate_series(1, 15) g;
+        update named set n = -1 where b = any(array(select b from named where right(a, 1) ~ '[13579]' order by b limit 10))";
+    regions.eu.execute(wrong).await.unwrap();
+    let mut expected: Vec<String> =
+        (0..50).map(|at| format!("public.numbered: {} different", at * 800 + 1)).collect();
+    expected.extend((0..25).map(|at| format!("public.numbered: {} missing", at * 1600 + 3)));
+    expected.extend((1..=15).map(|at| format!("public.numbered: {} extra", -1_000_000 - at)));
+    let (code, found) = verify(&eu, &["--range-rows", "500"]).await;
+    let (named, numbered): (Vec<_>, Vec<_>) =
+        findings(&found).into_iter().partition(|it| it.starts_with("public.named"));
+    expected.sort();
+    assert_eq!((numbered, code), (expected, Some(1)), "{}", eu.log_tail());
+    assert_eq!(named.len(), 10, "{named:?}");
+    assert!(named.iter().all(|it| it.ends_with("different")), "{named:?}");
+
+    // One table, with its values; a table that is equal is.
+    let (code, found) = verify(&eu, &["--table", "public.numbered", "--show-values", "--list", "5"]).await;
+    assert_eq!((code, found["tables"][0]["differences"].as_u64()), (Some(1), Some(90)));
+    assert_eq!(findings(&found).len(), 5);
+    let shown = eu.command(&["verify", "--table", "public.numbered", "--show-values"]).await.unwrap();
+    let shown = said(&shown);
+    assert!(shown.contains("wrong") && !shown.contains("more (--list"), "{shown}");
+    assert_eq!(verify(&eu, &["--table", "public.em*", "--table", "public.bare"]).await.0, Some(0));
+
+    let written = writers.stop_after(500).await;
+    println!("{:.0} transactions a second", written as f64 / began.elapsed().as_secs_f64());
+    assert!(written > 500);
+
+    // Rows that no key names are counted.
+    arrived(&regions).await;
+    regions.eu.execute("insert into bare values (1, 'too many')").await.unwrap();
+    let (code, found) = verify(&eu, &["--table", "public.bare"]).await;
+    assert_eq!(code, Some(1), "{found}");
+    assert!(found["tables"][0]["findings"][0]["here"].as_str().unwrap().ends_with(" rows"), "{found}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_differs_is_put_right_while_it_is_written() {
+    let (regions, us, eu) = stage(20_000).await;
+    allow(&regions, &eu).await;
+    let writers = Writers::start(&regions.us, 3, 20_000, seed()).await;
+    let wrong = "
+        update numbered set note = 'wrong' where id % 200 = 1;
+        delete from numbered where id % 500 = 3;
+        insert into numbered select -1000000 - g, 0, 'nobody''s' from generate_series(1, 15) g;
+        delete from named where right(a, 1) ~ '[135]' and n < 50";
+    regions.eu.execute(wrong).await.unwrap();
+    let repair = async |args: &[&str]| {
+        let output = eu.command(&[&["repair", "--list", "1"], args].concat()).await.unwrap();
+        (output.status.code(), said(&output))
+    };
+    let (code, said) = repair(&[]).await;
+    assert!(code == Some(1) && said.contains("nothing was changed"), "{said}");
+    let there = "select count(*)::text from numbered where note = 'wrong'";
+    assert_eq!(regions.eu.postgres.query_text("shop", there).await.unwrap().as_deref(), Some("100"));
+    let (code, said) = repair(&["--execute"]).await;
+    assert!(
+        code == Some(0) && said.contains("rows were put right"),
+        "{said}\n{}\n{}",
+        us.log_tail(),
+        eu.log_tail()
+    );
+    assert!(eu.log().contains("a row is mended"), "each is told in the log");
+    assert!(writers.stop_after(500).await > 500);
+    arrived(&regions).await;
+    regions.equal(PATIENCE).await.unwrap();
+
+    // One that is missing, and one that took its place; and a table whose rows nothing tells apart.
+    regions.execute_both("create unique index on numbered (n) where n > 1000000").await.unwrap();
+    regions.us.execute("insert into numbered values (999999, 2000000, 'ours')").await.unwrap();
+    arrived(&regions).await;
+    let wrong = "delete from numbered where id = 999999; insert into numbered values (-7, 2000000, 'mine');
+         insert into bare values (1, 'too many')";
+    regions.eu.execute(wrong).await.unwrap();
+    let (code, said) = repair(&["--execute", "--table", "public.bare"]).await;
+    assert!(code == Some(1) && said.contains("public.bare"), "{said}");
+    let (code, said) = repair(&["--execute", "--table", "public.numbered"]).await;
+    assert!(code == Some(0) && said.contains("2 rows were put right"), "{said}");
+    arrived(&regions).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_is_not_told_what_its_own_rows_are() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let table = "(id int8 primary key, note text)";
+    regions.execute_both(&format!("create table ours {table}; create table theirs {table}")).await.unwrap();
+    // Both publish both tables: only the origin tells what was written here.
+    let us = regions.us.config().source(&["public.*"]).link(&regions.eu).to_toml();
+    let eu = regions.eu.config().source(&["public.*"]).link(&regions.us).to_toml();
+    let mut us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
+    for daemon in [&us, &eu] {
+        daemon.wait_heartbeat(PATIENCE).await.unwrap();
+    }
+    regions
+        .us
+        .execute("insert into ours values (1, 'ours'); grant select on ours, theirs to public")
+        .await
+        .unwrap();
+    regions.eu.execute("insert into theirs values (1, 'theirs')").await.unwrap();
+    eventually(PATIENCE, "both have arrived", async || {
+        let there = regions.eu.postgres.query_text("shop", "select count(*)::text from ours").await?;
+        let here = regions.us.postgres.query_text("shop", "select count(*)::text from theirs").await?;
+        Ok(there.as_deref() == Some("1") && here.as_deref() == Some("1"))
+    })
+    .await
+    .unwrap();
+    // What us has of eu's rows is old: its link halts, and eu goes on writing.
+    regions.us.execute("alter table theirs add check (note = 'theirs')").await.unwrap();
+    regions
+        .eu
+        .execute("update theirs set note = 'newer'; insert into theirs values (2, 'newest')")
+        .await
+        .unwrap();
+    eventually(PATIENCE, "the link to us halts", async || {
+        Ok(us.http_get("/status").await?.1.contains("LF-ROW-REJECTED"))
+    })
+    .await
+    .unwrap();
+    let repaired = eu.command(&["repair", "--execute"]).await.unwrap();
+    let said = said(&repaired);
+    assert!(
+        repaired.status.success() && said.contains("public.ours") && !said.contains("public.theirs"),
+        "{said}"
+    );
+    let (code, found) = verify(&eu, &["--table", "public.theirs"]).await;
+    assert!(code == Some(2) && found["tables"].as_array().unwrap().is_empty(), "{found}");
+    let rows = "select string_agg(note, ' ' order by id) from theirs";
+    assert_eq!(regions.eu.postgres.query_text("shop", rows).await.unwrap().as_deref(), Some("newer newest"));
+    us.kill9().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unasked_it_is_compared_when_it_is_time_and_what_differs_is_counted() {
+    let (regions, _us, mut eu) = stage(1_000).await;
+    allow(&regions, &eu).await;
+    regions.eu.execute("update numbered set note = 'wrong' where id in (7, 77)").await.unwrap();
+    // Those that were asked for lie longer back than the interval.
+    regions
+        .eu
+        .execute("update landfall.verification set requested = requested - interval '1 hour'")
+        .await
+        .unwrap();
+    eu.kill9().unwrap();
+    eu.set_env("LANDFALL__LINK__0__VERIFY_INTERVAL", "1m");
+    eu.start_again().unwrap();
+    eventually(PATIENCE, "two rows differ", async || {
+        Ok(eu.metric("replication_verify_differences_total").await? == Some(2.0))
+    })
+    .await
+    .unwrap();
+    assert_eq!(eu.metric("replication_verify_last_clean_timestamp_seconds").await.unwrap(), None);
+    let repaired = eu.command(&["repair", "--execute"]).await.unwrap();
+    assert!(repaired.status.success(), "{}", said(&repaired));
+    // In the next minute, all is equal.
+    eventually(PATIENCE, "everything is equal", async || {
+        Ok(eu.metric("replication_verify_last_clean_timestamp_seconds").await?.is_some())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_interrupted_ends_and_holds_nothing() {
+    let (regions, us, eu) = stage(20_000).await;
+    allow(&regions, &eu).await;
+    regions.eu.execute("update numbered set note = 'wrong' where id % 2 = 1").await.unwrap();
+    let slow = ["repair", "--execute", "--max-source-load", "0.02", "--range-rows", "50"];
+    let mut asked = eu.start_command(&slow).unwrap();
+    let noted = "select coalesce(max(questions), 0)::text from landfall.verification where mend";
+    eventually(PATIENCE, "it is under way", async || {
+        let questions = regions.eu.postgres.query_text("shop", noted).await?;
+        Ok(questions.is_some_and(|questions| questions.parse::<u32>().unwrap() > 5))
+    })
+    .await
+    .unwrap();
+    let pid = i32::try_from(asked.id().unwrap()).unwrap();
+    std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status().unwrap();
+    assert_eq!(asked.wait().await.unwrap().code(), Some(2));
+    let state = "select state from landfall.verification where mend";
+    assert_eq!(regions.eu.postgres.query_text("shop", state).await.unwrap().as_deref(), Some("canceled"));
+    // The next one does not wait for it, and nothing is changed any more.
+    let (code, first) = verify(&eu, &["--table", "public.numbered", "--list", "0"]).await;
+    assert_eq!(code, Some(1), "{first}");
+    let (_, second) = verify(&eu, &["--table", "public.numbered", "--list", "0"]).await;
+    assert_eq!(first["tables"][0]["differences"], second["tables"][0]["differences"]);
+
+    // A link that halts while it is looked lets go of its snapshot.
+    regions
+        .eu
+        .execute("update numbered set note = 'wrong' where id = 2; delete from numbered where id = 4")
+        .await
+        .unwrap();
+    let asked = eu
+        .start_command(&["verify", "--max-source-load", "0.02", "--range-rows", "50", "--patience", "5"])
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    regions.us.execute("update numbered set n = 0 where id = 4").await.unwrap();
+    eventually(PATIENCE, "the link halts, and nothing is held", async || {
+        let held = "select count(*)::text from pg_stat_activity
+                     where application_name like 'landfall verify%' and state like 'idle in transaction%'";
+        let held = regions.eu.postgres.query_text("shop", held).await?;
+        let (_, status) = eu.http_get("/status").await?;
+        Ok(status.contains("LF-CONFLICT") && held.as_deref() == Some("0"))
+    })
+    .await
+    .unwrap();
+    let output = asked.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    regions.eu.execute("insert into numbered select 4, 4, 'row'").await.unwrap();
+    drop(us);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_between_reading_and_looking_differs_nowhere() {
+    let (regions, mut us, eu) = stage(3_000).await;
+    allow(&regions, &eu).await;
+    let dir = tempfile::tempdir().unwrap();
+    let hold = dir.path().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    us.kill9().unwrap();
+    us.set_env("LANDFALL_HOLD_AT", &format!("backfill.after_read:{}", hold.display()));
+    us.start_again().unwrap();
+    // Each time something was read the daemon stands still, and what was read is made untrue.
+    let held = |us: &Daemon| us.log().matches("held at backfill.after_read").count();
+    let spoil = async {
+        for turn in 0.. {
+            eventually(PATIENCE, "something was read", async || Ok(held(&us) > turn)).await.unwrap();
+            let untrue = format!(
+                "update numbered set n = -{turn} where id = 10; delete from numbered where id = 20 + {turn};
+                 update numbered set id = 100000 + {turn} where id = 500 + {turn};
+                 insert into numbered values (200000 + {turn}, 0);
+                 delete from numbered where id = 7; insert into numbered values (7, {turn}, 'again');
+                 update named set n = n + 1;
+                 insert into empty values ({turn})"
+            );
+            regions.us.execute(&untrue).await.unwrap();
+            if turn < 12 {
+                regions.us.execute("insert into bare values (1, 'new')").await.unwrap();
+            }
+            std::fs::remove_file(&hold).unwrap();
+        }
+    };
+    let (code, found) = tokio::select! {
+        found = verify(&eu, &["--range-rows", "300"]) => found,
+        () = spoil => unreachable!("it goes on"),
+    };
+    // The one row that was made untrue each time cannot be told; no other is called wrong.
+    let doubted = findings(&found);
+    assert!(doubted.iter().all(|it| it.ends_with("unsure")), "{doubted:?}");
+    assert!(doubted.contains(&"public.numbered: 10 unsure".to_owned()), "{doubted:?}");
+    assert_eq!(code, Some(2), "{found}");
+    assert!(held(&us) > 20, "{}", held(&us));
+    us.kill9().unwrap();
+    us.remove_env("LANDFALL_HOLD_AT");
+    us.start_again().unwrap();
+    assert_eq!(verify(&eu, &[]).await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_on_either_side_it_goes_on_and_finds_each_row_once() {
+    let (regions, mut us, mut eu) = stage(20_000).await;
+    allow(&regions, &eu).await;
+    regions.eu.execute("delete from numbered where id % 1000 = 1").await.unwrap();
+    for (point, reach) in
+        [("verify.before_kept", 3), ("backfill.after_read", 5), ("backfill.before_append", 7)]
+    {
+        let daemon = if point.starts_with("verify") { &mut eu } else { &mut us };
+        daemon.kill9().unwrap();
+        daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
+        daemon.start_again().unwrap();
+        let at_target = point.starts_with("verify");
+        eventually(PATIENCE, "the link runs", async || {
+            let running = r#"replication_stream_state{state="running",role="link"}"#;
+            Ok(eu.metric(running).await? == Some(1.0))
+        })
+        .await
+        .unwrap();
+        let daemon = if at_target { &mut eu } else { &mut us };
+        let died = daemon.wait_exit(Duration::from_millis(1)).await;
+        assert!(died.is_none(), "{point}: it died before it was asked");
+        let asked = eu.start_command(&["verify", "--json", "--range-rows", "100"]).unwrap();
+        let daemon = if at_target { &mut eu } else { &mut us };
+        let died = daemon.wait_exit(PATIENCE).await;
+        daemon.remove_env("LANDFALL_CRASH_AT");
+        assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
+        daemon.start_again().unwrap();
+        let output = asked.wait_with_output().await.unwrap();
+        let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
+        let found: Value =
+            serde_json::from_str(&last).unwrap_or_else(|error| panic!("{error}: {}", said(&output)));
+        let expected: Vec<String> = {
+            let mut all: Vec<_> =
+                (0..20).map(|at| format!("public.numbered: {} missing", at * 1000 + 1)).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(findings(&found), expected, "{point}\n{}\n{}", us.log_tail(), eu.log_tail());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_told_is_not_called_equal() {
+    let (regions, mut us, mut eu) = stage(100).await;
+    allow(&regions, &eu).await;
+    let says = async |daemon: &Daemon, args: &[&str], says: &str| {
+        let output = daemon.command(&[&["verify"], args].concat()).await.unwrap();
+        assert!(output.status.code() == Some(2) && said(&output).contains(says), "{}", said(&output));
+    };
+    says(&us, &[], "has no [[link]]").await;
+    says(&eu, &["--from", "ap-south-1"], "no link from ap-south-1; there are links from us-east-1").await;
+    says(&eu, &["--table", "public.none"], "none of the tables that us-east-1 carries was asked for").await;
+    regions.eu.execute("alter table empty rename to gone").await.unwrap();
+    let (code, found) = verify(&eu, &["--table", "public.empty"]).await;
+    let why = found["tables"][0]["why"].as_str().unwrap();
+    assert!(code == Some(2) && why.contains("there is no table public.empty"), "{found}");
+    regions.eu.execute("alter table gone rename to empty").await.unwrap();
+
+    // The other region's daemon is away.
+    us.kill9().unwrap();
+    says(&eu, &["--patience", "12"], "us-east-1 has not answered for").await;
+    us.start_again().unwrap();
+    assert_eq!(verify(&eu, &[]).await.0, Some(0));
+    // Ours is.
+    eu.kill9().unwrap();
+    eventually(PATIENCE, "nobody holds the target", async || {
+        let output = eu.command(&["verify"]).await?;
+        Ok(output.status.code() == Some(2)
+            && said(&output).contains("no daemon applies the link from us-east-1"))
+    })
+    .await
+    .unwrap();
+}
