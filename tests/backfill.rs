@@ -132,15 +132,7 @@ async fn allow(regions: &TwoRegions, us: &Daemon) {
 
 async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
     if let Err(error) = regions.equal(PATIENCE).await {
-        panic!(
-            "{error:#}
---- us
-{}
---- eu
-{}",
-            us.log_tail(),
-            eu.log_tail()
-        );
+        panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
     }
 }
 
@@ -316,6 +308,21 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
     assert_eq!(run(&[&ask[..], &["--again"]].concat()).await.0, Some(0));
     assert_eq!(run(&["cancel"]).await.0, Some(0));
     assert_eq!(state().await, "canceled");
+
+    // Rows do not come before the changes of a region that is behind.
+    regions.cut();
+    assert_eq!(run(&[&ask[..], &["--again", "--max-lag", "2s"]].concat()).await.0, Some(0));
+    eventually(PATIENCE, "it waits for the region", async || {
+        let waits_for = noted(&us).await[0]["waits_for"].as_str().unwrap_or_default().to_owned();
+        Ok(waits_for.starts_with("eu-west-1 is ") && waits_for.ends_with("s behind; --max-lag is 2 s"))
+    })
+    .await
+    .unwrap();
+    assert_eq!(state().await, "running");
+    regions.heal();
+    let (code, said) = run(&["--to", "eu-west-1"]).await;
+    assert!(code == Some(0) && said.contains("has applied it"), "{said}");
+    equal(&regions, &us, &eu).await;
     for (args, says) in [
         (&["--to", "us-east-1"][..], "LF-CONFIG"),
         (&["--to", "eu-west-1", "--table", "public.none"], "names no table"),

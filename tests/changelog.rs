@@ -13,7 +13,7 @@ use landfall::{
     kafka::{Cluster, TopicRules},
     position::{Incarnation, Offset, Sequence, WriterEpoch},
 };
-use testbed::Kafka;
+use testbed::{Kafka, eventually};
 
 fn header(sequence: u64) -> Header {
     Header {
@@ -92,6 +92,17 @@ async fn promises<L: Log>(log: L, low: impl AsyncFn(i64)) {
         asked.extend(questions.read().await.unwrap().into_iter().map(|entry| entry.value.to_vec()));
     }
     assert_eq!(asked, [b"one".to_vec(), b"another".to_vec()]);
+
+    // What a reader tells of itself is heard, by its group's name, and moves.
+    assert_eq!(log.published_by("group").await.unwrap(), None);
+    for next in [200, 500] {
+        log.publish(Offset(next));
+        eventually(Duration::from_secs(60), "what is published is heard", async || {
+            Ok(log.published_by("group").await? == Some(Offset(next)))
+        })
+        .await
+        .unwrap();
+    }
 
     // A place that is gone, or not there yet, is an error and never a jump.
     low(100).await;

@@ -23,11 +23,7 @@ async fn one_way(us_major: u16, eu_major: u16, schema: &str) -> (TwoRegions, Dae
 
 async fn equal(regions: &TwoRegions, eu: &Daemon) {
     if let Err(error) = regions.equal(PATIENCE).await {
-        panic!(
-            "{error:#}
-{}",
-            eu.log_tail()
-        );
+        panic!("{error:#}\n{}", eu.log_tail());
     }
 }
 

@@ -51,15 +51,7 @@ async fn stage() -> (TwoRegions, Daemon, Daemon) {
 
 async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
     if let Err(error) = regions.equal(PATIENCE).await {
-        panic!(
-            "{error:#}
---- us
-{}
---- eu
-{}",
-            us.log_tail(),
-            eu.log_tail()
-        );
+        panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
     }
 }
 

@@ -6,7 +6,8 @@ mod traffic;
 mod writer;
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -69,6 +70,8 @@ pub struct KafkaLog {
     limits: WriterLimits,
     /// Asks for bounds and publishes group offsets; reads nothing.
     asker: Arc<Asker>,
+    /// Others that ask for what readers of other groups published: a client speaks for one.
+    askers: Mutex<BTreeMap<String, Arc<Asker>>>,
 }
 
 impl KafkaLog {
@@ -86,30 +89,22 @@ impl KafkaLog {
         let asker = Arc::new(Asker::new(&cluster, Some(&group))?);
         let Topics { stream: topic, state: state_topic, control } = topics;
         let control = Control::new(cluster.clone(), control);
-        Ok(Self { cluster, topic, state_topic, control, group, rules, limits, asker })
+        Ok(Self {
+            cluster,
+            topic,
+            state_topic,
+            control,
+            group,
+            rules,
+            limits,
+            asker,
+            askers: Mutex::default(),
+        })
     }
 
     /// Its topic.
     pub fn topic(&self) -> &str {
         &self.topic
-    }
-
-    /// Up to where the reader this log was opened for has told that it applied it; none where it never did. For
-    /// people: never the truth.
-    ///
-    /// # Errors
-    /// The cluster does not answer, or does not let us know.
-    pub async fn published(&self) -> Result<Option<Offset>> {
-        let doing = format!("ask where {} stands in topic {} at {}", self.group, self.topic, self.cluster);
-        let found = self.ask(move |asker, topic| {
-            asker.ask(doing, |client| {
-                let mut list = TopicPartitionList::new();
-                list.add_partition(topic, PARTITION);
-                let found = client.committed_offsets(list, REQUEST_TIMEOUT)?;
-                Ok(found.find_partition(topic, PARTITION).and_then(|found| found.offset().to_raw()))
-            })
-        });
-        Ok(found.await?.filter(|offset| *offset >= 0).map(Offset))
     }
 
     /// The first record that was appended at `time` or later; none where none was.
@@ -236,5 +231,30 @@ impl Log for KafkaLog {
         if let Err(error) = added.and_then(|()| self.asker.client().commit(&list, CommitMode::Async)) {
             tracing::debug!(%error, topic = self.topic, "group offset not published");
         }
+    }
+
+    async fn published_by(&self, group: &str) -> Result<Option<Offset>> {
+        let doing = format!("ask where {group} stands in topic {} at {}", self.topic, self.cluster);
+        let asker = {
+            let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+            match askers.get(group) {
+                Some(asker) => Arc::clone(asker),
+                None => {
+                    let asker = Arc::new(Asker::new(&self.cluster, Some(group))?);
+                    askers.insert(group.to_owned(), Arc::clone(&asker));
+                    asker
+                }
+            }
+        };
+        let topic = self.topic.clone();
+        let found = task::blocking(move || {
+            asker.ask(doing, |client| {
+                let mut list = TopicPartitionList::new();
+                list.add_partition(&topic, PARTITION);
+                let found = client.committed_offsets(list, REQUEST_TIMEOUT)?;
+                Ok(found.find_partition(&topic, PARTITION).and_then(|found| found.offset().to_raw()))
+            })
+        });
+        Ok(found.await?.filter(|offset| *offset >= 0).map(Offset))
     }
 }

@@ -135,6 +135,11 @@ impl Log for MemoryLog {
     fn publish(&self, next: Offset) {
         self.state().published = Some(next);
     }
+
+    /// In memory there is one reader, whatever it is called.
+    async fn published_by(&self, _group: &str) -> Result<Option<Offset>> {
+        Ok(self.state().published)
+    }
 }
 
 /// Appends to a [`MemoryLog`]; everything is acknowledged at once.

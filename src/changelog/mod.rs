@@ -85,6 +85,12 @@ pub trait Log: Send + Sync + 'static {
 
     /// Shows people and tools up to where a reader has applied it. Never the truth.
     fn publish(&self, next: Offset);
+
+    /// What the reader of that group last published; none where it never did. It may be late, or lost.
+    ///
+    /// # Errors
+    /// It cannot be asked now, or not by us.
+    fn published_by(&self, group: &str) -> impl Future<Output = Result<Option<Offset>>> + Send;
 }
 
 /// Appends to a log. Records stand in it in the order they were given, each once.

@@ -52,6 +52,9 @@ pub(super) struct Arguments {
     /// Copies at most so much a second, such as 20MiB.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_bytes_per_second: Option<u64>,
+    /// Reads nothing while one of the regions is behind by more, such as 10s.
+    #[arg(long, value_name = "DURATION", value_parser = config::duration)]
+    max_lag: Option<Duration>,
     /// Reads for at most this share of the time, above 0 and up to 1: the rest is left to the database's users.
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     max_source_load: f64,
@@ -216,6 +219,7 @@ impl Errand<'_> {
                     tables: arguments.table.clone(),
                     max_rows_per_second: arguments.max_rows_per_second,
                     max_bytes_per_second: arguments.max_bytes_per_second,
+                    max_lag: arguments.max_lag,
                     max_source_load: arguments.max_source_load,
                     chunk_rows: arguments.chunk_rows,
                 };
@@ -283,10 +287,11 @@ impl Errand<'_> {
         let to: Region = to
             .parse()
             .map_err(|error| Fault::new(Code::Internal, "a backfill is for no region").because(error))?;
+        let group = names::group(&to, region, &self.source.stream);
         let log = KafkaLog::new(
             self.kafka.cluster(),
             Topics::of(region, &self.source.stream),
-            names::group(&to, region, &self.source.stream),
+            group.clone(),
             TopicRules::default(),
             WriterLimits::default(),
         )?;
@@ -294,7 +299,7 @@ impl Errand<'_> {
         let mut said = Instant::now();
         self.say(&format!("everything is in the log; {to} applies it"));
         loop {
-            let applied = log.published().await?;
+            let applied = log.published_by(&group).await?;
             // What was appended last tells of nothing: a place alone is told only now and then.
             if applied.is_some_and(|applied| applied >= bounds.high) {
                 self.say(&format!("{to} has applied it"));

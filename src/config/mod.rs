@@ -36,7 +36,7 @@ pub use mistake::{Mistake, Mistakes};
 use places::Places;
 pub use show::Effective;
 pub use source::SourceSettings;
-pub use units::size;
+pub use units::{duration, size};
 pub use url::{address as database_address, url as database_url};
 pub use walk::nearest;
 use walk::{ENVIRONMENT, PREFIX, Section};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads a duration: a whole number and one of us, ms, s, m, h, d.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("`{text}` is no duration: expected a whole number and us, ms, s, m, h or d, as in 10s");
     let (number, unit) = split(text).ok_or_else(wrong)?;

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -215,6 +216,14 @@ impl Copier for MemoryCopier {
             to: vec![question.by.clone()],
             content: Content::Answer { answer, read: None, with: With::Nothing },
         })
+    }
+
+    fn lag_max(&self) -> Option<(&[String], Duration)> {
+        None
+    }
+
+    async fn wait_for(&mut self, _why: &str) -> Result<()> {
+        Ok(())
     }
 
     async fn send(&mut self, _watermark: &str) -> Result<()> {

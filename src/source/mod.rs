@@ -3,7 +3,7 @@
 pub mod memory;
 pub mod postgres;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -212,6 +212,12 @@ pub trait Copier: Send + 'static {
         question: &Question,
         low: impl Fn(&str) -> String + Send,
     ) -> impl Future<Output = Result<Portion>> + Send;
+
+    /// The regions that what is given next is for, and how far the slowest may be behind; none where nobody cares.
+    fn lag_max(&self) -> Option<(&[String], Duration)>;
+
+    /// Says that nothing is given because something is waited for, to whoever follows it.
+    fn wait_for(&mut self, why: &str) -> impl Future<Output = Result<()>> + Send;
 
     /// Sends a watermark.
     fn send(&mut self, watermark: &str) -> impl Future<Output = Result<()>> + Send;

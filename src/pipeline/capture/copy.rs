@@ -22,9 +22,15 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::{
+    CaptureParams,
+    behind::{Behind, NOTE_INTERVAL},
+};
 use crate::{
-    fault::Result,
-    position::Sequence,
+    changelog::Log,
+    fault::{Code, Fault, Result},
+    names,
+    position::{Offset, Sequence},
     retry::Retry,
     roster::SourceEntry,
     source::{Copier, Portion},
@@ -187,15 +193,21 @@ impl Watermark {
 
 /// Has portions read and handed over, one after the other. What goes wrong here stops no stream: it is told, and
 /// tried again.
-pub(super) async fn run<C: Copier>(
+pub(super) async fn run<C: Copier, L: Log>(
+    params: &CaptureParams,
     copier: &mut C,
+    log: &L,
     desk: &Desk,
     entry: &SourceEntry,
 ) -> std::convert::Infallible {
     let mut copying = Copying {
+        params,
         copier,
+        log,
         desk,
         entry,
+        behind: Behind::default(),
+        looked: None,
         portion: 0,
         under_way: VecDeque::new(),
         answered: false,
@@ -214,10 +226,16 @@ pub(super) async fn run<C: Copier>(
     }
 }
 
-struct Copying<'a, C> {
+struct Copying<'a, C, L> {
+    params: &'a CaptureParams,
     copier: &'a mut C,
+    log: &'a L,
     desk: &'a Desk,
     entry: &'a SourceEntry,
+    /// What other regions lack of the log.
+    behind: Behind,
+    /// When that was last asked, and what a backfill waits for since.
+    looked: Option<(Instant, Option<String>)>,
     /// The number of the last portion.
     portion: u64,
     /// Portions handed over of which nothing was heard yet, oldest first.
@@ -234,7 +252,7 @@ enum Work {
     Answer(Question, u32),
 }
 
-impl<C: Copier> Copying<'_, C> {
+impl<C: Copier, L: Log> Copying<'_, C, L> {
     async fn turn(&mut self) -> Result<()> {
         self.attend().await?;
         while let Some((through, start)) = self.unsettled.front() {
@@ -293,6 +311,7 @@ impl<C: Copier> Copying<'_, C> {
                 let portion = self.copier.answer(&question, low).await?;
                 (Work::Answer(question, tries), Some(portion))
             }
+            None if self.is_held_back().await? => (Work::Backfill, None),
             None => (Work::Backfill, self.copier.next(low).await?),
         };
         let Some(portion) = portion else {
@@ -333,6 +352,44 @@ impl<C: Copier> Copying<'_, C> {
             return Err(fault);
         }
         Ok(())
+    }
+
+    /// Whether a region is too far behind for more rows to come before its changes.
+    async fn is_held_back(&mut self) -> Result<bool> {
+        let Some((regions, lag_max)) = self.copier.lag_max() else {
+            (self.behind, self.looked) = (Behind::default(), None);
+            return Ok(false);
+        };
+        let now = Instant::now();
+        if let Some((looked, why)) = &self.looked
+            && now - *looked < NOTE_INTERVAL
+        {
+            return Ok(why.is_some());
+        }
+        let mut slowest: Option<(Offset, &str)> = None;
+        for to in regions {
+            let to_group = to.parse().map(|to| names::group(&to, &self.params.region, &self.params.stream));
+            let group = to_group
+                .map_err(|error| Fault::new(Code::Internal, "a backfill is for no region").because(error))?;
+            let applied = self.log.published_by(&group).await?.unwrap_or(Offset(0));
+            if slowest.is_none_or(|(slowest, _)| applied < slowest) {
+                slowest = Some((applied, to));
+            }
+        }
+        if let Some(bounds) = self.log.bounds().await? {
+            self.behind.note(bounds.high, now);
+        }
+        let why = slowest.and_then(|(applied, to)| {
+            let lag = self.behind.lag(applied, now);
+            let (lag, most) = (lag.as_secs(), lag_max.as_secs_f64());
+            (lag as f64 > most).then(|| format!("{to} is {lag} s behind; --max-lag is {most} s"))
+        });
+        if let Some(why) = &why {
+            self.copier.wait_for(why).await?;
+        }
+        let is_held_back = why.is_some();
+        self.looked = Some((now, why));
+        Ok(is_held_back)
     }
 
     /// Has a portion read again.

@@ -14,6 +14,7 @@
 
 mod appender;
 mod aside;
+mod behind;
 mod beside;
 mod copy;
 pub mod resume;

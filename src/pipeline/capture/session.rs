@@ -96,7 +96,7 @@ pub(super) async fn run<S: Source, L: Log>(
         outcome = capture.run(stop) => outcome,
         fault = keep(&mut keeper, params.heartbeat_interval, entry, roster) => Err(fault),
         fault = watch(log, entry) => Err(fault),
-        never = copy::run(&mut copier, desk, entry) => match never {},
+        never = copy::run(params, &mut copier, log, desk, entry) => match never {},
         never = listen(log, &params.stream, desk) => match never {},
     };
     outcome.map_err(|fault| fault.at(format_args!("stream {} of {}", params.stream, params.region)))

@@ -1,6 +1,8 @@
 //! What is asked of a copier, and how far it has come, for whoever asks: rows of `landfall.backfill` and
 //! `landfall.backfill_table`. The daemon that reads the slot does the work.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use tokio_postgres::{Client, Row};
 
@@ -25,6 +27,8 @@ pub struct Request {
     pub max_rows_per_second: Option<u64>,
     /// At most so many bytes of them a second, as `COPY` writes them.
     pub max_bytes_per_second: Option<u64>,
+    /// Nothing is read while a region is behind by more.
+    pub max_lag: Option<Duration>,
     /// The share of the time that may be spent reading, above 0 and at most 1.
     pub max_source_load: f64,
     /// At most so many rows between two watermarks.
@@ -207,16 +211,18 @@ pub async fn request(
     let id = format!("{:08x}", rand::random::<u32>());
     let rate = |rate: Option<u64>| rate.map(|rate| i64::try_from(rate).unwrap_or(i64::MAX));
     let (rows, bytes) = (rate(request.max_rows_per_second), rate(request.max_bytes_per_second));
+    let lag = request.max_lag.map(|lag| lag.as_secs_f64());
     let every = request.tables.is_empty();
     client.batch_execute("begin").await.map_err(&failed)?;
     let ask = "insert into landfall.backfill 
-             (id, stream, regions, every_table, max_rows_per_second, max_bytes_per_second, max_source_load, chunk_rows)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)";
+             (id, stream, regions, every_table, max_rows_per_second, max_bytes_per_second, max_lag_seconds,
+              max_source_load, chunk_rows)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     let chunk_rows = i64::try_from(request.chunk_rows).unwrap_or(i64::MAX);
     client
         .execute(
             ask,
-            &[&id, &stream, &request.to, &every, &rows, &bytes, &request.max_source_load, &chunk_rows],
+            &[&id, &stream, &request.to, &every, &rows, &bytes, &lag, &request.max_source_load, &chunk_rows],
         )
         .await
         .map_err(&failed)?;

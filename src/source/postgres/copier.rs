@@ -35,6 +35,7 @@ pub(super) const TABLES: &str = "create table if not exists landfall.backfill (
     state text not null default 'requested',
     max_rows_per_second bigint,
     max_bytes_per_second bigint,
+    max_lag_seconds double precision,
     max_source_load double precision not null default 1,
     chunk_rows bigint not null,
     requested timestamptz not null default now(),
@@ -96,6 +97,7 @@ struct Work {
     every: bool,
     waits: bool,
     limits: Limits,
+    lag_max: Option<Duration>,
     chunk_rows: u64,
     tables: Vec<WorkTable>,
 }
@@ -192,7 +194,7 @@ impl PostgresCopier {
         // One after the other: of two that fill one table each would leave the other's half behind.
         let oldest =
             "select id, regions, every_table, state = 'requested', max_rows_per_second, max_source_load,
-                chunk_rows, state = 'paused', max_bytes_per_second
+                chunk_rows, state = 'paused', max_bytes_per_second, max_lag_seconds
               from landfall.backfill where stream = $1 and state in ('requested', 'running', 'paused')
              order by requested, id limit 1";
         let failed = sql("look for a backfill that is asked for");
@@ -239,6 +241,7 @@ impl PostgresCopier {
                 bytes_per_second: row.get::<_, Option<i64>>(8).map(i64::unsigned_abs),
                 source_load: row.get(5),
             },
+            lag_max: row.get::<_, Option<f64>>(9).map(Duration::from_secs_f64),
             chunk_rows: row.get::<_, i64>(6).max(1).unsigned_abs(),
             tables,
         }))
@@ -262,14 +265,13 @@ impl PostgresCopier {
             let why = format!(
                 "the slot: the server gives it up after {safe} more bytes, {kept} are kept for it already"
             );
-            self.wait_for(&why).await?;
+            self.note_wait(&why).await?;
             return Ok(false);
         }
         Ok(true)
     }
 
-    /// Says what the backfill in hand waits for.
-    async fn wait_for(&mut self, why: &str) -> Result<()> {
+    async fn note_wait(&mut self, why: &str) -> Result<()> {
         let Some(id) = self.work.as_ref().map(|work| work.id.clone()) else { return Ok(()) };
         let connection = self.connection().await?;
         let say =
@@ -406,7 +408,7 @@ impl Copier for PostgresCopier {
             return Ok(None);
         }
         if let Some((why, times)) = self.refused.filter(|(_, times)| *times > 3) {
-            self.wait_for(&format!("the table rests: {why}, {times} times in a row")).await?;
+            self.note_wait(&format!("the table rests: {why}, {times} times in a row")).await?;
         }
         match self.portion(low).await {
             Ok(portion) => {
@@ -419,10 +421,20 @@ impl Copier for PostgresCopier {
                 // It stands in nobody's way but its own: said where it is asked for, and tried again.
                 let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
                 self.not_before = Instant::now() + 4 * LOOK_INTERVAL;
-                self.wait_for(&why).await?;
+                self.note_wait(&why).await?;
                 Ok(None)
             }
         }
+    }
+
+    fn lag_max(&self) -> Option<(&[String], Duration)> {
+        let work = self.work.as_ref()?;
+        Some((&work.regions, work.lag_max?))
+    }
+
+    async fn wait_for(&mut self, why: &str) -> Result<()> {
+        // One that was held back or ended meanwhile waits for nothing more.
+        if self.may_go_on().await? { self.note_wait(why).await } else { Ok(()) }
     }
 
     async fn send(&mut self, watermark: &str) -> Result<()> {
