@@ -146,6 +146,45 @@ async fn a_slot_keeps_its_promises() {
     }
 }
 
+fn capture_params(checkpoint_interval: Duration) -> CaptureParams {
+    CaptureParams {
+        region: "us-east-1".parse().unwrap(),
+        stream: "main".into(),
+        database: "shop".into(),
+        heartbeat_interval: Duration::from_secs(3600),
+        checkpoint_interval,
+        max_record_bytes: 900 << 10,
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_ends_leaves_nothing_to_be_read_again() {
+    let (database, log) = (MemoryDatabase::default(), MemoryLog::default());
+    let roster = Arc::new(Roster::new("us-east-1".parse().unwrap()));
+    let metrics = Metrics::new(Arc::clone(&roster));
+    let (stopper, stop) = task::stopper();
+    // After the first, no checkpoint's time comes.
+    let params = capture_params(Duration::from_secs(3600));
+    let capture =
+        capture::run(params, MemorySource::new(database.clone()), log.clone(), roster, metrics, stop);
+    let work = async {
+        for id in 0..5 {
+            database.commit(vec![insert(id)]);
+            let commits =
+                || log.entries().iter().filter(|entry| entry.value.starts_with(b"{\"before\"")).count();
+            eventually(PATIENCE, "it is appended", async || Ok(commits() == id + 1)).await.unwrap();
+        }
+        stopper.stop();
+    };
+    tokio::join!(capture, work);
+    let kept = landfall::changelog::Log::checkpoint(&log).await.unwrap().expect("one is kept");
+    let kept = serde_json::from_slice::<serde_json::Value>(&kept).unwrap()["landfall"].take();
+    let entries = log.entries();
+    let last = entries.last().unwrap();
+    assert_eq!(kept["sequence"].as_u64(), Some(last.header.as_ref().unwrap().sequence.0), "{kept}");
+    assert_eq!(kept["offset"].as_i64(), Some(last.offset.0), "{kept}");
+}
+
 #[tokio::test]
 async fn wherever_a_writer_dies_the_roads_carry_each_transaction_once() {
     // Genesis, barriers, a schema, transactions of one to four changes: every record in turn is refused.
@@ -157,14 +196,7 @@ async fn wherever_a_writer_dies_the_roads_carry_each_transaction_once() {
         let region = |name: &str| name.parse().unwrap();
         let roster = Arc::new(Roster::new(region("us-east-1")));
         let metrics = Metrics::new(Arc::clone(&roster));
-        let params = CaptureParams {
-            region: region("us-east-1"),
-            stream: "main".into(),
-            database: "shop".into(),
-            heartbeat_interval: Duration::from_secs(3600),
-            checkpoint_interval: Duration::from_millis(1),
-            max_record_bytes: 900 << 10,
-        };
+        let params = capture_params(Duration::from_millis(1));
         log.refuse_after(refused);
         let mut id = 0;
         for changes in [1, 4, 2, 3] {

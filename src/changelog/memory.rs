@@ -180,6 +180,10 @@ impl Writer for MemoryWriter {
         if self.appended > seen { Ok(()) } else { std::future::pending().await }
     }
 
+    async fn all_kept(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()> {
         self.log.state().checkpoint = Some(value.to_vec());
         Ok(())

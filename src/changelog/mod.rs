@@ -125,6 +125,12 @@ pub trait Writer: Send + 'static {
     /// Queues where region `to` may begin the stream, in place of where it could before.
     fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()>;
 
+    /// Returns once nothing is queued any more, beside the log either.
+    ///
+    /// # Errors
+    /// As for [`Writer::append`].
+    fn all_kept(&self) -> impl Future<Output = Result<()>> + Send;
+
     /// How full the queue is, 0 to 1.
     fn fill(&self) -> f64;
 

@@ -293,6 +293,14 @@ impl Writer for KafkaWriter {
         self.keep(names::start_key(&self.topic, to).as_bytes(), value)
     }
 
+    async fn all_kept(&self) -> Result<()> {
+        while [&self.calm, &self.hot].iter().any(|producer| producer.in_flight_count() > 0) {
+            self.check()?;
+            tokio::time::sleep(ROOM_INTERVAL).await;
+        }
+        self.check()
+    }
+
     fn fill(&self) -> f64 {
         f64::from(self.producer().in_flight_count()) / QUEUE_RECORDS as f64
     }

@@ -154,9 +154,18 @@ impl Resume {
                     Err(other(open))
                 }
             }
-            Some((open, _)) if sent.commit < open.commit => Err(other(open)),
+            // It left no record, and the half transaction is still to come.
+            Some((open, ordinal)) if sent.commit < open.commit => {
+                self.open = Some((open, ordinal));
+                Ok(Decision::Nothing(other(open)))
+            }
             Some((open, _)) => Ok(Decision::AbortThenAppend(Position::Postgres(open))),
         }
+    }
+
+    /// Whether a half transaction is still to be completed: nothing else may be appended before it is.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
     }
 
     /// The server has sent everything up to here. Gives the half transaction it passed without.
@@ -210,7 +219,12 @@ mod tests {
         assert_eq!(start().begin(&at(120, 8)), Ok(Decision::Complete(Some(4))));
         assert_eq!(start().begin(&at(140, 9)), Ok(Decision::AbortThenAppend(at(120, 8))));
         assert!(matches!(start().begin(&at(120, 9)), Err(Diverged::Other { .. })));
-        assert!(matches!(start().begin(&at(110, 9)), Err(Diverged::Other { .. })));
+        // One that left no record comes before it, and it is completed all the same.
+        let mut resume = start();
+        assert!(matches!(resume.begin(&at(110, 9)), Ok(Decision::Nothing(Diverged::Other { .. }))));
+        assert!(resume.is_open());
+        assert_eq!(resume.begin(&at(120, 8)), Ok(Decision::Complete(Some(4))));
+        assert!(!resume.is_open());
         assert_eq!(start().passed(&place(119)), Ok(None));
         assert_eq!(start().passed(&place(200)), Ok(Some(at(120, 8))));
     }

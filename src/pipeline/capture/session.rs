@@ -80,6 +80,7 @@ pub(super) async fn run<S: Source, L: Log>(
         seen: through,
         through,
         last: tail.last,
+        durable: None,
         idle_at: Instant::now(),
         checkpoint_at: Instant::now(),
         entry,
@@ -118,7 +119,7 @@ async fn begin<L: Log, K: Keeper>(
             format!("topic {topic}: {what}; stream incarnation {}", opened.incarnation),
         )
     };
-    let bounds = log.bounds().await?.ok_or_else(|| lost("it does not exist".into()))?;
+    // Before the bounds: what a dying writer still appends, and tells in a checkpoint, is within them then.
     let checkpoint: Option<Checkpoint> = match log.checkpoint().await? {
         Some(value) => Some(body::from_value(&value).map_err(|error| {
             Fault::new(Code::RecordCorrupt, "read the stream's checkpoint").because(error)
@@ -126,6 +127,7 @@ async fn begin<L: Log, K: Keeper>(
         None => None,
     };
     let checkpoint = checkpoint.filter(|checkpoint| checkpoint.incarnation == opened.incarnation);
+    let bounds = log.bounds().await?.ok_or_else(|| lost("it does not exist".into()))?;
     if opened.live {
         match checkpoint {
             Some(at) if at.offset >= bounds.high => {
@@ -225,6 +227,8 @@ struct Capture<'a, S, W> {
     through: Position,
     /// The last transaction of the stream that is durable.
     last: Option<Position>,
+    /// The last record that is durable and ends something, and what is in the log up to it.
+    durable: Option<(Sequence, Position)>,
     idle_at: Instant,
     checkpoint_at: Instant,
     entry: &'a SourceEntry,
@@ -238,7 +242,7 @@ struct Capture<'a, S, W> {
     aside: Aside,
     /// Where regions may begin the stream: the region, the first record that counts, and all of it as it is kept.
     starts: Vec<(String, Sequence, String)>,
-    /// A record at or behind the last that is known to be durable.
+    /// Where a record stands that is durable, and none later than the last that is known to be.
     offset: Offset,
 }
 
@@ -287,13 +291,19 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
     /// What was given to the log becomes durable and is confirmed; a transaction half read is
     /// completed by whoever comes next.
     async fn finish(&mut self) -> Result<()> {
-        let settled = tokio::time::timeout(FINISH, self.appender.settle()).await;
-        self.checkpoint_at = Instant::now();
-        self.tell()?;
-        match settled {
-            Ok(outcome) => outcome,
-            Err(_) => Ok(()),
-        }
+        let settled = tokio::time::timeout(FINISH, async {
+            self.appender.settle().await?;
+            self.tell()?;
+            // Whoever comes next reads from the newest, and would else read what was appended since the last one.
+            if let Some((sequence, through)) = self.durable {
+                let is_last = self.appender.sequence() == sequence;
+                let last = self.appender.writer().last_offset().filter(|_| is_last);
+                self.keep_checkpoint(sequence, through, last.unwrap_or(self.offset))?;
+                self.appender.writer().all_kept().await?;
+            }
+            Ok(())
+        });
+        settled.await.unwrap_or(Ok(()))
     }
 
     async fn take(&mut self, event: Event) -> Result<()> {
@@ -664,7 +674,9 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
     /// Tells the log, now and then, how far the server has come with nothing of the stream.
     async fn rest(&mut self) -> Result<()> {
         let behind = !self.through.covers(&self.seen);
-        if self.transaction.is_some() || !behind || self.idle_at.elapsed() < IDLE_INTERVAL {
+        // Inside a transaction that is half in the log, readers would take it for a part of it.
+        let inside = self.transaction.is_some() || self.resume.is_open();
+        if inside || !behind || self.idle_at.elapsed() < IDLE_INTERVAL {
             return Ok(());
         }
         self.idle_at = Instant::now();
@@ -703,6 +715,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         let Position::Postgres(seen) = self.seen;
         self.entry.captured.set(seen.end);
         self.last = durable.transaction.or(self.last);
+        self.durable = Some((durable.sequence, durable.position));
         self.offset = durable.offset.unwrap_or(self.offset);
         let Some(offset) = durable.offset.filter(|_| self.checkpoint_at <= Instant::now()) else {
             return Ok(());
@@ -714,14 +727,13 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         let waits = self.starts.iter().any(|(_, first, _)| *first > durable.sequence);
         let interval = if waits { Duration::ZERO } else { self.params.checkpoint_interval };
         self.checkpoint_at = Instant::now() + interval;
-        let checkpoint = Checkpoint {
-            incarnation: self.incarnation,
-            epoch: self.epoch,
-            sequence: durable.sequence,
-            offset,
-            last: self.last,
-            through: durable.position,
-        };
+        self.keep_checkpoint(durable.sequence, durable.position, offset)
+    }
+
+    /// Keeps a checkpoint at a record that is durable, soon; `offset` is at or before it.
+    fn keep_checkpoint(&mut self, sequence: Sequence, through: Position, offset: Offset) -> Result<()> {
+        let (incarnation, epoch, last) = (self.incarnation, self.epoch, self.last);
+        let checkpoint = Checkpoint { incarnation, epoch, sequence, offset, last, through };
         self.appender.writer().keep_checkpoint(&body::to_value(&checkpoint))
     }
 }

@@ -1,5 +1,6 @@
 //! Reading a stream's own tail: what stands in it is the checkpoint.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::resume::{Open, Tail};
@@ -110,6 +111,9 @@ pub async fn read<L: Log>(
             }
         }
     }
+    scan.settle().map_err(|error| {
+        Fault::new(Code::RecordCorrupt, "the last change of the stream's own tail").because(error)
+    })?;
     let Some(tracker) = scan.tracker else {
         // Nothing of ours is left. Whether anything ever was, the checkpoint knows.
         let end = checkpoint.map_or(
@@ -137,11 +141,22 @@ struct Scan {
     catching_up: bool,
     tail: Tail,
     parts: Vec<u8>,
+    /// The newest change that ends a transaction, and the newest that does not, where it came later.
+    ends: Option<Bytes>,
+    opens: Option<Bytes>,
 }
 
 impl Scan {
     fn new(incarnation: Incarnation) -> Self {
-        Self { incarnation, tracker: None, catching_up: true, tail: Tail::default(), parts: Vec::new() }
+        Self {
+            incarnation,
+            tracker: None,
+            catching_up: true,
+            tail: Tail::default(),
+            parts: Vec::new(),
+            ends: None,
+            opens: None,
+        }
     }
 
     fn take(&mut self, header: &Header, entry: &Entry) -> Result<()> {
@@ -172,6 +187,20 @@ impl Scan {
 
     fn count(&mut self, header: &Header, entry: &Entry) -> std::result::Result<(), serde_json::Error> {
         let value = &entry.value;
+        let is_change = matches!(
+            header.kind,
+            Kind::Change | Kind::Truncate | Kind::Chunk | Kind::Watermark | Kind::Answer
+        );
+        if is_change {
+            // Of these only the newest tells anything: read once it is known to be.
+            let last = header.flags.has(Flags::LAST);
+            if last {
+                self.ends = Some(value.clone());
+            }
+            self.opens = (!last).then(|| value.clone());
+            return Ok(());
+        }
+        self.settle()?;
         match header.kind {
             Kind::Genesis => self.tail.through = Some(body::from_value::<Genesis>(value)?.consistent),
             Kind::Idle => self.tail.through = Some(body::from_value::<Idle>(value)?.position),
@@ -184,10 +213,6 @@ impl Scan {
                 body::from_value::<Abort>(value)?;
                 self.tail.open = None;
             }
-            Kind::Change | Kind::Truncate | Kind::Chunk | Kind::Watermark | Kind::Answer => {
-                let place: Place = body::from_value(value)?;
-                self.placed(&place, header.flags);
-            }
             Kind::Part => {
                 if header.flags.has(Flags::PART_FIRST) {
                     self.parts.clear();
@@ -198,7 +223,24 @@ impl Scan {
                     self.placed(&place, header.flags);
                 }
             }
-            Kind::Schema | Kind::Barrier => (),
+            Kind::Schema
+            | Kind::Barrier
+            | Kind::Change
+            | Kind::Truncate
+            | Kind::Chunk
+            | Kind::Watermark
+            | Kind::Answer => (),
+        }
+        Ok(())
+    }
+
+    /// Reads the newest changes, which tell where the last transactions ended and began.
+    fn settle(&mut self) -> std::result::Result<(), serde_json::Error> {
+        if let Some(value) = self.ends.take() {
+            self.ended(body::from_value::<Place>(&value)?.position);
+        }
+        if let Some(value) = self.opens.take() {
+            self.placed(&body::from_value(&value)?, Flags::NONE);
         }
         Ok(())
     }
