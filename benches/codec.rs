@@ -128,7 +128,7 @@ fn open(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn decode_insert(bencher: Bencher<'_, '_>) {
     let value = Bytes::from(encoded().value);
-    let shapes = [(shape().fingerprint(), shape())].into();
+    let shapes = decode::Shapes::from_iter([(shape().fingerprint(), shape())]);
     bencher
         .counter(ItemsCount::new(1_u32))
         .bench(|| decode::change(black_box(&value), black_box(&shapes)).unwrap());

@@ -38,7 +38,7 @@ static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
         column("doc", "jsonb", false),
     ];
     let shape = Shape::new("public", "t", Identity::Default, columns);
-    [(shape.fingerprint(), Arc::new(shape))].into()
+    Shapes::from_iter([(shape.fingerprint(), Arc::new(shape))])
 });
 
 fuzz_target!(|data: &[u8]| {

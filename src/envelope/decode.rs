@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Shapes by fingerprint, as a reader has met them.
-pub type Shapes = HashMap<Fingerprint, Arc<Shape>>;
+pub type Shapes = foldhash::HashMap<Fingerprint, Arc<Shape>>;
 
 /// Why a value is not what its header says.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +52,8 @@ pub enum Unreadable {
 pub struct Decoded {
     /// Its transaction; with the true end where it is the last.
     pub position: Position,
-    /// The region it was first committed in.
-    pub origin: String,
+    /// The name of the region it was first committed in.
+    pub origin: Bytes,
     /// Its place in its transaction.
     pub ordinal: u64,
     /// What happened.
@@ -122,7 +122,7 @@ pub(super) fn any_change(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unre
     };
     Ok(Decoded {
         position: block.position,
-        origin: block.origin.to_owned(),
+        origin: value.slice_ref(block.origin.as_bytes()),
         ordinal: block.ordinal,
         change,
         to: None,
@@ -141,7 +141,13 @@ pub fn truncate(value: &[u8], shapes: &Shapes) -> Result<Decoded, Unreadable> {
     }
     let change =
         Change::Truncate { shapes: named, cascade: body.cascade, restart_identity: body.restart_identity };
-    Ok(Decoded { position: body.position, origin: body.origin, ordinal: body.ordinal, change, to: None })
+    Ok(Decoded {
+        position: body.position,
+        origin: body.origin.into(),
+        ordinal: body.ordinal,
+        change,
+        to: None,
+    })
 }
 
 /// Reads a chunk record's value.
@@ -174,7 +180,7 @@ pub fn chunk(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
     }
     Ok(Decoded {
         position: body.position,
-        origin: body.origin.into_owned(),
+        origin: body.origin.into_owned().into(),
         ordinal: body.ordinal,
         change: Change::Chunk { shape, rows: body.rows, again: body.again, keys, text },
         to: Some(body.to.into_iter().map(Cow::into_owned).collect()),
@@ -193,7 +199,7 @@ pub fn watermark(value: &[u8], shapes: &Shapes) -> Result<Decoded, Unreadable> {
     }
     Ok(Decoded {
         position: body.position,
-        origin: body.origin,
+        origin: body.origin.into(),
         ordinal: body.ordinal,
         change: Change::Watermark { shapes: named, mark: body.mark },
         to: Some(body.to),

@@ -5,7 +5,7 @@
 //! `int2`, `int4` and `bool` are JSON numbers and booleans, which every reader keeps exactly;
 //! everything else is a JSON string with Postgres's own text.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
     change::{Cell, Change, Column, Fingerprint, Identity, Row, Shape},
@@ -46,7 +46,7 @@ pub struct Encoder {
     /// `"source":{` up to the table, constant for the source.
     source: String,
     origin: String,
-    tables: HashMap<Fingerprint, TableText>,
+    tables: foldhash::HashMap<Fingerprint, TableText>,
     /// Constant for the transaction in hand.
     transaction: TransactionText,
 }
@@ -103,7 +103,7 @@ impl Encoder {
         push_json(&mut source, database);
         let mut origin = String::new();
         push_json(&mut origin, region.as_str());
-        Self { source, origin, tables: HashMap::new(), transaction: TransactionText::default() }
+        Self { source, origin, tables: foldhash::HashMap::default(), transaction: TransactionText::default() }
     }
 
     /// Begins a transaction. The changes given after it are its.

@@ -39,7 +39,7 @@ pub(super) fn change(value: &Bytes, shapes: &Shapes) -> Option<Decoded> {
     block.eat("\",\"ordinal\":")?;
     let ordinal = block.number()?.parse().ok()?;
     block.eat(",\"origin\":\"")?;
-    let origin = block.until_quote()?.to_owned();
+    let origin = value.slice_ref(block.until_quote()?.as_bytes());
     block.eat("\",\"position\":{\"postgres\":{\"commit\":\"")?;
     let commit = block.until_quote()?.parse().ok()?;
     block.eat("\",\"end\":\"")?;

@@ -326,13 +326,13 @@ fn key_row<'a>(old: Option<&'a Row>, new: Option<&'a Row>, columns: &[usize]) ->
 struct Segment<'a> {
     tables: Vec<Table<'a>>,
     /// By the address of the shape, which is cheaper than its fingerprint.
-    by_address: HashMap<usize, usize>,
-    by_fingerprint: HashMap<Fingerprint, usize>,
+    by_address: foldhash::HashMap<usize, usize>,
+    by_fingerprint: foldhash::HashMap<Fingerprint, usize>,
     /// The shape each table was met under in this segment.
-    by_name: HashMap<(&'a str, &'a str), usize>,
+    by_name: foldhash::HashMap<(&'a str, &'a str), usize>,
     entries: Vec<Entry<'a>>,
     /// The last entry of each row.
-    rows: HashMap<(usize, Key<'a>), usize>,
+    rows: foldhash::HashMap<(usize, Key<'a>), usize>,
 }
 
 struct Table<'a> {

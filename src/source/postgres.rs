@@ -66,7 +66,7 @@ struct Session {
 struct Tables {
     scope: Scope,
     /// None for a table that is published and not in scope.
-    relations: HashMap<u32, Option<Arc<Shape>>>,
+    relations: foldhash::HashMap<u32, Option<Arc<Shape>>>,
     types: HashMap<u32, (String, String)>,
 }
 
@@ -90,8 +90,11 @@ impl Source for PostgresSource {
             Replication::start(&config.address, &config.slot, &config.publication, &application)
                 .await
                 .map_err(|error| start_fault(error, &config.slot))?;
-        let tables =
-            Tables { scope: self.config.scope.clone(), relations: HashMap::new(), types: HashMap::new() };
+        let tables = Tables {
+            scope: self.config.scope.clone(),
+            relations: foldhash::HashMap::default(),
+            types: HashMap::new(),
+        };
         self.session = Some(Session { replication, tables, ordinal: 0 });
         Ok((opened, keeper, PostgresCopier::new(self.config.clone())))
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rdkafka::{
     ClientConfig, Message, Offset as KafkaOffset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext},
@@ -32,6 +32,8 @@ use crate::{
 /// A helping's bytes: enough to be worth handing over, small enough that a few do not matter.
 const HELPING_BYTES: usize = 512 << 10;
 const HELPING_RECORDS: usize = 1024;
+/// Values are copied side by side into buffers of this size. What keeps one keeps its buffer: small, then.
+const BUFFER_BYTES: usize = 64 << 10;
 /// Helpings that wait to be taken. With the fetch queue they bound what a slow sink leaves in memory.
 const HELPINGS: usize = 4;
 /// How soon the thread notices that nobody reads any more.
@@ -59,8 +61,9 @@ impl KafkaReader {
         let (cluster, read) = (cluster.clone(), topic.to_owned());
         // Ends by itself once `stop` is set or the receiver is gone.
         task::spawn_thread("kafka reader", move || {
+            let mut buffer = BytesMut::new();
             while !stopped.load(Ordering::Relaxed) {
-                let helping = match helping(&consumer) {
+                let helping = match helping(&consumer, &mut buffer) {
                     Ok(entries) if entries.is_empty() => continue,
                     Ok(entries) => Ok(entries),
                     Err(error) => Err(cluster.fault_of(&doing, error, "Read", Resource::Topic(&read))),
@@ -136,7 +139,7 @@ fn assign<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, from: Kaf
 }
 
 /// What has arrived, up to a helping; empty where nothing has within a turn.
-fn helping<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> KafkaResult<Vec<Entry>> {
+fn helping<C: ConsumerContext>(consumer: &BaseConsumer<C>, buffer: &mut BytesMut) -> KafkaResult<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut bytes = 0;
     let mut wait = TURN;
@@ -144,7 +147,7 @@ fn helping<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> KafkaResult<Vec<En
         match consumer.poll(wait) {
             None => break,
             Some(Ok(message)) => {
-                let entry = entry(&message);
+                let entry = entry(&message, buffer);
                 bytes += entry.value.len();
                 entries.push(entry);
                 wait = Duration::ZERO;
@@ -174,7 +177,8 @@ fn is_passing(error: &KafkaError) -> bool {
     !error.rdkafka_error_code().is_some_and(|code| lasting.contains(&code))
 }
 
-fn entry(message: &BorrowedMessage<'_>) -> Entry {
+/// Its value is a slice of `buffer`, shared with its neighbours', unless it is large: one allocation serves many.
+fn entry(message: &BorrowedMessage<'_>, buffer: &mut BytesMut) -> Entry {
     let value = message.payload().unwrap_or_default();
     let sealed =
         message.headers().and_then(|headers| headers.iter().find(|header| header.key == HEADER_NAME));
@@ -182,11 +186,20 @@ fn entry(message: &BorrowedMessage<'_>) -> Entry {
         Some(header) => Header::open(header.value, message.key().unwrap_or_default(), value),
         None => Err(InvalidHeader::Missing),
     };
+    let value = if value.len() > BUFFER_BYTES / 4 {
+        Bytes::copy_from_slice(value)
+    } else {
+        if buffer.capacity() < value.len() {
+            *buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        }
+        buffer.extend_from_slice(value);
+        buffer.split().freeze()
+    };
     Entry {
         offset: Offset(message.offset()),
         appended: Micros(message.timestamp().to_millis().unwrap_or(0) * 1000),
         header,
-        value: Bytes::copy_from_slice(value),
+        value,
     }
 }
 

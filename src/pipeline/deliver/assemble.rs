@@ -198,7 +198,9 @@ impl Assembler {
                 let body: Answered = body::from_value(value).map_err(|error| corrupt(error.into()))?;
                 let for_us = body.to.iter().any(|to| to == self.here.as_str());
                 match (header.flags.has(Flags::FIRST), &mut self.open) {
-                    (true, _) if for_us => self.begin(body.position, &body.origin, header, offset)?,
+                    (true, _) if for_us => {
+                        self.begin(body.position, body.origin.as_bytes(), header, offset)?
+                    }
                     (true, _) => position = Some(body.position),
                     // Behind rows that come with it.
                     (false, Some(open)) => open.head.position = body.position,
@@ -285,12 +287,12 @@ impl Assembler {
     }
 
     /// Begins a transaction.
-    fn begin(&mut self, position: Position, origin: &str, header: &Header, offset: Offset) -> Result<()> {
+    fn begin(&mut self, position: Position, origin: &[u8], header: &Header, offset: Offset) -> Result<()> {
         if self.open.is_some() {
             return Err(misplaced(header, offset, "it begins a transaction inside another"));
         }
         let Position::Postgres(at) = position;
-        let origin: Region = origin
+        let origin: Region = String::from_utf8_lossy(origin)
             .parse()
             .map_err(|error| misplaced(header, offset, "its origin is no region").because(error))?;
         // A transaction's commit record begins before it ends: whoever is beyond its beginning has it.
