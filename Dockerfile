@@ -27,7 +27,7 @@ COPY --from=build /landfall /usr/local/bin/landfall
 USER 10001
 ENV LANDFALL_CONFIG=/etc/landfall/landfall.toml
 EXPOSE 9187
-# 0 only where the daemon answers, is ready, and no stream of it is retrying or halted.
+# 0 only where the daemon answers, is ready, and every stream of it runs or stands by, with nothing to warn of.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=30s --retries=3 CMD ["landfall", "status"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["landfall"]

@@ -100,7 +100,7 @@ kinds! {
         "set source.slot to another name";
     /// The server invalidated the slot: what it held is gone from the server.
     SlotLost = "slot-lost",
-        "raise max_slot_wal_keep_size, copy the tables anew and begin a new incarnation";
+        "raise max_slot_wal_keep_size, begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
     /// The slot is over its limit, and is lost at the next checkpoint.
     SlotUnreserved = "slot-unreserved",
         "start the source now, or raise max_slot_wal_keep_size and reload";
@@ -235,7 +235,7 @@ kinds! {
         "let chrony or ntpd keep both machines' clocks";
     /// Tables that ought to be equal do not look it.
     TablesUnequal = "tables-unequal",
-        "if nothing is under way, copy the table anew: rows that were there before the stream began are not carried";
+        "if nothing is under way: rows that were there before the stream began come by `landfall backfill`, and `landfall verify` names those that differ";
     /// Whether tables are equal on both sides could not be told, or was told of some of them only.
     TablesUntold = "tables-untold",
         "give the other region's settings with --against, and --deep for exact counts";

@@ -114,7 +114,8 @@ async fn ask(http: &HttpSettings) -> Result<(String, Status)> {
 }
 
 fn verdict(status: &Status) -> u8 {
-    let well = |stream: &StreamStatus| badness(&stream.state) < 2 && stream.warnings.is_empty();
+    // What only starts carries nothing yet: whoever waits for it before they write must not go on.
+    let well = |stream: &StreamStatus| badness(&stream.state) == 0 && stream.warnings.is_empty();
     if status.ready && status.streams.iter().all(well) { GOOD } else { FOUND }
 }
 
@@ -144,11 +145,14 @@ mod tests {
         roster.database_healthy(true, "");
         assert_eq!(seen(&roster), GOOD);
         let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+        assert_eq!(seen(&roster), FOUND, "it only starts");
         link.set(State::standby("another holds it"));
         assert_eq!(seen(&roster), GOOD);
         link.set(State::halted(&Fault::new(Code::SequenceBroken, "read #9")));
         assert_eq!(seen(&roster), FOUND);
         link.set(State::Running);
+        roster.source().set(State::Running);
+        assert_eq!(seen(&roster), GOOD);
         roster.source().warnings.set(vec!["public.t is not published".into()]);
         assert_eq!(seen(&roster), FOUND);
     }

@@ -39,15 +39,18 @@ impl Setback {
         if ran {
             self.0.reset();
         }
-        metrics.retry(fault.code());
+        // Somebody else is at it: to look whether they still are is no setback.
+        let stands_by = matches!(fault.code(), Code::SlotBusy | Code::TargetHeld | Code::Superseded);
+        if !stands_by {
+            metrics.retry(fault.code());
+        }
         let delay = match fault.consequence() {
             Consequence::Halt => HALT_RECHECK,
             Consequence::Retry => self.0.next_delay(),
         };
         entry.set(match (fault.consequence(), fault.code()) {
             (Consequence::Halt, _) => State::halted(fault),
-            // Somebody else is at it.
-            (_, Code::SlotBusy | Code::TargetHeld | Code::Superseded) => State::standby(fault.message()),
+            _ if stands_by => State::standby(fault.message()),
             _ => State::retrying(fault, self.0.attempt()),
         });
         tokio::select! {
