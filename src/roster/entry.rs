@@ -373,7 +373,9 @@ impl LinkEntry {
     }
 
     fn see_whether_joined(&self, now: Micros) {
-        let close = self.lag_seconds(now).is_some_and(|lag| lag <= JOINED_LAG_SECONDS);
+        // Between two clocks that differ nobody knows the lag over a single link; that nothing is left to apply, one does.
+        let close = self.lag_seconds(now).is_some_and(|lag| lag <= JOINED_LAG_SECONDS)
+            || self.offset_lag.get() == Some(0);
         if close && self.filling.get() == Some(0) {
             self.catching_up.store(false, Ordering::Relaxed);
         }

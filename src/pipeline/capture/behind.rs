@@ -11,9 +11,10 @@ use std::{
 
 use crate::position::Offset;
 
-/// How often the log's end is noted: what is reckoned is too small by so much at most.
+/// How often the log's end is noted. What is reckoned is too small by so much, and by what a region lacked already when
+/// the first end was noted.
 pub(super) const NOTE_INTERVAL: Duration = Duration::from_secs(1);
-/// Ends that are kept, an hour's. Behind more, a region is behind by the oldest all the same.
+/// Ends that are kept, an hour's. With more, every second one is forgotten.
 const ENDS_MAX: usize = 3_600;
 
 /// Ends of the log that not every region has passed, oldest first.
@@ -26,9 +27,17 @@ impl Behind {
     /// The log ends before `end`, `now`.
     pub(super) fn note(&mut self, end: Offset, now: Instant) {
         let grown = self.ends.back().is_none_or(|(_, last)| *last < end);
-        if grown && self.ends.len() < ENDS_MAX {
-            self.ends.push_back((now, end));
+        if !grown {
+            return;
         }
+        if self.ends.len() >= ENDS_MAX {
+            let mut keeps = false;
+            self.ends.retain(|_| {
+                keeps = !keeps;
+                keeps
+            });
+        }
+        self.ends.push_back((now, end));
     }
 
     /// How old what the slowest region lacks is at least, `now`; it has applied everything before `applied`.
@@ -68,6 +77,8 @@ mod tests {
         for end in 0..2 * ENDS_MAX {
             behind.note(Offset(end as i64 + 1), began);
         }
-        assert_eq!(behind.ends.len(), ENDS_MAX);
+        assert!(behind.ends.len() <= ENDS_MAX);
+        let (first, last) = (behind.ends.front().unwrap(), behind.ends.back().unwrap());
+        assert_eq!((first.1, last.1), (Offset(1), Offset(2 * ENDS_MAX as i64)));
     }
 }

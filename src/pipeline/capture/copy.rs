@@ -356,16 +356,31 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
 
     /// Whether a region is too far behind for more rows to come before its changes.
     async fn is_held_back(&mut self) -> Result<bool> {
-        let Some((regions, lag_max)) = self.copier.lag_max() else {
+        if self.copier.lag_max().is_none() {
             (self.behind, self.looked) = (Behind::default(), None);
             return Ok(false);
-        };
-        let now = Instant::now();
+        }
         if let Some((looked, why)) = &self.looked
-            && now - *looked < NOTE_INTERVAL
+            && looked.elapsed() < NOTE_INTERVAL
         {
             return Ok(why.is_some());
         }
+        // Where nobody can tell how far a region is, that is what is waited for.
+        let why = self.too_far_behind().await.unwrap_or_else(|fault| {
+            Some(format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy()))
+        });
+        if let Some(why) = &why {
+            self.copier.wait_for(why).await?;
+        }
+        let is_held_back = why.is_some();
+        self.looked = Some((Instant::now(), why));
+        Ok(is_held_back)
+    }
+
+    /// Which region is too far behind, and by how much.
+    async fn too_far_behind(&mut self) -> Result<Option<String>> {
+        let Some((regions, lag_max)) = self.copier.lag_max() else { return Ok(None) };
+        let now = Instant::now();
         let mut slowest: Option<(Offset, &str)> = None;
         for to in regions {
             let to_group = to.parse().map(|to| names::group(&to, &self.params.region, &self.params.stream));
@@ -379,17 +394,11 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
         if let Some(bounds) = self.log.bounds().await? {
             self.behind.note(bounds.high, now);
         }
-        let why = slowest.and_then(|(applied, to)| {
+        Ok(slowest.and_then(|(applied, to)| {
             let lag = self.behind.lag(applied, now);
             let (lag, most) = (lag.as_secs(), lag_max.as_secs_f64());
             (lag as f64 > most).then(|| format!("{to} is {lag} s behind; --max-lag is {most} s"))
-        });
-        if let Some(why) = &why {
-            self.copier.wait_for(why).await?;
-        }
-        let is_held_back = why.is_some();
-        self.looked = Some((now, why));
-        Ok(is_held_back)
+        }))
     }
 
     /// Has a portion read again.

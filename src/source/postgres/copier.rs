@@ -351,7 +351,9 @@ impl PostgresCopier {
             let table = &mut work.tables[at];
             (table.begun, table.done, table.after) = (true, done, ticket.after.clone());
             let share = self.strain.share();
-            self.not_before = since + work.limits.next_after(read.rows, read.bytes, took, share);
+            // The watermark's commit waited; it read nothing.
+            let reading = took.saturating_sub(committed);
+            self.not_before = since + work.limits.next_after(read.rows, read.bytes, reading, share);
         }
         self.given.push_back(Ticket { backfill: id, place: Some(place), kept: Kept::Chunk(ticket) });
         self.chunk_rows = next_limit(limit, read.rows, read.bytes).min(rows_max);
@@ -394,6 +396,14 @@ impl Copier for PostgresCopier {
 
     async fn next(&mut self, low: impl Fn(&str) -> String + Send) -> Result<Option<Portion>> {
         if Instant::now() < self.not_before {
+            // It may be long until then; whoever holds it back or ends it is heard meanwhile.
+            if self.work.is_some() && self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
+                self.looked = Some(Instant::now());
+                self.may_go_on().await?;
+                if self.work.is_none() {
+                    self.not_before = Instant::now();
+                }
+            }
             return Ok(None);
         }
         if self.work.is_none() && self.given.is_empty() {
@@ -465,7 +475,8 @@ impl Copier for PostgresCopier {
         let Some(ticket) = self.given.pop_back() else { return };
         let times = self.refused.map_or(0, |(_, times)| times) + 1;
         self.refused = Some((why, times));
-        self.not_before = Instant::now() + (LOOK_INTERVAL / 10 * times).min(10 * LOOK_INTERVAL);
+        let rest = (LOOK_INTERVAL / 10 * times).min(10 * LOOK_INTERVAL);
+        self.not_before = self.not_before.max(Instant::now() + rest);
         let Some(work) = self.work.as_mut().filter(|work| work.id == ticket.backfill) else { return };
         let table = work.tables.iter_mut().find(|table| Some(table.place) == ticket.place);
         match (ticket.kept, table) {

@@ -10,6 +10,10 @@ use std::time::Duration;
 const CALM: Duration = Duration::from_millis(20);
 /// The newest commit's part in what is taken for the latency now.
 const NEWEST: f64 = 0.3;
+/// By how much the shortest commit grows with each: it doubles in seventy chunks.
+const FORGETS: f64 = 1.01;
+/// The longest wait that the load alone asks for, in seconds: what a chunk took may be one hitch of a disk or a standby.
+const REST_MAX: f64 = 60.0;
 /// The smallest share of the time that is left to reading: a backfill that stood still would never tell that the strain
 /// is over.
 const SHARE_MIN: f64 = 0.05;
@@ -30,7 +34,7 @@ impl Limits {
         let at = |rate: Option<u64>, much: u64| rate.map_or(0.0, |rate| much as f64 / rate.max(1) as f64);
         let for_rate = at(self.rows_per_second, rows).max(at(self.bytes_per_second, bytes));
         let share = share.min(self.source_load.clamp(0.01, 1.0));
-        let for_load = if share < 1.0 { took.as_secs_f64() / share } else { 0.0 };
+        let for_load = if share < 1.0 { (took.as_secs_f64() / share).min(REST_MAX) } else { 0.0 };
         Duration::from_secs_f64(for_rate.max(for_load))
     }
 }
@@ -48,7 +52,8 @@ impl Strain {
         let took = took.as_secs_f64();
         self.seen = Some(match self.seen {
             None => (took, took),
-            Some((best, now)) => (best.min(took), now + NEWEST * (took - now)),
+            // What was best once is not for ever: a server may become slower for good.
+            Some((best, now)) => (took.min(best * FORGETS), now + NEWEST * (took - now)),
         });
     }
 

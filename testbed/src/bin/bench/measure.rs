@@ -8,7 +8,7 @@ use testbed::{Postgres, cpu};
 /// How often an arrival is looked for: a fraction of a percent of what is timed.
 const POLL: Duration = Duration::from_millis(5);
 /// Longer than any drain.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A group of processes whose time is added up.
 #[derive(Clone, Debug)]
