@@ -455,7 +455,10 @@ async fn pump(
     let leave = async {
         let mut conditions = cable.conditions.subscribe();
         while let Some(UnderWay { due, mut bytes }) = line_out.recv().await {
-            tokio::time::sleep_until(due).await;
+            // A timer rounds up to a millisecond, which a cable without delay must not add.
+            if due > Instant::now() {
+                tokio::time::sleep_until(due).await;
+            }
             let lane = {
                 let Ok(now) = conditions.wait_for(|now| !now.holds(direction)).await else {
                     return Ok(());

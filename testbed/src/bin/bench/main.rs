@@ -21,7 +21,9 @@ mod measure;
 mod native;
 mod report;
 mod site;
+mod stalls;
 mod svg;
+mod warm;
 mod workload;
 
 use std::path::PathBuf;
@@ -135,6 +137,8 @@ async fn run(plan: &Plan) -> Result<()> {
     } else if !testbed::home::has_rivals() {
         report.missing("debezium", "it is not installed here; `scripts/setup-rivals` fetches it");
     }
+    let stalls = stalls::watch();
+    println!("machine: {stalls}");
     let mut about = Vec::new();
     // What fails is said; what was measured besides is worth the hours it took.
     let mut failed = Vec::new();
@@ -145,7 +149,10 @@ async fn run(plan: &Plan) -> Result<()> {
         }
     }
     if plan.takes(LATENCY) {
-        failed.extend(latencies(plan, &mut report).await.err().map(|error| (LATENCY, error)));
+        match latencies(plan, &mut report).await {
+            Ok(site) => about = site,
+            Err(error) => failed.push((LATENCY, error)),
+        }
     }
     if plan.takes(backfill::NAME) {
         failed.extend(backfill::run(plan, &mut report).await.err().map(|error| (backfill::NAME, error)));
@@ -154,6 +161,7 @@ async fn run(plan: &Plan) -> Result<()> {
         report.missing(name, &format!("{error:#}"));
     }
     judge(plan, &mut report);
+    about.push(("evenness".into(), stalls.to_string()));
     about.push(("rounds".into(), plan.rounds.to_string()));
     about.push(("scale".into(), format!("{} of the full number of rows", plan.scale)));
     about.push(("took".into(), format!("{} s", began.elapsed().as_secs())));
@@ -186,8 +194,7 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
     let rows = ((workload.rows as f64 * plan.scale) as u64).max(workload.rows_per_transaction);
     let mut last = 0;
     let outcome = async {
-        // A broker that has just started compiles its own code for seconds, on the cores that everybody shares, and those
-        // who use it pay. Anybody's broker is warm, and so is this one once each has moved rows that do not count.
+        // The first rows of each do not count: caches, a JVM of the rival's that compiles.
         if workload.rows_per_transaction < GIANT {
             let written = workload.write(&writer, last, (rows / WARM_SHARE).max(1)).await?;
             last = written.last;
@@ -262,7 +269,7 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
 }
 
 /// Commit to visible, of each contender alone, near and far, and beside a key that never rests.
-async fn latencies(plan: &Plan, report: &mut Report) -> Result<()> {
+async fn latencies(plan: &Plan, report: &mut Report) -> Result<Vec<(String, String)>> {
     println!("latency: {PACE} rows/s, each a transaction");
     let site = Site::start().await?;
     let schema = "create table probe (id int8 primary key, at timestamptz not null default now());
@@ -298,7 +305,7 @@ async fn latencies(plan: &Plan, report: &mut Report) -> Result<()> {
         }
         site.set_rtt(Duration::ZERO);
     }
-    Ok(())
+    site.about().await
 }
 
 /// The query that is true at a target that has every row of the probe.

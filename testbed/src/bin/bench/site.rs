@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use testbed::{Kafka, Postgres, Wan};
 
+use super::warm::warm_up;
+
 /// The source's database.
 pub const SOURCE: &str = "bench";
 
@@ -35,7 +37,7 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 impl Site {
-    /// Starts the servers.
+    /// Starts the servers, and warms the broker up.
     pub async fn start() -> Result<Self> {
         let server = |name| {
             let builder = Postgres::builder(15, name);
@@ -43,6 +45,7 @@ impl Site {
         };
         let (source, target, kafka) =
             tokio::try_join!(server("source"), server("target"), Kafka::start_lasting())?;
+        warm_up(&kafka).await?;
         source.create_database(SOURCE).await?;
         let line = Wan::new()?;
         let far = line.forward(testbed::ports::loopback(source.port()))?;
