@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use testbed::connect::State;
 use testbed::connect::debezium::{JdbcSink, PostgresSource};
 use testbed::{Connect, Kafka};
 
@@ -15,6 +16,8 @@ use super::workload::{Workload, Written};
 pub const DATABASE: &str = "debezium";
 const PREFIX: &str = "debezium";
 const START: Duration = Duration::from_secs(60);
+/// Between two looks whether a connector has given up.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A worker, its connectors deleted between two measurements: it keeps where they stood.
 pub struct Debezium {
@@ -104,11 +107,26 @@ impl Debezium {
         let watch = Watch::start(self.groups(site));
         self.read(site).await?;
         self.apply(site).await?;
-        let mut drain = arrive(site, workload, written, watch, DATABASE).await?;
+        let mut drain = tokio::select! {
+            arrived = arrive(site, workload, written, watch, DATABASE) => arrived?,
+            failed = self.failure() => return Err(failed),
+        };
         drain.peak_mib = Some(self.connect.vm_hwm_kib()? as f64 / 1024.0);
         self.rest(site).await?;
         self.connect.delete("sink").await?;
         Ok(drain)
+    }
+
+    /// Returns once one of its connectors has given up, with the reason.
+    async fn failure(&self) -> anyhow::Error {
+        loop {
+            for name in ["source", "sink"] {
+                if let Ok(State::Failed { trace }) = self.connect.state(name).await {
+                    return anyhow!("the {name} has given up: {trace}");
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// How many changes its topics hold; a topic that does not exist yet holds none.
