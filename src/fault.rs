@@ -88,28 +88,28 @@ codes! {
     /// The replication slot is gone though the stream has begun: somebody dropped it, or the server failed
     /// over to one that never had it.
     SlotMissing = "LF-SLOT-MISSING", Halt,
-        "the changes in the range shown are gone from the log; begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "the changes in the range shown are gone from the log; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The server invalidated the slot, most often because more log was waiting for it than
     /// `max_slot_wal_keep_size` allows.
     SlotLost = "LF-SLOT-LOST", Halt,
-        "the changes in the range shown are gone from the server; raise max_slot_wal_keep_size and begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "the changes in the range shown are gone from the server; raise max_slot_wal_keep_size and begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The slot stands beyond what the stream in Kafka holds, so the changes between can come from nowhere.
     SlotAhead = "LF-SLOT-AHEAD", Halt,
-        "the range shown was released by the server without being in the log: the slot was advanced or recreated by hand, or Kafka lost acknowledged records; begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "the range shown was released by the server without being in the log: the slot was advanced or recreated by hand, or Kafka lost acknowledged records; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// Another process reads the slot: a second daemon of this region, or one whose connection the server
     /// has not yet given up.
     SlotBusy = "LF-SLOT-BUSY", Retry,
         "another daemon serves this region; this one stands by and takes over when the slot is free";
     /// The database's system identifier is another one than that of the server the stream came from.
     ServerChanged = "LF-SERVER-CHANGED", Halt,
-        "point the url at the stream's server, or begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "point the url at the stream's server, or begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The server lacks the last transaction the log holds, or has another in its place: its history is not
     /// the one that was replicated.
     ServerDiverged = "LF-SERVER-DIVERGED", Halt,
-        "the server was restored, or promoted with loss: the other regions hold transactions it does not; begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "the server was restored, or promoted with loss: the other regions hold transactions it does not; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The topic is gone, or was made anew: what is in it does not continue what was read from it.
     TopicLost = "LF-TOPIC-LOST", Halt,
-        "the topic was deleted or recreated; the range shown is gone from it; begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "the topic was deleted or recreated; the range shown is gone from it; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The topic holds a stream this database knows nothing of.
     StreamForeign = "LF-STREAM-FOREIGN", Halt,
         "the topic belongs to another database or the schema `landfall` was dropped; restore it, or use another region name";
@@ -118,10 +118,10 @@ codes! {
         "the records in the range shown are gone; `landfall recover` in this region has the rows they touched come anew";
     /// The topic has not exactly one partition. The order of a stream is the order of one partition.
     PartitionsChanged = "LF-PARTITIONS", Halt,
-        "partitions cannot be taken away: begin the stream anew on a topic with one partition, as docs/operating.md says";
+        "partitions cannot be taken away: begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// A sequence number of the stream repeats or is missing, where records stand without a hole.
     SequenceBroken = "LF-SEQUENCE", Halt,
-        "the log is damaged at the place shown; nothing past it was applied; begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "the log is damaged at the place shown; nothing past it was applied; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// A record is damaged, was written by somebody else, or is of a kind this version does not know.
     RecordCorrupt = "LF-RECORD", Halt,
         "nothing past the record was applied; if another program wrote it, take its write permission away; if a newer Landfall did, update this one";

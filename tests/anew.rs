@@ -1,19 +1,25 @@
-//! Proves that a stream that has lost something is begun anew as docs/operating.md says: its own steps and
-//! its own statements, taken from the paper.
+//! Proves that a stream that has lost something is begun anew as docs/operating.md says: by its command, and its own
+//! statements, taken from the paper.
 
 use std::time::Duration;
 
-use testbed::{TwoRegions, checksum, eventually, region::DATABASE};
+use testbed::{Daemon, TwoRegions, checksum, eventually, region::DATABASE};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The statements of the section, as many blocks as there are steps with SQL.
-fn statements() -> Vec<String> {
+/// The statements of the section.
+fn statements() -> String {
     let paper = std::fs::read_to_string("docs/operating.md").unwrap();
     let section = paper.split("\n## Beginning a stream anew").nth(1).unwrap();
-    let blocks = section.split("```sql\n").skip(1).map(|tail| tail.split("```").next().unwrap());
-    blocks.map(str::to_owned).collect()
+    section.split("```sql\n").nth(1).unwrap().split("```").next().unwrap().to_owned()
+}
+
+/// What the source has lost.
+#[derive(Clone, Copy, PartialEq)]
+enum Lost {
+    Topic,
+    Slot,
 }
 
 /// The last step of the paper.
@@ -25,16 +31,20 @@ enum Last {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_begun_anew_as_the_paper_says_and_its_region_filled() {
-    begin_anew(Last::Fill).await;
+    begin_anew(Lost::Topic, Last::Fill).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_begun_anew_as_the_paper_says_and_its_link_recovered() {
-    begin_anew(Last::Recover).await;
+    begin_anew(Lost::Topic, Last::Recover).await;
 }
 
-async fn begin_anew(last: Last) {
-    let [at_the_source, at_the_target] = &statements()[..] else { panic!("the paper has other steps") };
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_slot_is_gone_is_begun_anew_and_its_link_recovered() {
+    begin_anew(Lost::Slot, Last::Recover).await;
+}
+
+async fn begin_anew(lost: Lost, last: Last) {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     regions.execute_both("create table t (id int8 primary key, n int4)").await.unwrap();
     let mut us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
@@ -48,51 +58,61 @@ async fn begin_anew(last: Last) {
     .await
     .unwrap();
 
-    // Changes are committed that nobody will ever read: the topic goes before they are.
-    eu.kill9().unwrap();
-    regions.us.execute("update t set n = 1; insert into t values (101, 1)").await.unwrap();
-    regions.us.kafka.delete_topic("landfall.us-east-1.main").await.unwrap();
-    eu.start_again().unwrap();
-    for daemon in [&us, &eu] {
-        eventually(PATIENCE, "both sides have halted", async || {
-            let (_, status) = daemon.http_get("/status").await?;
-            Ok(status.contains("LF-TOPIC-LOST"))
-        })
-        .await
-        .unwrap();
-    }
-
-    us.sigterm(PATIENCE).await.unwrap();
-    eu.sigterm(PATIENCE).await.unwrap();
-    // The server notices a moment later that nobody reads the slot any more, and drops none that is read.
-    eventually(PATIENCE, "nobody reads the slot", async || {
-        let read = "select bool_or(active)::text from pg_replication_slots";
-        Ok(regions.us.postgres.query_text(DATABASE, read).await?.as_deref() == Some("false"))
-    })
-    .await
-    .unwrap();
-    regions.us.execute(at_the_source).await.unwrap();
-    for topic in ["landfall.us-east-1.main", "landfall.us-east-1.state"] {
-        if regions.us.kafka.topic_exists(topic).await.unwrap() {
-            regions.us.kafka.delete_topic(topic).await.unwrap();
+    // Changes are committed that nobody will ever read.
+    let change = "update t set n = 1; insert into t values (101, 1)";
+    match lost {
+        Lost::Topic => {
+            eu.kill9().unwrap();
+            regions.us.execute(change).await.unwrap();
+            regions.us.kafka.delete_topic("landfall.us-east-1.main").await.unwrap();
+            eu.start_again().unwrap();
+            for daemon in [&us, &eu] {
+                halted(daemon, "LF-TOPIC-LOST").await;
+            }
+            let early = eu.command(&["recover", "--execute"]).await.unwrap();
+            let early = String::from_utf8_lossy(&early.stderr).into_owned();
+            assert!(early.contains("[LF-TOPIC-LOST]") && early.contains("recover --source"), "{early}");
+        }
+        Lost::Slot => {
+            us.kill9().unwrap();
+            // The server notices a moment later that nobody reads the slot any more, and drops none that is read.
+            eventually(PATIENCE, "nobody reads the slot", async || {
+                let read = "select bool_or(active)::text from pg_replication_slots";
+                Ok(regions.us.postgres.query_text(DATABASE, read).await?.as_deref() == Some("false"))
+            })
+            .await
+            .unwrap();
+            let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots";
+            regions.us.execute(drop).await.unwrap();
+            regions.us.execute(change).await.unwrap();
+            us.start_again().unwrap();
+            halted(&us, "LF-SLOT-MISSING").await;
         }
     }
-    regions.eu.execute(at_the_target).await.unwrap();
-    us.start_again().unwrap();
-    eventually(PATIENCE, "the source runs", async || {
-        let (_, status) = us.http_get("/status").await?;
-        Ok(status.contains("\"state\":\"running\""))
-    })
-    .await
-    .unwrap();
-    eu.start_again().unwrap();
+
+    let plan = us.command(&["recover", "--source"]).await.unwrap();
+    let told = String::from_utf8_lossy(&plan.stdout);
+    assert!(plan.status.success() && told.contains("landfall.us-east-1.state"), "{told}");
+    let slots = "select count(*)::text from pg_replication_slots";
+    let there = regions.us.postgres.query_text(DATABASE, slots).await.unwrap();
+    let (kept, is) = if lost == Lost::Slot { ("0", "gone") } else { ("1", "incarnation") };
+    assert_eq!(there.as_deref(), Some(kept), "nothing was asked for yet");
+    assert!(told.contains(is), "{told}");
+    let done = us.command(&["recover", "--source", "--execute"]).await.unwrap();
+    let (told, said) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success() && told.contains("begun anew"), "{told}{said}\n{}", us.log_tail());
+    if last == Last::Fill {
+        eu.sigterm(PATIENCE).await.unwrap();
+        regions.eu.execute(&statements()).await.unwrap();
+        eu.start_again().unwrap();
+    }
     regions.us.execute("grant select on t to landfall; insert into t values (102, 2)").await.unwrap();
     regions.us.execute("delete from t where id = 1").await.unwrap();
     let done = match last {
         Last::Fill => us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap(),
         Last::Recover => eu.command(&["recover", "--execute"]).await.unwrap(),
     };
-    let said = String::from_utf8_lossy(&done.stderr);
+    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{said}\n{}\n{}", us.log_tail(), eu.log_tail());
     eventually(PATIENCE, "both sides are equal, with what came after the copy", async || {
         let ours = checksum::database(&regions.us.connect().await?).await?;
@@ -105,4 +125,17 @@ async fn begin_anew(last: Last) {
     eventually(PATIENCE, "the region is ready", async || Ok(eu.http_get("/health/ready").await?.0 == 200))
         .await
         .unwrap();
+
+    // Now nothing is lost.
+    let refused = us.command(&["recover", "--source", "--execute"]).await.unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("[LF-SLOT-BUSY]"), "{said}");
+}
+
+async fn halted(daemon: &Daemon, code: &str) {
+    eventually(PATIENCE, "the stream has halted", async || {
+        Ok(daemon.http_get("/status").await?.1.contains(code))
+    })
+    .await
+    .unwrap();
 }

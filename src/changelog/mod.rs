@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::{
     envelope::{Header, InvalidHeader},
     fault::Result,
-    position::Offset,
+    position::{Incarnation, Offset},
     stamp::Micros,
 };
 
@@ -91,6 +91,18 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// It cannot be asked now, or not by us.
     fn published_by(&self, group: &str) -> impl Future<Output = Result<Option<Offset>>> + Send;
+}
+
+/// The life of the stream that a log holds: what its oldest record says, where there is one and it is ours.
+///
+/// # Errors
+/// As for [`Log::bounds`] and [`Reader::read`].
+pub async fn incarnation<L: Log>(log: &L, bounds: Bounds) -> Result<Option<Incarnation>> {
+    if bounds.low == bounds.high {
+        return Ok(None);
+    }
+    let entries = log.reader(bounds.low)?.read().await?;
+    Ok(entries.first().and_then(|entry| entry.header.as_ref().ok()).map(|header| header.incarnation))
 }
 
 /// Appends to a log. Records stand in it in the order they were given, each once.

@@ -100,7 +100,7 @@ kinds! {
         "set source.slot to another name";
     /// The server invalidated the slot: what it held is gone from the server.
     SlotLost = "slot-lost",
-        "raise max_slot_wal_keep_size, begin the stream anew as docs/operating.md says, then run `landfall recover` where it is read";
+        "raise max_slot_wal_keep_size, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The slot is over its limit, and is lost at the next checkpoint.
     SlotUnreserved = "slot-unreserved",
         "start the source now, or raise max_slot_wal_keep_size and reload";

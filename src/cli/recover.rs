@@ -1,4 +1,5 @@
-//! `landfall recover`: lets a link that cannot go on do so where the other region is now, and mends what it missed.
+//! `landfall recover`: lets a link that cannot go on do so where the other region is now, and mends what it missed. With
+//! `--source`, at the other end: begins a stream anew that has lost something.
 
 use std::{
     collections::HashSet,
@@ -8,6 +9,8 @@ use std::{
 
 use clap::Args;
 
+mod anew;
+
 use super::{
     FOUND, GOOD,
     backfill::share,
@@ -16,13 +19,14 @@ use super::{
 };
 use crate::{
     changelog::{
-        Log,
+        self, Log,
         kafka::{KafkaLog, Topics, WriterLimits},
     },
     config::Settings,
     fault::{Code, Fault, Result},
     kafka::{Cluster, TopicRules},
     names,
+    position::Offset,
     region::Region,
     scope::Pattern,
     sink::postgres::verification::{self, Request, Stale, TableVerified},
@@ -43,6 +47,10 @@ pub(super) struct Arguments {
     /// The region whose link cannot go on; needed where this one has several links.
     #[arg(long, value_name = "REGION")]
     from: Option<Region>,
+    /// Begins this region's own stream anew, which has lost something (its slot, its topic, its server's history). Each
+    /// region with a link from here is recovered afterwards.
+    #[arg(long, conflicts_with = "from")]
+    source: bool,
     /// Does it. Without it, it is only said what would be done.
     #[arg(long)]
     execute: bool,
@@ -59,7 +67,11 @@ pub(super) async fn run(path: &Path, arguments: Arguments, json: bool) -> u8 {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    recover(&settings, &arguments, json).await.unwrap_or_else(|fault| give_up(json, &fault))
+    let outcome = match arguments.source {
+        true => anew::run(&settings, arguments.execute, Duration::from_secs(arguments.patience), json).await,
+        false => recover(&settings, &arguments, json).await,
+    };
+    outcome.unwrap_or_else(|fault| give_up(json, &fault))
 }
 
 async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Result<u8> {
@@ -95,7 +107,7 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     )?;
     let recovery =
         Recovery { comparing, log, here: &settings.region, max_source_load: arguments.max_source_load };
-    verification::allow_recovery(&recovery.comparing.connection, from, stream).await?;
+    recovery.allow().await?;
     recovery.say(&format!("asking {from} where the stream may be begun"));
     // Anew each time: the link may stand again before something it cannot pass.
     recovery.until(&About::Recover, |now| now.since > stale.since).await?;
@@ -114,6 +126,39 @@ impl Recovery<'_> {
     fn say(&self, text: &str) {
         if !self.comparing.json {
             println!("{text}");
+        }
+    }
+
+    /// Lets the link go on where its source says, in a stream that was begun anew too.
+    async fn allow(&self) -> Result<()> {
+        let Comparing { connection, link, .. } = &self.comparing;
+        let (from, stream) = (&link.from, &link.stream);
+        let since = Instant::now();
+        let kept = loop {
+            let bounds = self.log.bounds().await?.ok_or_else(|| {
+                let topic = self.log.topic();
+                let message =
+                    format!("topic {topic} does not exist: {from} has lost it, or not begun its stream");
+                let remedy = format!("in {from}, `landfall recover --source`; then ask again here");
+                Fault::new(Code::TopicLost, message).remedied_by(remedy)
+            })?;
+            // One that has just been begun is empty for a moment; of one that is cleaned away nobody knows the life.
+            match changelog::incarnation(&self.log, bounds).await? {
+                None if bounds.high == Offset(0) && since.elapsed() < self.comparing.patience => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                kept => break kept.map(|kept| kept.to_string()),
+            }
+        };
+        let applied = verification::incarnation(connection, from, stream).await?;
+        match (kept, applied) {
+            (Some(kept), Some(applied)) if kept != applied => {
+                self.say(&format!(
+                    "{from} has begun its stream anew (incarnation {kept}; here {applied} was applied)"
+                ));
+                verification::allow_recovery_anew(connection, from, stream).await
+            }
+            _ => verification::allow_recovery(connection, from, stream).await,
         }
     }
 

@@ -16,8 +16,8 @@ use crate::{
 pub use access::{Asker, Resource};
 pub use log_dirs::{Room, rooms};
 pub use topic::{
-    BrokerAddress, ClusterFacts, TopicFacts, TopicRules, cluster_facts, ensure_topic, refuse_differences,
-    topic_facts,
+    BrokerAddress, ClusterFacts, TopicFacts, TopicRules, cluster_facts, delete_topic, ensure_topic,
+    refuse_differences, topic_facts,
 };
 
 /// How long a request to a broker may take before it counts as unanswered. Several round trips over

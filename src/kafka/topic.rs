@@ -1,6 +1,6 @@
 //! What a topic must be to hold a stream for a day: created so, or refused with the difference.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
@@ -15,6 +15,10 @@ use crate::{
     fault::{Code, Fault, Result},
     task,
 };
+
+/// How long a topic that is deleted may be there still, and how often it is looked for.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
+const DELETE_LOOK: Duration = Duration::from_millis(200);
 
 /// What a stream's topic must be.
 #[derive(Clone, Debug, Default)]
@@ -161,6 +165,32 @@ pub async fn ensure_topic(
         Some(Err((_, code))) => Err(fault(KafkaError::Global(code))),
         None => Err(Fault::new(Code::KafkaRejected, doing())),
     }
+}
+
+/// Deletes a topic with all it holds; good too where there is none. Returns once it is gone.
+///
+/// # Errors
+/// The cluster does not answer, or does not let us.
+pub async fn delete_topic(cluster: &Cluster, topic: &str) -> Result<()> {
+    let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
+    let doing = || format!("delete topic {topic} at {cluster}");
+    let fault = |error| cluster.fault_of(doing(), error, "Delete", Resource::Topic(topic));
+    let answers = admin(cluster)?.delete_topics(&[topic], &options).await.map_err(fault)?;
+    match answers.into_iter().next() {
+        Some(Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))) => (),
+        Some(Err((_, code))) => return Err(fault(KafkaError::Global(code))),
+        None => return Err(Fault::new(Code::KafkaRejected, doing())),
+    }
+    // A broker answers before every one of them has let it go.
+    let since = Instant::now();
+    while topic_facts(cluster, topic).await?.is_some() {
+        if since.elapsed() > DELETE_TIMEOUT {
+            let message = format!("{}: it is still there after {} s", doing(), DELETE_TIMEOUT.as_secs());
+            return Err(Fault::new(Code::KafkaRejected, message));
+        }
+        tokio::time::sleep(DELETE_LOOK).await;
+    }
+    Ok(())
 }
 
 /// Compares what a topic is with what it must be.

@@ -1,5 +1,6 @@
 //! A Postgres database's log, through a logical replication slot.
 
+pub mod anew;
 mod answer;
 pub mod backfill;
 mod copier;

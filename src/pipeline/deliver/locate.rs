@@ -1,7 +1,7 @@
 //! Where in a log a sink goes on, and the named ways in which it cannot. Never a reset.
 
 use crate::{
-    changelog::{Bounds, Log, Reader},
+    changelog::{self, Bounds, Log},
     envelope::body::Start,
     fault::{Code, Fault, Result},
     position::Offset,
@@ -79,19 +79,10 @@ async fn place<L: Log>(log: &L, bounds: Option<Bounds>, progress: Option<&Progre
 /// The place is beyond the topic's end: another topic, or one that lost records?
 async fn beyond<L: Log>(log: &L, bounds: Bounds, progress: &Progress, stream: &str) -> Fault {
     let ends = format!("the topic ends at offset {}; {stream}", bounds.high.0 - 1);
-    let same = match first(log, bounds).await {
+    let same = match changelog::incarnation(log, bounds).await {
         Ok(Some(incarnation)) => incarnation == progress.incarnation,
         Ok(None) => bounds.low > Offset(0),
         Err(fault) => return fault,
     };
     Fault::new(if same { Code::PositionBeyondEnd } else { Code::TopicLost }, ends)
-}
-
-/// The incarnation of the oldest record kept, where it is one of ours.
-async fn first<L: Log>(log: &L, bounds: Bounds) -> Result<Option<crate::position::Incarnation>> {
-    if bounds.low == bounds.high {
-        return Ok(None);
-    }
-    let entries = log.reader(bounds.low)?.read().await?;
-    Ok(entries.first().and_then(|entry| entry.header.as_ref().ok()).map(|header| header.incarnation))
 }

@@ -244,6 +244,29 @@ pub async fn allow_recovery(client: &Client, from: &Region, stream: &str) -> Res
     allowed.map(drop).map_err(sql("let a link be recovered"))
 }
 
+/// The incarnation of the stream that the link has applied from; none where it has applied nothing.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn incarnation(client: &Client, from: &Region, stream: &str) -> Result<Option<String>> {
+    let applied = "SELECT incarnation FROM landfall.progress WHERE link = $1 AND stream = $2";
+    let applied = client.query_opt(applied, &[&from.as_str(), &stream]).await;
+    Ok(applied.map_err(sql("read what the link has applied"))?.and_then(|row| row.get(0)))
+}
+
+/// As [`allow_recovery`], for a link whose stream was begun anew: where it stood in the one before does not count.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn allow_recovery_anew(client: &Client, from: &Region, stream: &str) -> Result<()> {
+    let allow = "WITH place AS (DELETE FROM landfall.progress WHERE link = $1 AND stream = $2),
+                      shapes AS (DELETE FROM landfall.shape WHERE link = $1 AND stream = $2),
+                      marks AS (DELETE FROM landfall.joining WHERE link = $1 AND stream = $2)
+                 INSERT INTO landfall.recovery (link, stream) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    let allowed = client.execute(allow, &[&from.as_str(), &stream]).await;
+    allowed.map(drop).map_err(sql("let a link be recovered in a stream begun anew"))
+}
+
 /// Requires that a daemon of this version has served the link here: it makes the tables all of this is kept in.
 ///
 /// # Errors
