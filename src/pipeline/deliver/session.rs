@@ -359,7 +359,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                     Some(read) => {
                         self.apply(read).await?;
                         let within = if self.untold.is_empty() { FLUSH_INTERVAL } else { FLUSH_SOON };
-                        flush_at = flush_at.min(Instant::now() + within);
+                        flush_at = Instant::now() + within;
                     }
                     None => return Err(Fault::new(Code::Stopping, "the reader has ended")),
                 },
