@@ -256,6 +256,45 @@ async fn what_differs_is_put_right_while_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_not_shown_yet_where_it_was_written_is_put_in_nobodys_place() {
+    let (regions, us, eu) = stage(100).await;
+    allow(&regions, &eu).await;
+    let note = "select note from numbered where id = 7";
+    let newest = async |region: &Region| {
+        Ok(region.postgres.query_text("shop", note).await?.as_deref() == Some("newer"))
+    };
+    // A commit that waits for a standby stands in the log, and nobody is shown it.
+    regions.us.postgres.set("synchronous_standby_names", "nobody").await.unwrap();
+    let writer = regions.us.connect().await.unwrap();
+    let pid: i32 = writer.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let signal = |signal: &str| {
+        let sent = std::process::Command::new("kill").args([signal, &pid.to_string()]).status();
+        assert!(sent.unwrap().success());
+    };
+    let write = "set synchronous_commit = on; update numbered set note = 'newer' where id = 7";
+    let written = tokio::spawn(async move { writer.batch_execute(write).await });
+    eventually(PATIENCE, "the newer row is in the other region", async || newest(&regions.eu).await)
+        .await
+        .unwrap();
+    // Its server has what it waits for, and does not come to show it.
+    signal("-STOP");
+    regions.us.postgres.set("synchronous_standby_names", "").await.unwrap();
+    assert!(!newest(&regions.us).await.unwrap(), "it is shown");
+
+    let mut repair = eu.start_command(&["repair", "--execute", "--table", "public.numbered"]).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), repair.wait()).await;
+    let stays = newest(&regions.eu).await.unwrap();
+    assert!(stays, "an older row took its place\n{}\n{}", us.log_tail(), eu.log_tail());
+    assert!(ended.is_err(), "it was answered from rows that are not all there\n{}", eu.log_tail());
+    signal("-CONT");
+    written.await.unwrap().unwrap();
+    let ended = tokio::time::timeout(PATIENCE, repair.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", said(&ended));
+    assert!(newest(&regions.eu).await.unwrap(), "an older row took its place");
+    regions.equal(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_region_is_not_told_what_its_own_rows_are() {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     let table = "(id int8 primary key, note text)";

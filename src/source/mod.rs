@@ -202,8 +202,8 @@ pub trait Copier: Send + 'static {
     ) -> impl Future<Output = Result<Option<Portion>>> + Send;
 
     /// Reads what another region asks. Sends the low watermark `low` makes of a table's name twice before a row is
-    /// read: what was committed before the first a server shows by the time the second is through, and what was
-    /// committed in between is held against what is seen.
+    /// read: what was committed before the first a server shows by the time the second is through, where nothing hangs
+    /// there. What was committed before the second is held against what is seen.
     ///
     /// # Errors
     /// Where the database cannot be asked now; what it will not tell is an answer too.

@@ -26,14 +26,16 @@ const TEXT_BYTES: usize = 256 << 10;
 /// and the moment it shows it.
 const RECENT: usize = 65_536;
 
-/// What capture knows of tables that are being filled.
+/// What was read does not show a transaction that stands before its low watermark.
+const UNSHOWN: &str = "a transaction that had committed was not shown yet";
+
+/// What capture knows of tables that are being read.
 pub(super) struct Aside {
-    /// Their names.
+    /// The names of those that are being filled.
     filling: HashSet<String>,
-    /// A table that is read for an answer, from its low watermark on.
-    told: Option<String>,
-    /// The transactions that changed one of them, latest last, by number.
+    /// The transactions that came, latest last, by number: any table may be read next.
     recent: VecDeque<u32>,
+    /// The table that is read now, from its low watermark on: for a backfill, or for an answer.
     window: Option<Window>,
 }
 
@@ -51,12 +53,20 @@ struct Window {
 
 impl Aside {
     pub(super) fn new(filling: Vec<String>) -> Self {
-        Self { filling: filling.into_iter().collect(), told: None, recent: VecDeque::new(), window: None }
+        Self { filling: filling.into_iter().collect(), recent: VecDeque::new(), window: None }
     }
 
-    /// Whether nothing is being filled: asked with every change.
+    /// Whether no table is being read: asked with every change.
     pub(super) fn is_idle(&self) -> bool {
-        self.filling.is_empty() && self.told.is_none()
+        self.filling.is_empty() && self.window.is_none()
+    }
+
+    /// A transaction has come, whatever it is of.
+    pub(super) fn note(&mut self, xid: u32) {
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(xid);
     }
 
     /// These tables are filled from here on.
@@ -67,17 +77,11 @@ impl Aside {
     /// A table's last rows are in the log.
     pub(super) fn filled(&mut self, shape: &Shape) {
         self.filling.remove(&shape.to_string());
-        if self.filling.is_empty() {
-            self.recent = VecDeque::new();
-        }
     }
 
     /// A low watermark has come.
     pub(super) fn open(&mut self, watermark: &Watermark) {
         let Some(table) = watermark.low() else { return };
-        if !self.filling.contains(table) {
-            self.told = Some(table.to_owned());
-        }
         self.window = Some(Window {
             portion: watermark.portion,
             table: table.to_owned(),
@@ -93,14 +97,9 @@ impl Aside {
     pub(super) fn change(&mut self, xid: u32, change: &mut Change) -> Option<String> {
         let tables: Vec<String> = change.shapes().iter().map(|shape| shape.to_string()).collect();
         let filled = tables.iter().find(|table| self.filling.contains(*table));
-        if filled.is_none() && !tables.iter().any(|table| self.told.as_ref() == Some(table)) {
+        let read = self.window.as_ref().is_some_and(|window| tables.contains(&window.table));
+        if filled.is_none() && !read {
             return None;
-        }
-        if self.recent.back() != Some(&xid) {
-            if self.recent.len() >= RECENT {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(xid);
         }
         if let Change::Update { old: Some(old), new, .. } = change {
             complete(new, old);
@@ -129,30 +128,16 @@ impl Aside {
         seen: &Snapshot,
     ) -> std::result::Result<Window, &'static str> {
         let window = self.close(watermark).ok_or("its low watermark did not come")?;
+        if window.before.iter().any(|xid| !seen.sees(*xid)) {
+            return Err(UNSHOWN);
+        }
         if let Some(why) = window.spoiled {
             return Err(why);
-        }
-        if window.before.iter().any(|xid| !seen.sees(*xid)) {
-            return Err("a transaction that had committed was not shown yet");
         }
         if window.changes.iter().any(|(_, change)| change.shape().fingerprint() != shape.fingerprint()) {
             return Err("the table's shape changed meanwhile");
         }
         Ok(window)
-    }
-
-    /// The window of what was read for an answer.
-    fn told_of(
-        &mut self,
-        watermark: &Watermark,
-        read: &ReadFor,
-    ) -> std::result::Result<Window, &'static str> {
-        let window = self.taken(watermark, &read.shape, &read.seen);
-        self.told = None;
-        if self.filling.is_empty() {
-            self.recent = VecDeque::new();
-        }
-        window
     }
 
     /// The rows that mend another region's, as they are at the high watermark.
@@ -162,7 +147,7 @@ impl Aside {
         read: &ReadFor,
         mend: &Mend,
     ) -> std::result::Result<Change, &'static str> {
-        let changes = self.told_of(watermark, read)?.changes;
+        let changes = self.taken(watermark, &read.shape, &read.seen)?.changes;
         let takes_a_key = |change: &Change| matches!(change, Change::Update { old: Some(_), new, .. } if new.0.contains(&Cell::Unchanged));
         if changes.iter().any(|(_, change)| takes_a_key(change)) {
             return Err("a row took another key meanwhile, and does not say all it holds");
@@ -195,12 +180,20 @@ impl Aside {
     }
 
     /// Says in an answer which of the keys it tells of changed while it was read. Of sums and of whole ranges nothing is
-    /// said: where they differ, the keys are asked for.
-    pub(super) fn note_unsure(&mut self, watermark: &Watermark, read: &ReadFor, answer: &mut Answer) {
-        let window = self.told_of(watermark, read);
+    /// said: where they differ, the keys are asked for. What does not show all that stands before it is no answer.
+    pub(super) fn note_unsure(
+        &mut self,
+        watermark: &Watermark,
+        read: &ReadFor,
+        answer: &mut Answer,
+    ) -> std::result::Result<(), &'static str> {
+        let window = self.taken(watermark, &read.shape, &read.seen);
+        if window.as_ref().is_err_and(|why| *why == UNSHOWN) {
+            return Err(UNSHOWN);
+        }
         let by_key = !read.key.is_empty();
         if by_key && !matches!(answer.found, Found::Keys(_)) {
-            return;
+            return Ok(());
         }
         let unseen = window.map(|window| {
             window.changes.into_iter().filter(|(xid, _)| !read.seen.sees(*xid)).collect::<Vec<_>>()
@@ -214,6 +207,7 @@ impl Aside {
             },
             _ => answer.all_unsure = true,
         }
+        Ok(())
     }
 
     /// What is to be appended for rows that were read, where the window lets them be taken.

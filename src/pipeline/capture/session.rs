@@ -238,7 +238,7 @@ struct Capture<'a, S, W> {
     queue: QueueMeter,
     /// Where what a backfill reads is handed over.
     desk: &'a Desk,
-    /// What changes in tables being filled.
+    /// What changes in tables being read.
     aside: Aside,
     /// Where regions may begin the stream: the region, the first record that counts, and all of it as it is kept.
     starts: Vec<(String, Sequence, String)>,
@@ -353,6 +353,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             Decision::Nothing(otherwise) => empty = Some(otherwise),
         }
         let Position::Postgres(at) = begin;
+        self.aside.note(at.xid);
         self.encoder.begin(&begin, at.time);
         let begun = complete_after.is_some();
         self.transaction = Some(Transaction {
@@ -572,10 +573,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         let (mut start, stale) = (None, matches!(with, With::Mark { mark: Mark::Stale, .. }));
         let prepared = match (&read, with) {
             (Some(read), With::Rows(mend)) => self.aside.mending(watermark, read, &mend).map(Some),
-            (Some(read), _) => {
-                self.aside.note_unsure(watermark, read, &mut answer);
-                Ok(None)
-            }
+            (Some(read), _) => self.aside.note_unsure(watermark, read, &mut answer).map(|()| None),
             (None, With::Mark { shapes, mark }) => Ok(Some(Change::Watermark { shapes, mark })),
             (None, With::Nothing | With::Rows(_)) => Ok(None),
         };

@@ -50,6 +50,12 @@ fn change(text: &str) -> Change {
     Change::Update { shape, old: Some(key(old)), new: row(new) }
 }
 
+/// A transaction of one change comes.
+fn come(aside: &mut Aside, xid: u32, text: &str) {
+    aside.note(xid);
+    aside.change(xid, &mut change(text));
+}
+
 const SEEN: u64 = 100;
 
 fn rows(text: &'static str, key: &[usize]) -> Rows {
@@ -70,14 +76,10 @@ fn laid_over(
     after: &[(u32, &str)],
 ) -> std::result::Result<Vec<String>, &'static str> {
     let mut aside = Aside::new(vec!["public.t".into()]);
-    for (xid, text) in before {
-        aside.change(*xid, &mut change(text));
-    }
+    before.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
     let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
     aside.open(&low);
-    for (xid, text) in after {
-        aside.change(*xid, &mut change(text));
-    }
+    after.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
     let changes = aside.lay_over(&Watermark { low: None, ..low }, read)?;
     Ok(changes
         .iter()
@@ -113,6 +115,57 @@ fn what_the_reader_was_not_shown_is_read_again() {
     assert!(laid_over(read(), &[(95, "=1 x y")], &[]).is_err());
     assert!(laid_over(read(), &[(100, "=1 x y")], &[]).is_err());
     assert!(laid_over(read(), &[(94, "=1 x y"), (99, "=1 x z")], &[]).is_ok());
+}
+
+/// What comes of rows that are read for a backfill, for a repair and for an answer, where only capture's own memory
+/// tells what was committed before.
+fn of_every_reader(mut aside: Aside) -> [std::result::Result<(), &'static str>; 3] {
+    let Rows { shape, key, seen, texts, .. } = rows("1\ta\tb\n", &[0]);
+    let read = ReadFor { shape, key, seen };
+    let mut portion = 0;
+    let mut high = |aside: &mut Aside| {
+        portion += 1;
+        let low = Watermark { session: 0, portion, low: Some("public.t".into()) };
+        aside.open(&low);
+        aside.open(&low);
+        Watermark { low: None, ..low }
+    };
+    let mend = Mend { keys: vec![vec!["1".to_owned()]], text: texts.concat().into() };
+    let watermark = high(&mut aside);
+    let mended = aside.mending(&watermark, &read, &mend).map(drop);
+    let watermark = high(&mut aside);
+    let told = aside.note_unsure(&watermark, &read, &mut answer());
+    let watermark = high(&mut aside);
+    let filled = aside.lay_over(&watermark, rows("1\ta\tb\n", &[0])).map(drop);
+    [filled, mended, told]
+}
+
+#[test]
+fn whoever_reads_is_held_against_what_came_before_anybody_asked() {
+    let aside = || Aside::new(Vec::new());
+    assert_eq!(of_every_reader(aside()), [Ok(()); 3]);
+    let mut seen = aside();
+    come(&mut seen, 94, "=1 x y");
+    assert_eq!(of_every_reader(seen), [Ok(()); 3]);
+    let mut changed = aside();
+    come(&mut changed, 95, "=1 x y");
+    assert_eq!(of_every_reader(changed), [Err(UNSHOWN); 3]);
+    // Whatever it is of: what touched the table before it was told of touched it too.
+    let mut elsewhere = aside();
+    elsewhere.note(95);
+    assert_eq!(of_every_reader(elsewhere), [Err(UNSHOWN); 3]);
+    // A table that was filled meanwhile takes nothing along.
+    let mut filled = Aside::new(vec!["public.t".into()]);
+    come(&mut filled, 95, "=1 x y");
+    filled.filled(&shape());
+    assert_eq!(of_every_reader(filled), [Err(UNSHOWN); 3]);
+}
+
+#[test]
+fn so_many_transactions_are_remembered_and_no_more() {
+    let mut aside = Aside::new(Vec::new());
+    (0..2 * RECENT).for_each(|xid| aside.note(u32::try_from(xid).unwrap()));
+    assert_eq!((aside.recent.len(), aside.recent.front()), (RECENT, Some(&u32::try_from(RECENT).unwrap())));
 }
 
 #[test]
@@ -152,7 +205,7 @@ fn rows_that_mend_are_as_they_became_and_no_others() {
         let mut aside = Aside::new(Vec::new());
         let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
         aside.open(&low);
-        after.iter().for_each(|(xid, text)| drop(aside.change(*xid, &mut change(text))));
+        after.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
         let Rows { shape, key, seen, texts, .. } = rows("1\ta\tb\n2\ta\tb\n", &[0]);
         let keys = ["1", "2", "4", "9"].map(|key| vec![key.to_owned()]).to_vec();
         let mend = Mend { keys, text: texts.concat().into() };
@@ -174,6 +227,18 @@ fn rows_that_mend_are_as_they_became_and_no_others() {
     assert!(mend(&[(101, "-2"), (102, "1>2 x -")]).is_err(), "what was read is another row's");
 }
 
+fn answer() -> Answer {
+    Answer {
+        verification: "v".into(),
+        number: 1,
+        took_micros: 1,
+        layout: None,
+        found: Found::Keys(Vec::new()),
+        unsure: Vec::new(),
+        all_unsure: false,
+    }
+}
+
 #[test]
 fn an_answer_names_the_keys_its_reader_could_not_have_seen() {
     let note = |before: &[(u32, &str)], after: &[(u32, &str)], key: &[usize]| {
@@ -181,33 +246,24 @@ fn an_answer_names_the_keys_its_reader_could_not_have_seen() {
         let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
         // Sent twice: what committed before the first was seen.
         aside.open(&low);
-        before.iter().for_each(|(xid, text)| drop(aside.change(*xid, &mut change(text))));
+        before.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
         aside.open(&low);
-        after.iter().for_each(|(xid, text)| drop(aside.change(*xid, &mut change(text))));
+        after.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
         let Rows { shape, key, seen, .. } = rows("1\ta\tb\n", key);
-        let mut answer = Answer {
-            verification: "v".into(),
-            number: 1,
-            took_micros: 1,
-            layout: None,
-            found: Found::Keys(Vec::new()),
-            unsure: Vec::new(),
-            all_unsure: false,
-        };
-        aside.note_unsure(&Watermark { low: None, ..low }, &ReadFor { shape, key, seen }, &mut answer);
+        let mut answer = answer();
+        aside.note_unsure(&Watermark { low: None, ..low }, &ReadFor { shape, key, seen }, &mut answer)?;
         answer.unsure.sort();
-        (answer.unsure.concat().join(" "), answer.all_unsure)
+        Ok::<_, &'static str>((answer.unsure.concat().join(" "), answer.all_unsure))
     };
-    assert_eq!(
-        note(&[], &[(99, "=1 x y"), (101, "=2 x y"), (102, "3>4 x y")], &[0]),
-        ("2 3 4".into(), false)
-    );
-    assert_eq!(note(&[], &[(99, "+1 x y")], &[]), (String::new(), false), "it was seen");
-    assert_eq!(note(&[], &[(101, "+1 x y")], &[]), (String::new(), true));
-    assert_eq!(note(&[(95, "=1 x y")], &[], &[0]), (String::new(), true), "committed, and not shown yet");
-    assert_eq!(note(&[(99, "=1 x y")], &[], &[0]), (String::new(), false));
+    let unsure = |keys: &str, all| Ok((keys.to_owned(), all));
+    assert_eq!(note(&[], &[(99, "=1 x y"), (101, "=2 x y"), (102, "3>4 x y")], &[0]), unsure("2 3 4", false));
+    assert_eq!(note(&[], &[(99, "+1 x y")], &[]), unsure("", false), "it was seen");
+    assert_eq!(note(&[], &[(101, "+1 x y")], &[]), unsure("", true));
+    assert_eq!(note(&[(95, "=1 x y")], &[], &[0]), Err(UNSHOWN), "committed, and not shown yet");
+    assert_eq!(note(&[(95, "+1 x y")], &[], &[]), Err(UNSHOWN));
+    assert_eq!(note(&[(99, "=1 x y")], &[], &[0]), unsure("", false));
     let many: Vec<(u32, &str)> = (0..=ASIDE_CHANGES).map(|_| (101, "=1 x y")).collect();
-    assert_eq!(note(&[], &many, &[0]), (String::new(), true), "more changed than is kept aside");
+    assert_eq!(note(&[], &many, &[0]), unsure("", true), "more changed than is kept aside");
 }
 
 #[test]
