@@ -510,9 +510,8 @@ impl Session {
         };
         let mut pipeline = Pipeline::default();
         for action in &ready {
+            // One at a time: a copy that is sent behind a statement that fails takes the connection down with it.
             self.send(&mut pipeline, action).await;
-        }
-        for action in &ready {
             let touched = pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
             if action.expected().is_some_and(|expected| touched != expected) {
                 return Ok(Some(touched));
