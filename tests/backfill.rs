@@ -345,3 +345,255 @@ async fn an_empty_region_is_filled_while_the_other_is_written() {
     assert!(written > 100);
     equal(&regions, &us, &eu).await;
 }
+
+/// Two regions that hold the same `count` rows, as the stream brought them.
+async fn stage_of_equals(count: u64) -> (TwoRegions, Daemon, Daemon) {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both(TABLES).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    regions.us.execute(&rows(count)).await.unwrap();
+    equal(&regions, &us, &eu).await;
+    allow(&regions, &us).await;
+    (regions, us, eu)
+}
+
+/// Waits until everything written so far is applied.
+async fn arrived(regions: &TwoRegions) {
+    let id = -i64::from(rand::random::<u32>()) * 2 - 1;
+    regions.us.execute(&format!("insert into numbered values ({id}, 0, 'the last')")).await.unwrap();
+    eventually(PATIENCE, "the last row arrives", async || {
+        let there = format!("select count(*)::text from numbered where id = {id}");
+        Ok(regions.eu.postgres.query_text("shop", &there).await?.as_deref() == Some("1"))
+    })
+    .await
+    .unwrap();
+}
+
+/// Requires that a query says the same in both regions.
+async fn same(regions: &TwoRegions, sql: &str) {
+    let (us, eu) = (regions.us.postgres.query_text("shop", sql), regions.eu.postgres.query_text("shop", sql));
+    let (us, eu) = (us.await.unwrap(), eu.await.unwrap());
+    assert!(us.is_some() && us == eu, "{sql}\n{us:?}\n{eu:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_meet_a_condition_take_the_place_of_others_and_no_row_besides() {
+    const COUNT: u64 = 12_000;
+    let seed = seed();
+    let (regions, mut us, mut eu) = stage_of_equals(COUNT).await;
+    // Rows of either kind are wrong, or missing; some are only here. Nobody writes those whose id ends in 0 or 5.
+    let wrong = "update numbered set note = 'wrong'; delete from numbered where id % 5 = 0;
+        insert into numbered values (-5, 1, 'only here'), (-6, 1, 'only here')";
+    regions.eu.execute(wrong).await.unwrap();
+    let kept = "select count(*)::text from numbered where id % 2 <> 0 and id % 3 <> 1 and note = 'wrong'";
+    let kept_before = regions.eu.postgres.query_text("shop", kept).await.unwrap();
+
+    let (stop, mut tasks) = (Arc::new(AtomicBool::new(false)), Vec::new());
+    for writer in 0..2 {
+        let (client, stop) = (regions.us.connect().await.unwrap(), Arc::clone(&stop));
+        let mut random = StdRng::seed_from_u64(seed ^ writer);
+        tasks.push(tokio::spawn(async move {
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let id = 6 * random.random_range(0..COUNT / 6) + [1, 4][random.random_range(0..2)];
+                let fresh = 30 * (COUNT + 2 * written + writer) + 4;
+                let written_by_none = "id % 5 <> 0";
+                let statement = match random.random_range(0..6) {
+                    0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+                    1 => format!("delete from numbered where id = {id} and {written_by_none}"),
+                    2 => format!("update numbered set id = {fresh} where id = {id} and {written_by_none}"),
+                    _ => format!("update numbered set n = n + 1 where id = {id} and {written_by_none}"),
+                };
+                written += u64::from(client.batch_execute(&statement).await.is_ok());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            written
+        }));
+    }
+
+    let slowly = ["--detach", "--chunk-rows", "300", "--max-rows-per-second", "2000"];
+    let ask = ["backfill", "--to", "eu-west-1", "--table", "public.numbered", "--where", "id % 2 = 0"];
+    let mut random = StdRng::seed_from_u64(seed);
+    for point in AT_SOURCE.iter().chain(AT_SINK) {
+        eventually(PATIENCE, "a backfill has a good part of its way before it", async || {
+            if let Some(now) = noted(&us).await.iter().find(|it| it["state"] != "done") {
+                return Ok(copied(now) < 4_000);
+            }
+            // One that is done is asked for again without a word: other rows may meet its condition now.
+            Ok(us.command(&[&ask[..], &slowly].concat()).await?.status.success())
+        })
+        .await
+        .unwrap();
+        let daemon = if AT_SINK.contains(point) { &mut eu } else { &mut us };
+        die_at(daemon, point, random.random_range(1..=2)).await;
+        let joining = "select count(*)::text from landfall.joining";
+        let joining = regions.eu.postgres.query_text("shop", joining).await.unwrap();
+        assert_eq!(joining.as_deref(), Some("0"), "no table waits for its rows");
+    }
+    eventually(PATIENCE, "the last backfill is done", async || {
+        Ok(noted(&us).await.iter().all(|it| it["state"] == "done"))
+    })
+    .await
+    .unwrap();
+    let whole = us.command(&ask).await.unwrap();
+    assert!(whole.status.success() && said(&whole).contains("has applied it"), "{}", said(&whole));
+    stop.store(true, Ordering::Relaxed);
+    let mut written = 0;
+    for task in tasks {
+        written += task.await.unwrap();
+    }
+    println!("{written} statements meanwhile");
+    assert!(written > 100);
+    arrived(&regions).await;
+    let logs = || format!("{}\n{}", us.log_tail(), eu.log_tail());
+    // What meets the condition is as it is there; what is gone there is gone here.
+    same(
+        &regions,
+        "select count(*) || ' ' || md5(string_agg(numbered::text, ',' order by id)) from numbered
+          where id % 2 = 0 and id <> -6",
+    )
+    .await;
+    // What does not is as it was, or as the stream made it.
+    assert_eq!(regions.eu.postgres.query_text("shop", kept).await.unwrap(), kept_before, "{}", logs());
+    let ours = "select count(*) filter (where note = 'only here') || ' ' ||
+                       count(*) filter (where id > 0 and id % 10 = 5) from numbered";
+    assert_eq!(regions.eu.postgres.query_text("shop", ours).await.unwrap().as_deref(), Some("2 0"));
+    let expected = "select (count(*) > 1000)::text from numbered where id > 0 and id % 10 = 0";
+    assert_eq!(regions.eu.postgres.query_text("shop", expected).await.unwrap().as_deref(), Some("true"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_meet_a_condition_are_as_they_became_between_the_watermarks() {
+    let (regions, mut us, eu) = stage_of_equals(2_000).await;
+    regions.eu.execute("update wide set document = 'wrong'").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let hold = dir.path().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    us.kill9().unwrap();
+    us.set_env("LANDFALL_HOLD_AT", &format!("backfill.after_read:{}", hold.display()));
+    us.start_again().unwrap();
+    // What a session finds asked for when it begins it knows from there.
+    arrived(&regions).await;
+    let ask = ["backfill", "--to", "eu-west-1", "--table", "public.wide", "--where", "id not in (7, 8)"];
+    eventually(PATIENCE, "the backfill is asked for", async || {
+        let asked = us.command(&[&ask[..], &["--detach", "--chunk-rows", "6"]].concat()).await?;
+        Ok(asked.status.success())
+    })
+    .await
+    .unwrap();
+    let held = |us: &Daemon| us.log().matches("held at backfill.after_read").count();
+    for turn in 0.. {
+        eventually(PATIENCE, "something was read, or all was", async || {
+            Ok(held(&us) > turn || noted(&us).await.iter().all(|it| it["state"] == "done"))
+        })
+        .await
+        .unwrap();
+        if held(&us) <= turn {
+            assert!(turn > 3, "{turn}");
+            break;
+        }
+        // A row that takes another key and leaves its document unmentioned: here it takes a wrong one along, to a place
+        // that may have been passed.
+        regions
+            .us
+            .execute(&format!(
+                "update wide set document = 'new {turn}' where id = 1; update wide set n = -{turn} where id = 1;
+                 update wide set n = -1 where id = 2; delete from wide where id = 2;
+                 insert into wide values (2, {turn}, 'another life'); update wide set n = n + 1 where id = 4;
+                 delete from wide where id = 10 + {turn} and {turn} < 3;
+                 update wide set id = -{turn} where id = 20 - {turn} and {turn} in (1, 3, 4);
+                 update wide set n = n + 1 where id in (7, 8)"
+            ))
+            .await
+            .unwrap();
+        std::fs::remove_file(&hold).unwrap();
+    }
+    arrived(&regions).await;
+    let all = "select count(*) || ' ' || string_agg(id || ' ' || n || ' ' || left(document, 12) || ' ' ||
+                      md5(wide::text), ',' order by id) from wide where id not in (7, 8)";
+    same(&regions, all).await;
+    let kept = "select string_agg(id || document, ' ' order by id) from wide where document = 'wrong'";
+    let kept = regions.eu.postgres.query_text("shop", kept).await.unwrap();
+    assert_eq!(kept.as_deref(), Some("7wrong 8wrong"), "{}", eu.log_tail());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
+    let (regions, us, eu) = stage_of_equals(2_000).await;
+    let ask = async |args: &[&str]| {
+        let output = us.command(&[&["backfill", "--to", "eu-west-1"], args].concat()).await.unwrap();
+        (output.status.code(), said(&output))
+    };
+    let table = ["--table", "public.numbered"];
+    for (condition, says) in [
+        ("true) or (true", "syntax error"),
+        ("true --", "syntax error"),
+        ("true limit 1", "syntax error"),
+        ("true; delete from numbered", "multiple commands"),
+        ("true union select 1", "syntax error"),
+        ("", "syntax error"),
+        ("no_such > 1", "no_such"),
+        ("n", "boolean"),
+        ("n = $1", "parameter"),
+        ("count(*) > 1", "aggregate"),
+        ("n = 1 / 0", "division by zero"),
+    ] {
+        for how in [&[][..], &["--dry-run"]] {
+            let (code, said) = ask(&[&table[..], &["--where", condition], how].concat()).await;
+            let all = [says, "LF-CONFIG", "public.numbered", "nothing was asked for"];
+            assert!(code == Some(2) && all.iter().all(|it| said.contains(it)), "{condition}: {said}");
+        }
+    }
+    let condition = ["--where", "n > 0"];
+    for (tables, says) in [
+        (&[][..], "LF-CONFIG"),
+        (&["--table", "public.numbered", "--table", "public.named"], "LF-CONFIG"),
+        (&["--table", "public.n*"], "LF-CONFIG"),
+        (&["--table", "public.bare"], "LF-TABLE"),
+    ] {
+        let (code, said) = ask(&[tables, &condition].concat()).await;
+        assert!(code == Some(2) && said.contains(says), "{tables:?}: {said}");
+    }
+    assert!(noted(&us).await.is_empty(), "nothing was asked for");
+
+    let (code, said) = ask(&[&table[..], &["--where", "id <= 100", "--dry-run"]].concat()).await;
+    let all = ["where id <= 100", "no other row is touched"];
+    assert!(code == Some(0) && all.iter().all(|it| said.contains(it)), "{said}");
+    assert!(noted(&us).await.is_empty(), "nothing was asked for");
+
+    // One that is done is never the same as another; one that is not is, where its condition is.
+    let few = [&table[..], &["--where", "id <= 100"]].concat();
+    for turn in 1..=2 {
+        let (code, said) = ask(&few).await;
+        assert!(code == Some(0) && said.contains("where id <= 100"), "{said}");
+        let noted = noted(&us).await;
+        assert!(noted.len() == turn && noted.iter().all(|it| copied(it) == 100), "{noted:?}");
+        assert_eq!(noted[0]["tables"][0]["condition"], "id <= 100");
+    }
+    let run = async |args: &[&str]| us.command(&[&["backfill"], args].concat()).await.unwrap();
+    let slowly = ["--detach", "--chunk-rows", "10", "--max-rows-per-second", "10"];
+    assert_eq!(ask(&[&few[..], &slowly].concat()).await.0, Some(0));
+    assert!(testbed::said(&run(&["status"]).await).contains("where id <= 100"));
+    let (_, said) = ask(&[&few[..], &slowly].concat()).await;
+    assert!(said.contains("goes on") && noted(&us).await.len() == 3, "{said}");
+    for other in [&[&table[..], &["--where", "id <= 101"]].concat()[..], &table] {
+        let (_, said) = ask(&[other, &slowly].concat()).await;
+        assert!(!said.contains("goes on") && !said.contains("has copied"), "{said}");
+    }
+    assert_eq!(noted(&us).await.len(), 5);
+    assert!(run(&["cancel"]).await.status.success());
+    // One that fails on a row copies none, says why, and holds up whatever is behind it until it is ended.
+    assert_eq!(ask(&[&table[..], &["--where", "1 / (n - 100) < 2", "--detach"]].concat()).await.0, Some(0));
+    eventually(PATIENCE, "it says what it waits for", async || {
+        let noted = noted(&us).await;
+        let waits_for = noted[0]["waits_for"].as_str().unwrap_or_default();
+        Ok(copied(&noted[0]) == 0 && waits_for.contains("division by zero"))
+    })
+    .await
+    .unwrap();
+    assert!(run(&["cancel"]).await.status.success());
+    // The one that would empty the table did not begin.
+    equal(&regions, &us, &eu).await;
+}

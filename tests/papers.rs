@@ -468,6 +468,7 @@ fn examples() -> Vec<(Kind, Vec<(String, Value)>)> {
                 rows: 2,
                 again: false,
                 keys: None,
+                replace: Vec::new(),
                 copy: "1\t3\tt\t19.90\t\\N\n2\t1\tf\tNaN\ttwo\\nlines\n".into(),
             })],
         ),

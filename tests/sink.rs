@@ -157,6 +157,7 @@ promises! {
     empty_batches_move_progress
     a_table_that_is_filled_is_lenient_and_then_strict
     rows_that_are_mended_are_as_they_were_sent
+    some_of_a_tables_rows_take_the_place_of_others
     a_table_that_may_be_stale_keeps_its_rows_and_is_lenient
     a_mark_that_is_taken_back_was_never_made
 }

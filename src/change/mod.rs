@@ -104,6 +104,9 @@ pub enum Change {
         /// Set where rows are mended: what is said is said of these rows alone, and whichever of them `text` does not
         /// hold is not there. In the same form, the key's columns given and the others NULL.
         keys: Option<Bytes>,
+        /// Set where only rows that meet a condition are copied: the columns of the key they were read along. Each takes
+        /// the place of what has the same values in them, and of other rows nothing is said.
+        replace: Box<[usize]>,
         /// The rows, in the text format of `COPY` ([`copy_text`]), every column of the shape in its order.
         text: Bytes,
     },

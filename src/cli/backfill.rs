@@ -46,6 +46,10 @@ pub(super) struct Arguments {
     /// a region that has nothing of the stream begins here.
     #[arg(long, value_name = "TABLE")]
     table: Vec<Pattern>,
+    /// Copies only the rows that meet a condition, written as behind WHERE in SQL; with exactly one table. They take the
+    /// place of rows with the same keys, and no other row is touched.
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
     /// Copies at most so many rows a second.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
     max_rows_per_second: Option<u64>,
@@ -174,13 +178,23 @@ impl Errand<'_> {
             slot: self.source.slot.clone(),
         };
         let carried = backfill::carried(&connection, &config).await?;
-        let tables = backfill::tables(&connection, carried, &arguments.table).await?;
+        let mut tables = backfill::tables(&connection, carried, &arguments.table).await?;
         if tables.is_empty() {
             let message = "the stream carries no table".to_owned();
             return Err(Fault::new(Code::TableDiffers, message)
                 .remedied_by("publish the tables first; `landfall check` says which are left out"));
         }
         backfill::require_readable(&connection, tables.iter().map(TableProgress::name)).await?;
+        if let Some(condition) = &arguments.condition {
+            let ([_], [table]) = (&arguments.table[..], &mut tables[..]) else {
+                let message = format!("--where `{condition}` is of {} tables", tables.len());
+                return Err(Fault::new(Code::ConfigInvalid, message).remedied_by(
+                    "name the one table it is of: --table SCHEMA.TABLE, once; nothing was asked for",
+                ));
+            };
+            table.expected_rows = backfill::require_condition(&connection, table, condition).await?;
+            table.condition = Some(condition.clone());
+        }
         if arguments.dry_run {
             self.show_plan(&tables);
             return Ok(GOOD);
@@ -197,6 +211,9 @@ impl Errand<'_> {
         let same = |it: &&Backfill| {
             it.to == to
                 && it.state != "canceled"
+                && it.condition() == arguments.condition.as_deref()
+                // Which rows meet a condition changes: what was copied is not what would be.
+                && (it.condition().is_none() || !it.is_over())
                 && it.tables.iter().map(|table| table.table.as_str()).eq(names.iter().copied())
         };
         let id = match all.iter().find(same) {
@@ -217,6 +234,7 @@ impl Errand<'_> {
                 let request = Request {
                     to: to.clone(),
                     tables: arguments.table.clone(),
+                    condition: arguments.condition.clone(),
                     max_rows_per_second: arguments.max_rows_per_second,
                     max_bytes_per_second: arguments.max_bytes_per_second,
                     max_lag: arguments.max_lag,
@@ -251,9 +269,16 @@ impl Errand<'_> {
         for table in tables {
             let size = page::bytes(table.expected_bytes);
             println!("  {:<40} about {:>12} rows {:>12}", table.table, table.expected_rows, size);
+            if let Some(condition) = &table.condition {
+                println!("    where {condition}");
+            }
         }
         println!("{} tables, about {rows} rows, {} on disk", tables.len(), page::bytes(bytes));
-        println!("whatever the other region holds in them is replaced");
+        if tables.iter().any(|table| table.condition.is_some()) {
+            println!("rows with the same keys are replaced in the other region, and no other row is touched");
+        } else {
+            println!("whatever the other region holds in them is replaced");
+        }
     }
 
     /// Follows a backfill until it is in the log, and then until every region has applied it.
@@ -399,6 +424,9 @@ fn described(it: &Backfill) -> String {
             table.rows,
             page::bytes(table.bytes)
         );
+        if let Some(condition) = &table.condition {
+            let _ = writeln!(text, "    where {condition}");
+        }
     }
     text
 }

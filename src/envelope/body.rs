@@ -161,6 +161,10 @@ pub struct Chunk<'a> {
     /// Whichever of them `copy` does not hold is not there.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<Cow<'a, str>>,
+    /// Set where only rows that meet a condition are copied: the names of the columns by which each takes the place of
+    /// another. Of other rows nothing is said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replace: Vec<Cow<'a, str>>,
     /// The rows, in the text format of `COPY`.
     #[serde(borrow)]
     pub copy: Cow<'a, str>,

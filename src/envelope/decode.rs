@@ -178,11 +178,18 @@ pub fn chunk(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
         let why = format!("a row of the chunk has {fields} fields for {} columns", shape.columns.len());
         return Err(Unreadable::Row { table: shape.to_string(), why });
     }
+    let place = |name: &Cow<'_, str>| {
+        shape.columns.iter().position(|column| *column.name == **name).ok_or_else(|| Unreadable::Row {
+            table: shape.to_string(),
+            why: format!("the chunk's rows are to be found by column {name}, which the table has not"),
+        })
+    };
+    let replace = body.replace.iter().map(place).collect::<Result<Box<[usize]>, _>>()?;
     Ok(Decoded {
         position: body.position,
         origin: body.origin.into_owned().into(),
         ordinal: body.ordinal,
-        change: Change::Chunk { shape, rows: body.rows, again: body.again, keys, text },
+        change: Change::Chunk { shape, rows: body.rows, again: body.again, keys, replace, text },
         to: Some(body.to.into_iter().map(Cow::into_owned).collect()),
     })
 }

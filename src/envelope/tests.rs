@@ -73,11 +73,24 @@ fn what_a_backfill_brings_survives() {
         shape: shape(),
         rows,
         again,
+        replace: Box::default(),
+        text: Bytes::copy_from_slice(text.as_bytes()),
+    };
+    let replacing = |at: usize| Change::Chunk {
+        shape: shape(),
+        rows: 2,
+        again: false,
+        keys: None,
+        replace: [at].into(),
         text: Bytes::copy_from_slice(text.as_bytes()),
     };
     let marks = [Mark::Wait, Mark::Begin, Mark::Done];
     let changes = marks.map(|mark| Change::Watermark { shapes: vec![shape()], mark });
-    for change in changes.into_iter().chain([chunk(text, 2, false), chunk("1\t2\tt\tplain\t{}\n", 1, true)]) {
+    for change in changes.into_iter().chain([
+        chunk(text, 2, false),
+        chunk("1\t2\tt\tplain\t{}\n", 1, true),
+        replacing(1),
+    ]) {
         let mut out = Encoded::default();
         encoder.copy(&change, 3, Some(&position(99)), &to, &mut out).unwrap();
         let value = Bytes::from(out.value);
@@ -94,6 +107,13 @@ fn what_a_backfill_brings_survives() {
         };
         assert_eq!(read, expected);
     }
+    let mut out = Encoded::default();
+    encoder.copy(&replacing(0), 0, None, &to, &mut out).unwrap();
+    let named = format!(r#""replace":["{}"]"#, shape().columns[0].name);
+    let text_of = String::from_utf8(out.value.clone()).unwrap();
+    assert!(text_of.contains(&named), "{text_of}");
+    let unknown = text_of.replace(&named, r#""replace":["no such column"]"#);
+    assert!(decode::chunk(&unknown.into_bytes().into(), &shapes).is_err(), "its table has no such column");
     let mut out = Encoded::default();
     encoder.copy(&chunk(text, 3, false), 0, None, &to, &mut out).unwrap();
     assert!(decode::chunk(&out.value.into(), &shapes).is_err(), "it says three rows and holds two");

@@ -94,6 +94,12 @@ pub enum Content {
         /// Whether they are all the stream carries, and wait: then a region may begin it here.
         every: bool,
     },
+    /// Rows of a table begin to come, and the stream says nothing of it: only those that meet a condition do, in place
+    /// of those with the same keys.
+    Begin {
+        /// The table.
+        shape: Arc<Shape>,
+    },
     /// Rows of one table, read between the low watermark and now.
     Rows(Rows),
     /// What another region asked for, read in the same way.
@@ -158,6 +164,9 @@ pub struct Rows {
     pub done: bool,
     /// Whether some of them may have been read by a copier before this one.
     pub again: bool,
+    /// Whether only those that meet a condition are among them: each takes the place of what has its key, and the table
+    /// neither begins nor is done with them.
+    pub replace: bool,
     /// The rows as text ([`copy_text`](crate::change::copy_text)), whole lines.
     pub texts: Vec<Bytes>,
 }

@@ -12,6 +12,7 @@ use landfall::{
 use crate::{
     PostgresTarget, Target,
     log::{Log, TIME, delete, insert, row, shape, update, value},
+    promises::{mending, replacing},
 };
 
 /// The shape of a table as a source would describe it.
@@ -464,6 +465,66 @@ async fn only_what_is_flushed_is_told() {
     tokio::time::sleep(Duration::from_millis(450)).await;
     let third = next();
     assert_eq!(sink.apply(&third).await.unwrap().flushed, third.through.sequence);
+}
+
+#[tokio::test]
+async fn rows_that_take_the_place_of_others_are_never_passed_over() {
+    let target = PostgresTarget::new("rows_that_take_the_place").await;
+    target.run("ALTER TABLE t ADD UNIQUE (v)").await;
+    target.put(1, "old").await;
+    target.put(7, "taken").await;
+    let mut config = target.config();
+    config.lock_timeout = Duration::from_millis(300);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let chunk = log.one(vec![replacing("1\tnew\n")]);
+    target.run("BEGIN; UPDATE t SET v = 'theirs' WHERE id = 1").await;
+    let fault = sink.apply(&chunk).await.unwrap_err();
+    assert_eq!(fault.code(), Code::TargetBusy, "it is waited for: {fault}");
+    target.run("ROLLBACK").await;
+    sink.claim().await.unwrap();
+    sink.apply(&chunk).await.unwrap();
+    assert_eq!(target.rows().await, [(1, "new".to_owned()), (7, "taken".to_owned())]);
+
+    // Another row has what is unique here: it is not for us to say which of them goes.
+    let taken = log.one(vec![replacing("2\ttaken\n")]);
+    assert_eq!(sink.apply(&taken).await.unwrap_err().code(), Code::RowRejected);
+    assert_eq!(target.rows().await.len(), 2);
+    target.remove(7).await;
+    sink.claim().await.unwrap();
+    sink.apply(&taken).await.unwrap();
+
+    // Found by something else than the source's key, another row than is meant would go.
+    target.run("ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ALTER v SET NOT NULL").await;
+    sink.claim().await.unwrap();
+    let mut change = replacing("3\tnew\n");
+    if let Change::Chunk { shape, .. } = &mut change {
+        *shape = Arc::new(Shape::new("public", "t", Identity::Full, shape.columns.clone()));
+    }
+    let other = log.one(vec![change]);
+    remedy(&sink.apply(&other).await.unwrap_err(), Code::TableDiffers);
+    assert_eq!(target.rows().await, [(1, "new".to_owned()), (2, "taken".to_owned())]);
+    target.run("ALTER TABLE t ADD PRIMARY KEY (id); ALTER TABLE t DROP CONSTRAINT t_v_key").await;
+    sink.claim().await.unwrap();
+    sink.apply(&other).await.unwrap();
+    assert_eq!(target.rows().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_row_that_is_locked_is_not_mended_and_the_stream_goes_on() {
+    let target = PostgresTarget::new("a_row_that_is_locked_is_not_mended").await;
+    target.put(1, "old").await;
+    let mut config = target.config();
+    config.lock_timeout = Duration::from_millis(300);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    target.run("BEGIN; UPDATE t SET v = 'theirs' WHERE id = 1").await;
+    sink.apply(&log.one(vec![mending("1\t\\N\n", "1\tnew\n")])).await.unwrap();
+    sink.apply(&log.one(vec![insert(&shape(), row(["2", "b"]))])).await.unwrap();
+    target.run("ROLLBACK").await;
+    assert_eq!(target.rows().await, [(1, "old".to_owned()), (2, "b".to_owned())]);
 }
 
 #[tokio::test]

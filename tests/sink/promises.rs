@@ -247,7 +247,8 @@ fn mark(mark: Mark) -> Change {
 
 fn chunk(text: &'static str, again: bool) -> Change {
     let rows = text.lines().count() as u32;
-    Change::Chunk { shape: shape(), rows, again, keys: None, text: text.as_bytes().into() }
+    let replace = Box::default();
+    Change::Chunk { shape: shape(), rows, again, keys: None, replace, text: text.as_bytes().into() }
 }
 
 pub(crate) async fn a_table_that_is_filled_is_lenient_and_then_strict(target: &impl Target) {
@@ -297,25 +298,64 @@ pub(crate) async fn rows_that_are_mended_are_as_they_were_sent(target: &impl Tar
     target.put(7, "strange").await;
     // Of four rows one was never wrong, one is not what it was, one is not here, one should not be.
     let (keys, text) = ("1\t\\N\n5\t\\N\n6\t\\N\n7\t\\N\n", "1\ta\n5\te\n6\tf\n");
-    let mend = |keys: &'static str, text: &'static str| Change::Chunk {
+    for _ in 0..2 {
+        sink.apply(&log.one(vec![mending(keys, text)])).await.unwrap();
+        assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b"), (3, "c"), (5, "e"), (6, "f")]));
+    }
+    sink.apply(&log.one(vec![become_("5", "E"), go("1")])).await.unwrap();
+    sink.apply(&log.one(vec![mending("2\t\\N\n", "")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(3, "c"), (5, "E"), (6, "f")]));
+    // What cannot be put in place leaves everything as it was, and the stream goes on.
+    sink.apply(&log.one(vec![mending("5\t\\N\n", "3\tx\n")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(3, "c"), (5, "E"), (6, "f")]));
+    sink.apply(&log.one(vec![become_("3", "C")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(3, "C"), (5, "E"), (6, "f")]));
+}
+
+/// Rows of another region, those with these keys and no others.
+pub(crate) fn mending(keys: &'static str, text: &'static str) -> Change {
+    Change::Chunk {
         shape: shape(),
         rows: text.lines().count() as u32,
         again: false,
         keys: Some(keys.into()),
+        replace: Box::default(),
         text: text.into(),
-    };
+    }
+}
+
+/// Rows that meet a condition, each in place of what has its key.
+pub(crate) fn replacing(text: &'static str) -> Change {
+    let rows = text.lines().count() as u32;
+    Change::Chunk { shape: shape(), rows, again: false, keys: None, replace: [0].into(), text: text.into() }
+}
+
+pub(crate) async fn some_of_a_tables_rows_take_the_place_of_others(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![come("1", "a"), come("2", "b")])).await.unwrap();
+    target.put(5, "wrong").await;
+    target.put(7, "ours").await;
     for _ in 0..2 {
-        sink.apply(&log.one(vec![mend(keys, text)])).await.unwrap();
-        assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b"), (3, "c"), (5, "e"), (6, "f")]));
+        let applied = sink.apply(&log.one(vec![replacing("1\ta\n5\te\n6\tf\n")])).await.unwrap();
+        assert_eq!(applied.joining, 0, "the table is as whole as it was");
+        assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b"), (5, "e"), (6, "f"), (7, "ours")]));
     }
     sink.apply(&log.one(vec![become_("5", "E"), go("1")])).await.unwrap();
-    sink.apply(&log.one(vec![mend("2\t\\N\n", "")])).await.unwrap();
-    assert_eq!(target.rows().await, rows(&[(3, "c"), (5, "E"), (6, "f")]));
-    // What cannot be put in place leaves everything as it was, and the stream goes on.
-    sink.apply(&log.one(vec![mend("5\t\\N\n", "3\tx\n")])).await.unwrap();
-    assert_eq!(target.rows().await, rows(&[(3, "c"), (5, "E"), (6, "f")]));
-    sink.apply(&log.one(vec![become_("3", "C")])).await.unwrap();
-    assert_eq!(target.rows().await, rows(&[(3, "C"), (5, "E"), (6, "f")]));
+    assert_eq!(target.rows().await, rows(&[(2, "b"), (5, "E"), (6, "f"), (7, "ours")]));
+
+    // In a table that is being filled they are no more than some of its rows.
+    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Wait)])).await.unwrap().joining, 1);
+    assert_eq!(sink.apply(&log.one(vec![replacing("9\tx\n")])).await.unwrap().joining, 1);
+    sink.apply(&log.one(vec![mark(Mark::Begin)])).await.unwrap();
+    assert_eq!(sink.apply(&log.one(vec![replacing("2\tb\n")])).await.unwrap().joining, 1);
+    sink.apply(&log.one(vec![chunk("1\ta\n2\tB\n", false)])).await.unwrap();
+    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Done)])).await.unwrap().joining, 0);
+    sink.apply(&log.one(vec![replacing("1\tA\n")])).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B")]));
+    let fault = sink.apply(&log.one(vec![become_("8", "x")])).await.unwrap_err();
+    assert_eq!(conflict(&fault).kind, ConflictKind::UpdateMissing, "it is strict as before");
 }
 
 pub(crate) async fn a_table_that_may_be_stale_keeps_its_rows_and_is_lenient(target: &impl Target) {

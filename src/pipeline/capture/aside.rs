@@ -176,7 +176,14 @@ impl Aside {
         }
         let text = text.freeze();
         let rows = u32::try_from(memchr::memchr_iter(b'\n', &text).count()).expect("a few hundred keys");
-        Ok(Change::Chunk { shape: read.shape.clone(), rows, again: false, keys: Some(keys.freeze()), text })
+        Ok(Change::Chunk {
+            shape: read.shape.clone(),
+            rows,
+            again: false,
+            keys: Some(keys.freeze()),
+            replace: Box::default(),
+            text,
+        })
     }
 
     /// Says in an answer which of the keys it tells of changed while it was read. Of sums and of whole ranges nothing is
@@ -267,6 +274,7 @@ fn chunk(rows: &Rows, text: Bytes) -> Change {
         rows: u32::try_from(lines).expect("a text of a chunk is some hundred kilobytes"),
         again: rows.again,
         keys: None,
+        replace: if rows.replace { rows.key.clone() } else { Box::default() },
         text,
     }
 }

@@ -479,9 +479,13 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                 self.aside.fill(&shapes);
                 vec![Change::Watermark { shapes, mark }]
             }
+            Content::Begin { shape } => {
+                self.aside.fill(&[shape]);
+                Vec::new()
+            }
             Content::Rows(rows) => {
                 // Between a mark of its own and them, changes would come whose rows nothing tells apart.
-                let (begin, done) = (rows.key.is_empty(), rows.done);
+                let (begin, done, replace) = (rows.key.is_empty(), rows.done, rows.replace);
                 let shape = rows.shape.clone();
                 let rows = match self.aside.lay_over(watermark, rows) {
                     Ok(rows) => rows,
@@ -491,10 +495,11 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                     }
                 };
                 let begin = begin.then(|| marked(Mark::Begin, &shape));
-                let done = done.then(|| marked(Mark::Done, &shape));
-                if done.is_some() {
+                if done {
                     self.aside.filled(&shape);
                 }
+                // Some of a table's rows make it no more whole than it was.
+                let done = (done && !replace).then(|| marked(Mark::Done, &shape));
                 begin.into_iter().chain(rows).chain(done).collect()
             }
         };

@@ -275,12 +275,11 @@ impl Session {
             return;
         }
         for change in steps.iter().flat_map(Step::changes) {
-            let brings = matches!(
-                change,
-                Change::Insert { .. }
-                    | Change::Update { old: Some(_), .. }
-                    | Change::Chunk { keys: Some(_), .. }
-            );
+            let brings = match change {
+                Change::Insert { .. } | Change::Update { old: Some(_), .. } => true,
+                Change::Chunk { keys, replace, .. } => keys.is_some() || !replace.is_empty(),
+                _ => false,
+            };
             if brings {
                 self.touched.insert(change.shape().to_string());
             }
@@ -477,7 +476,7 @@ impl Session {
     async fn one(&mut self, change: &Change) -> Attempt<Option<u64>> {
         let former;
         let ready = match change {
-            Change::Chunk { shape, rows, again, keys, text } => {
+            Change::Chunk { shape, rows, again, keys, replace, text } => {
                 crash::point("apply.mid_chunk");
                 // One that comes chunk by chunk meets changes to its rows meanwhile.
                 if !self.is_emptied_now(shape) && !self.known.finds_by_key(shape) {
@@ -493,10 +492,14 @@ impl Session {
                         self.known.require_found_by(shape, &rows)?;
                         rows
                     }
+                    None if !replace.is_empty() => {
+                        self.known.require_found_within(shape, replace)?;
+                        rows_of(text)
+                    }
                     None if *again || self.is_touched(shape) => rows_of(text),
                     None => Vec::new(),
                 };
-                let chunk = Chunk { text, rows: u64::from(*rows), former: &former };
+                let chunk = Chunk { text, rows: u64::from(*rows), former: &former, replace };
                 self.known.make_chunk_ready(&self.connection, shape, chunk).await?
             }
             Change::Watermark { shapes, mark } => {

@@ -60,6 +60,14 @@ pub(super) struct Chunk<'a> {
     pub(super) text: &'a Bytes,
     pub(super) rows: u64,
     pub(super) former: &'a [Row],
+    /// The columns these are found by; those the table is found by here, where none are named.
+    pub(super) replace: &'a [usize],
+}
+
+fn found_otherwise(shape: &Shape) -> Fault {
+    let message = format!("{shape} is found here by other columns than the source's key");
+    Fault::new(Code::TableDiffers, message)
+        .remedied_by("make the source's primary key the target's, it goes on by itself")
 }
 
 /// The tables met so far, and the statements.
@@ -125,9 +133,19 @@ impl Known {
         if !columns.is_empty() && rows.iter().all(given) {
             return Ok(());
         }
-        let message = format!("{shape} is found here by other columns than the source's key");
-        Err(Fault::new(Code::TableDiffers, message)
-            .remedied_by("make the source's primary key the target's, it goes on by itself"))
+        Err(found_otherwise(shape))
+    }
+
+    /// Requires that rows are found here by these columns, or by some of them.
+    pub(super) fn require_found_within(&self, shape: &Shape, key: &[usize]) -> Result<()> {
+        match self.locators.get(&shape.fingerprint()) {
+            Some(Locator::Key(columns) | Locator::Columns(columns))
+                if columns.iter().all(|at| key.contains(at)) =>
+            {
+                Ok(())
+            }
+            _ => Err(found_otherwise(shape)),
+        }
     }
 
     /// What empties a table for the rows a backfill brings. Its table was looked at before.
@@ -147,7 +165,8 @@ impl Known {
         if let Locator::Key(columns) | Locator::Columns(columns) = &self.locators[&fingerprint]
             && !chunk.former.is_empty()
         {
-            let action = all_gone(shape, &columns.clone(), chunk.former);
+            let columns = if chunk.replace.is_empty() { columns.clone() } else { chunk.replace.into() };
+            let action = all_gone(shape, &columns, chunk.former);
             ready.push(self.make_action_ready(client, action).await?);
         }
         let all: Box<[usize]> = (0..shape.columns.len()).collect();

@@ -6,7 +6,7 @@ use super::{
     backfill,
     copier::{self, PostgresCopier},
     publication,
-    table::{BEGIN, SNAPSHOT, Table, begin_snapshot, snapshot_of},
+    table::{ALONG_THE_INDEX, BEGIN, SNAPSHOT, Table, begin_snapshot, snapshot_of},
 };
 use crate::{
     change::Mark,
@@ -24,8 +24,6 @@ const ANSWER_ROWS: u32 = 20_000;
 const RANGE_ROWS_MAX: u32 = 10_000;
 /// Ranges in an answer, whatever is asked for.
 const RANGES_MAX: u32 = 256;
-/// Ranges and keys are read along their index, whatever the server believes of a table it has not analyzed.
-const ALONG_THE_INDEX: &str = "SET LOCAL enable_seqscan = off";
 /// Keys that are looked up for one question.
 const KEYS_MAX: usize = 1_000;
 

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
-use super::publication;
+use super::{publication, table::Table};
 use crate::{
     fault::{Code, Fault, Result},
     names::qualified,
@@ -23,6 +23,8 @@ pub struct Request {
     pub to: Vec<String>,
     /// The tables; every one that is carried, where none is named.
     pub tables: Vec<Pattern>,
+    /// Which rows, where not all: those that meet this condition, of one table ([`require_condition`]).
+    pub condition: Option<String>,
     /// At most so many rows a second.
     pub max_rows_per_second: Option<u64>,
     /// At most so many bytes of them a second, as `COPY` writes them.
@@ -59,13 +61,16 @@ pub struct Backfill {
 pub struct TableProgress {
     /// `schema.table`.
     pub table: String,
+    /// Which of its rows are copied, where not all: those that meet this, as SQL has it behind WHERE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
     /// `waiting`, `copying` or `done`.
     pub state: String,
     /// Rows in the log.
     pub rows: u64,
     /// Bytes of them, as `COPY` writes them.
     pub bytes: u64,
-    /// Rows there are, by the server's own estimate; 0 where it has none.
+    /// Rows there are to copy, by the server's own estimate; 0 where it has none.
     pub expected_rows: u64,
     /// Bytes the table takes on disk.
     pub expected_bytes: u64,
@@ -82,6 +87,11 @@ impl Backfill {
     /// Whether it is over, one way or the other.
     pub fn is_over(&self) -> bool {
         matches!(self.state.as_str(), "done" | "canceled")
+    }
+
+    /// Which rows of its table are copied, where not all.
+    pub fn condition(&self) -> Option<&str> {
+        self.tables.iter().find_map(|table| table.condition.as_deref())
     }
 
     /// Rows in the log.
@@ -149,6 +159,7 @@ pub async fn tables(
             .map_err(sql("ask how large a table is"))?;
         tables.push(TableProgress {
             table: name.clone(),
+            condition: None,
             state: "waiting".to_owned(),
             rows: 0,
             bytes: 0,
@@ -157,6 +168,69 @@ pub async fn tables(
         });
     }
     Ok(tables)
+}
+
+/// Requires that a condition is one, and can be asked of a table's rows, before anything is asked for; gives how many meet
+/// it, by the server's own estimate.
+///
+/// It becomes part of a statement: alone and in brackets it must be one condition both times, or it would be more than
+/// that (`true) or (true`, `true limit 1`).
+///
+/// # Errors
+/// [`Code::ConfigInvalid`] with what the server says of it; [`Code::TableDiffers`] where nothing tells the table's rows
+/// apart.
+pub async fn require_condition(client: &Client, table: &TableProgress, condition: &str) -> Result<u64> {
+    let (schema, name) = table.name();
+    let found = Table::look(client, schema, name).await?;
+    require_key(&found)?;
+    let from = found.from();
+    let refuse = |why: String| {
+        let message = format!("the condition `{condition}` cannot be asked of {}: {why}", table.table);
+        Fault::new(Code::ConfigInvalid, message).remedied_by(
+            "write it as it would stand behind WHERE in a SELECT from that table, such as \"id <= 1000\"; nothing was asked for, ask again",
+        )
+    };
+    let refused = |error: tokio_postgres::Error| {
+        let fault = fault_of(&error);
+        // Its own mistake, and not a server that is out of reach or keeps something from us.
+        if fault.code() == Code::Internal { refuse(fault.message()) } else { fault.at("try the condition") }
+    };
+    for statement in [
+        format!("SELECT 1 FROM {from} WHERE {condition}"),
+        format!("SELECT 1 FROM {from} WHERE ({condition})"),
+    ] {
+        let statement = client.prepare(&statement).await.map_err(refused)?;
+        if !statement.params().is_empty() {
+            return Err(refuse("it has a parameter, which nobody gives a value".to_owned()));
+        }
+    }
+    let explain = format!("EXPLAIN (FORMAT JSON) SELECT 1 FROM {from} WHERE ({condition})");
+    client.batch_execute("BEGIN READ ONLY").await.map_err(refused)?;
+    let planned = client.simple_query(&explain).await;
+    client.batch_execute("ROLLBACK").await.map_err(refused)?;
+    let planned = planned.map_err(refused)?;
+    let text: String = planned
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        })
+        .collect();
+    let plan: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| Fault::new(Code::ProtocolUnknown, "read a plan").because(error))?;
+    Ok(plan[0]["Plan"]["Plan Rows"].as_f64().unwrap_or(0.0) as u64)
+}
+
+/// Requires that rows can be told apart: only then can some of them take the place of others.
+pub(super) fn require_key(table: &Table) -> Result<()> {
+    if !table.key.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("nothing tells the rows of {} apart: none can take the place of another", table.shape);
+    Err(Fault::new(Code::TableDiffers, message).remedied_by(
+        "give the table a primary key, or copy all of it: landfall backfill --table without --where",
+    ))
 }
 
 /// Requires that our role may read every one of the tables (schema, name), all of its rows.
@@ -188,7 +262,7 @@ pub async fn require_readable<'a>(
 /// # Errors
 /// Where the publication is not as it must be, or no stream has begun.
 pub async fn carried(connection: &Connection, config: &PostgresSourceConfig) -> Result<Vec<String>> {
-    let begun = "select to_regclass('landfall.backfill_table') is not null";
+    let begun = "select to_regclass('landfall.backfill_condition') is not null";
     let begun = connection.query_one(begun, &[]).await.map_err(sql("look for our own tables"))?;
     if !begun.get::<_, bool>(0) {
         let message = format!("no daemon has begun stream `{}` of this database", config.stream);
@@ -240,6 +314,10 @@ pub async fn request(
             .await
             .map_err(&failed)?;
     }
+    if let Some(condition) = &request.condition {
+        let add = "insert into landfall.backfill_condition (backfill, condition) values ($1, $2)";
+        client.execute(add, &[&id, condition]).await.map_err(&failed)?;
+    }
     client.batch_execute("commit").await.map_err(&failed)?;
     Ok(id)
 }
@@ -253,9 +331,11 @@ pub async fn all(client: &Client, stream: &str) -> Result<Vec<Backfill>> {
     let backfills = "select id, regions, state, waits_for, (extract(epoch from requested) * 1000000)::int8,
                 (extract(epoch from ended) * 1000000)::int8
            from landfall.backfill where stream = $1 order by requested desc, id";
-    let tables = "select backfill, schema_name || '.' || table_name, t.state, rows, bytes, expected_rows, expected_bytes
+    let tables = "select t.backfill, schema_name || '.' || table_name, t.state, rows, bytes, expected_rows, expected_bytes,
+                condition
            from landfall.backfill_table t join landfall.backfill b on b.id = t.backfill
-          where b.stream = $1 order by backfill, place";
+           left join landfall.backfill_condition c on c.backfill = b.id
+          where b.stream = $1 order by t.backfill, place";
     let rows = client.query(backfills, &[&stream]).await.map_err(&failed)?;
     let tables = client.query(tables, &[&stream]).await.map_err(&failed)?;
     Ok(rows.iter().map(|row| backfill_of(row, &tables)).collect())
@@ -279,6 +359,7 @@ fn backfill_of(row: &Row, tables: &[Row]) -> Backfill {
                 bytes: number(row, 4),
                 expected_rows: number(row, 5),
                 expected_bytes: number(row, 6),
+                condition: row.get(7),
             })
             .collect(),
         id,

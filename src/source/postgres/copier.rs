@@ -13,7 +13,7 @@ use std::{
 use tokio_postgres::Client;
 
 use super::{
-    PostgresSourceConfig, answer, publication,
+    PostgresSourceConfig, answer, backfill, publication,
     table::Table,
     throttle::{Limits, Strain},
 };
@@ -58,7 +58,10 @@ create table if not exists landfall.backfill_table (
     expected_bytes bigint not null,
     begun timestamptz,
     ended timestamptz,
-    primary key (backfill, place))";
+    primary key (backfill, place));
+create table if not exists landfall.backfill_condition (
+    backfill text primary key references landfall.backfill on delete cascade,
+    condition text not null)";
 
 /// A chunk is about so many bytes: what it costs besides its rows (two watermarks, each a commit) is then a small part
 /// of it, and two of them are held in memory at once.
@@ -96,6 +99,8 @@ struct Work {
     regions: Vec<String>,
     every: bool,
     waits: bool,
+    /// Which rows are copied, of its one table: those that meet this.
+    condition: Option<String>,
     limits: Limits,
     lag_max: Option<Duration>,
     chunk_rows: u64,
@@ -139,6 +144,8 @@ enum Kept {
     Begun,
     /// With the names of the columns its rows are read along.
     TableBegun(Vec<String>),
+    /// In the same way, and its backfill with it.
+    BothBegun(Vec<String>),
     Chunk(ChunkTicket),
     /// The table is copied anew.
     Nothing,
@@ -194,7 +201,8 @@ impl PostgresCopier {
         // One after the other: of two that fill one table each would leave the other's half behind.
         let oldest =
             "select id, regions, every_table, state = 'requested', max_rows_per_second, max_source_load,
-                chunk_rows, state = 'paused', max_bytes_per_second, max_lag_seconds
+                chunk_rows, state = 'paused', max_bytes_per_second, max_lag_seconds,
+                (select condition from landfall.backfill_condition c where c.backfill = id)
               from landfall.backfill where stream = $1 and state in ('requested', 'running', 'paused')
              order by requested, id limit 1";
         let failed = sql("look for a backfill that is asked for");
@@ -204,7 +212,9 @@ impl PostgresCopier {
         if row.get(7) {
             return Ok(None);
         }
-        let (id, every, waits): (String, bool, bool) = (row.get(0), row.get(2), row.get(3));
+        let (id, every, condition): (String, bool, Option<String>) = (row.get(0), row.get(2), row.get(10));
+        // Some rows of a table are no reason to wait for the others.
+        let waits = row.get(3) && condition.is_none();
         if every && waits {
             // Where a stream may begin, every table it carries begins: also one that was published since.
             let carried = publication::check(connection, &config, true, &[]).await?.tables;
@@ -236,6 +246,7 @@ impl PostgresCopier {
             regions: row.get(1),
             every,
             waits,
+            condition,
             limits: Limits {
                 rows_per_second: row.get::<_, Option<i64>>(4).map(i64::unsigned_abs),
                 bytes_per_second: row.get::<_, Option<i64>>(8).map(i64::unsigned_abs),
@@ -304,13 +315,16 @@ impl PostgresCopier {
         let begin = !table.begun;
         let again = !begin && !self.known.contains(&name);
         let (schema, table_name, after) = (table.schema.clone(), table.table.clone(), table.after.clone());
-        let watermark = low(&table.name());
+        let (watermark, condition) = (low(&table.name()), work.condition.clone());
         let (limit, rows_max) = (self.chunk_rows.min(work.chunk_rows), work.chunk_rows);
         let since = Instant::now();
         let (key_before, before) = (table.key.clone(), table.standing());
         let connection = self.connection().await?;
         let found = Table::look(connection, &schema, &table_name).await?;
         let moved = key_before.is_some_and(|before| before != found.key_names());
+        if condition.is_some() {
+            backfill::require_key(&found)?;
+        }
         if (begin || moved) && !found.key.is_empty() {
             // On its own: what changes from here on is applied, and what was read later is laid over it.
             if let Some(work) = &mut self.work {
@@ -319,9 +333,15 @@ impl PostgresCopier {
             }
             self.chunk_rows = FIRST_ROWS;
             self.known.insert(name);
-            let kept = Kept::TableBegun(found.key_names());
+            let names = found.key_names();
+            let (kept, content) = match condition {
+                Some(_) => (Kept::BothBegun(names), Content::Begin { shape: found.shape }),
+                None => {
+                    let shapes = vec![found.shape];
+                    (Kept::TableBegun(names), Content::Mark { shapes, mark: Mark::Begin, every: false })
+                }
+            };
             self.given.push_back(Ticket { backfill: id, place: Some(place), kept });
-            let content = Content::Mark { shapes: vec![found.shape], mark: Mark::Begin, every: false };
             return Ok(Some(Portion { to, content }));
         }
         let sent = Instant::now();
@@ -329,7 +349,13 @@ impl PostgresCopier {
         let committed = sent.elapsed();
         // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
         let found = Table::look(connection, &schema, &table_name).await?;
-        let read = found.read(connection, after.as_deref(), limit).await;
+        let read = match &condition {
+            None => found.read(connection, after.as_deref(), limit).await,
+            Some(condition) => {
+                backfill::require_key(&found)?;
+                found.read_matching(connection, after.as_deref(), limit, condition).await
+            }
+        };
         if read.as_ref().map_or(true, |read| read.cut) {
             // What the server still sends, nobody wants.
             self.connection = None;
@@ -338,8 +364,9 @@ impl PostgresCopier {
         let took = since.elapsed();
         self.strain.note(committed);
 
-        let done = found.key.is_empty() || !read.cut && read.rows < limit;
-        let last_key = read.last_key(&found);
+        let is_last = if condition.is_some() { read.looked.is_none() } else { read.rows < limit };
+        let done = found.key.is_empty() || !read.cut && is_last;
+        let last_key = read.looked.clone().filter(|_| !read.cut).or_else(|| read.last_key(&found));
         let ticket = ChunkTicket {
             before,
             done,
@@ -365,6 +392,7 @@ impl PostgresCopier {
                 seen: read.seen,
                 done,
                 again,
+                replace: condition.is_some(),
                 texts: read.texts,
             }),
         }))
@@ -481,7 +509,7 @@ impl Copier for PostgresCopier {
         let table = work.tables.iter_mut().find(|table| Some(table.place) == ticket.place);
         match (ticket.kept, table) {
             (Kept::Begun, _) => work.waits = true,
-            (Kept::TableBegun(_), Some(table)) => table.begun = false,
+            (Kept::TableBegun(_) | Kept::BothBegun(_), Some(table)) => table.begun = false,
             (Kept::Chunk(chunk), Some(table)) => {
                 (table.begun, table.after) = chunk.before;
                 table.done = false;
@@ -542,7 +570,14 @@ impl Ticket {
                      where id = $1 and state = 'requested'";
                 connection.execute(begun, &[id, &start]).await.map(drop).map_err(failed)
             }
-            Kept::TableBegun(key) => {
+            Kept::TableBegun(key) | Kept::BothBegun(key) => {
+                if matches!(self.kept, Kept::BothBegun(_)) {
+                    let begun = "update landfall.backfill
+                           set state = case state when 'requested' then 'running' else state end,
+                               begun = coalesce(begun, now()), waits_for = null
+                         where id = $1 and state in ('requested', 'running', 'paused')";
+                    connection.execute(begun, &[id]).await.map_err(&failed)?;
+                }
                 let begun = "update landfall.backfill_table
                        set state = 'copying', after = null, key = $3, rows = 0, bytes = 0, chunks = 0,
                            begun = now(), ended = null

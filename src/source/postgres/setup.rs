@@ -44,7 +44,8 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
     let server = server(&connection).await?;
     grants::require(&connection, Duties { source: true, sink: false }).await?;
     let own_tables = format!("{STREAM_TABLE}; {}", copier::TABLES);
-    own::make(&connection, &["stream", "backfill", "backfill_table"], &own_tables).await?;
+    own::make(&connection, &["stream", "backfill", "backfill_table", "backfill_condition"], &own_tables)
+        .await?;
     let known = stream_row(&connection, &config.stream).await?;
     let stream = match known {
         Some(stream) if stream.live => {

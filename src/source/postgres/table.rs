@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::TryStreamExt;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::copier::CHUNK_BYTES;
 use crate::{
@@ -42,6 +42,8 @@ pub(super) struct Read {
     pub(super) seen: Snapshot,
     /// Whether reading ended before the last row was there.
     pub(super) cut: bool,
+    /// The key of the last row that was held against a condition, where there are more.
+    pub(super) looked: Option<Vec<String>>,
 }
 
 const TABLE: &str = "
@@ -180,6 +182,50 @@ impl Table {
         format!("SELECT {columns} FROM {only}{name} {after}ORDER BY {key} LIMIT {limit}")
     }
 
+    /// Those of the next rows that meet a condition, in the key's order. `limit` is how many are looked at: with a limit
+    /// on those that are found, a condition that few meet would have a whole table read between two watermarks.
+    pub(super) async fn read_matching(
+        &self,
+        connection: &Connection,
+        after: Option<&[String]>,
+        limit: u64,
+        condition: &str,
+    ) -> Result<Read> {
+        let columns: Vec<String> = self.shape.columns.iter().map(|column| quoted(&column.name)).collect();
+        let key = self.key_names().iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+        let (columns, from) = (columns.join(", "), self.from());
+        let tuple = |key: &[String]| key.iter().map(|value| literal(value)).collect::<Vec<_>>().join(", ");
+        let behind = after.map_or_else(|| "true".to_owned(), |after| format!("({key}) > ({})", tuple(after)));
+        let seen = begin_snapshot(connection).await?;
+        let failed = sql("find the end of a chunk");
+        connection.batch_execute(ALONG_THE_INDEX).await.map_err(&failed)?;
+        let last = format!(
+            "SELECT {key} FROM {from} WHERE {behind} ORDER BY {key} OFFSET {} LIMIT 1",
+            limit.max(1) - 1
+        );
+        let last = connection.simple_query(&last).await.map_err(&failed)?;
+        let looked = last.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                (0..self.key.len()).map(|at| row.get(at).map(str::to_owned)).collect::<Option<Vec<_>>>()
+            }
+            _ => None,
+        });
+        let upto =
+            looked.as_ref().map_or_else(String::new, |last| format!(" AND ({key}) <= ({})", tuple(last)));
+        let rows =
+            format!("SELECT {columns} FROM {from} WHERE {behind}{upto} AND ({condition}) ORDER BY {key}");
+        let read = self.copy_out(connection, &rows, 2 * CHUNK_BYTES as usize, seen).await?;
+        if !read.cut {
+            connection.batch_execute("ROLLBACK").await.map_err(sql("end the reading of a chunk"))?;
+        }
+        Ok(Read { looked, ..read })
+    }
+
+    /// What rows are read from.
+    pub(super) fn from(&self) -> String {
+        format!("{}{}", self.only, self.name)
+    }
+
     async fn read_under_snapshot(
         &self,
         connection: &Connection,
@@ -201,7 +247,7 @@ impl Table {
             |error: tokio_postgres::Error| fault_of(&error).at(format_args!("copy rows of {}", self.shape));
         let copied = connection.copy_out(&format!("COPY ({rows}) TO STDOUT")).await.map_err(failed)?;
         let mut copied = pin!(copied);
-        let mut read = Read { texts: Vec::new(), rows: 0, bytes: 0, seen, cut: false };
+        let mut read = Read { texts: Vec::new(), rows: 0, bytes: 0, seen, cut: false, looked: None };
         let mut text = BytesMut::with_capacity(TEXT_BYTES);
         while let Some(line) = copied.try_next().await.map_err(failed)? {
             if !text.is_empty() && text.len() + line.len() > TEXT_BYTES {
@@ -229,6 +275,9 @@ impl Table {
         Ok(read)
     }
 }
+
+/// Ranges and keys are read along their index, whatever the server believes of a table it has not analyzed.
+pub(super) const ALONG_THE_INDEX: &str = "SET LOCAL enable_seqscan = off";
 
 /// Begins a transaction that reads everything as of now. Where row security would hide rows, the read fails instead.
 pub(super) const BEGIN: &str =

@@ -65,6 +65,7 @@ fn rows(text: &'static str, key: &[usize]) -> Rows {
         seen: Snapshot { low: SEEN - 10, high: SEEN, open: vec![SEEN - 5] },
         done: false,
         again: false,
+        replace: false,
         texts: vec![Bytes::from_static(text.as_bytes())],
     }
 }
