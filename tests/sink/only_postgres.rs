@@ -688,3 +688,24 @@ async fn child_that_is_killed() {
         sink.apply(&numbered(&mut log, at)).await.unwrap();
     }
 }
+
+/// Many inserts go in by COPY, sent behind the statements before it without waiting for their answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_refused_before_many_that_come_is_named() {
+    let target = PostgresTarget::new("a_row_that_is_refused_before_many").await;
+    target.put(1, "a").await;
+    target.run("ALTER TABLE t ADD CHECK (v <> 'bad')").await;
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let many = (2..=500).map(|id| insert(&shape(), row([id.to_string().as_str(), "b"])));
+    let changes = std::iter::once(update(&shape(), None, row(["1", "bad"]))).chain(many).collect();
+    let batch = log.one(changes);
+    let fault = sink.apply(&batch).await.unwrap_err();
+    assert_eq!(fault.code(), Code::RowRejected, "{fault}");
+    assert!(fault.message().contains("(id)=(1)"), "{fault}");
+    target.run("ALTER TABLE t DROP CONSTRAINT t_v_check").await;
+    sink.claim().await.unwrap();
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(target.rows().await.len(), 500);
+}

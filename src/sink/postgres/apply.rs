@@ -286,19 +286,33 @@ impl Session {
         }
     }
 
-    /// Everything of a transaction but its end, sent without waiting in between. Returns once every
+    /// Everything of a transaction but its end, sent without waiting in between but before a copy. Returns once every
     /// statement has touched what it holds.
     async fn in_transaction(&self, group: &Group<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
         let mut pipeline = Pipeline::default();
         let own = self.send_head(&mut pipeline, group).await?;
-        for action in ready {
-            self.send(&mut pipeline, action).await;
-        }
-        for _ in 0..own {
-            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        self.all(&mut pipeline, own, ready).await
+    }
+
+    /// Sends actions behind `own` statements of ours, and takes every answer.
+    async fn all<'a>(
+        &'a self,
+        pipeline: &mut Pipeline<'a>,
+        own: usize,
+        ready: &'a [Ready<'_>],
+    ) -> Attempt<()> {
+        let (mut own, mut answered) = (own, 0);
+        for (at, action) in ready.iter().enumerate() {
+            // A copy that is sent behind a statement that fails takes the connection down with it, and nobody would
+            // learn why: what is before it is answered first.
+            if action.is_copy() {
+                answers(pipeline, std::mem::take(&mut own), &ready[answered..at]).await?;
+                answered = at;
+            }
+            self.send(pipeline, action).await;
         }
         crash::point("apply.mid_batch");
-        answers(&mut pipeline, ready).await
+        answers(pipeline, own, &ready[answered..]).await
     }
 
     /// BEGIN, the guard, the origin, new shapes: returns how many statements that is.
@@ -638,14 +652,7 @@ impl Session {
         let mut pipeline = Pipeline::default();
         let shapes = self.send_shapes(&mut pipeline, &batch.shapes).await?;
         pipeline.send(self.simple("SAVEPOINT slice")).await;
-        for action in ready {
-            self.send(&mut pipeline, action).await;
-        }
-        for _ in 0..=shapes {
-            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
-        }
-        crash::point("apply.mid_batch");
-        answers(&mut pipeline, ready).await
+        self.all(&mut pipeline, shapes + 1, ready).await
     }
 
     /// Moves the progress and commits the open transaction.
@@ -684,7 +691,11 @@ impl Session {
     }
 }
 
-async fn answers(pipeline: &mut Pipeline<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
+/// Takes the answers of `own` statements of ours, then of actions.
+async fn answers(pipeline: &mut Pipeline<'_>, own: usize, ready: &[Ready<'_>]) -> Attempt<()> {
+    for _ in 0..own {
+        pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+    }
     for action in ready {
         let touched = pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
         if let Some(expected) = action.expected().filter(|expected| *expected != touched) {

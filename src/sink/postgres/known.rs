@@ -53,6 +53,11 @@ impl Ready<'_> {
             Self::Empty(_) | Self::Truncate(_) => None,
         }
     }
+
+    /// Whether rows are streamed to the server.
+    pub(super) fn is_copy(&self) -> bool {
+        matches!(self, Self::Copy(..) | Self::Chunk(..))
+    }
 }
 
 /// A chunk, and the rows whose like may be there already.

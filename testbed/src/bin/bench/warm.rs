@@ -57,7 +57,9 @@ fn write(brokers: &str) -> Result<()> {
             );
             match producer.send(BaseRecord::to(TOPIC).key(&at.to_be_bytes()[..]).payload(&row)) {
                 Ok(()) => at += 1,
-                Err(_) => drop(producer.poll(Duration::from_millis(2))),
+                Err(_) => {
+                    producer.poll(Duration::from_millis(2));
+                }
             }
             producer.poll(Duration::ZERO);
             if !step.is_zero() {
