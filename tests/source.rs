@@ -5,17 +5,23 @@ use std::{sync::Arc, time::Duration};
 
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
-    changelog::memory::MemoryLog,
+    changelog::{
+        Log, Reader, Writer,
+        kafka::{KafkaLog, Topics, WriterLimits},
+        memory::MemoryLog,
+    },
     check,
     config::Settings,
+    envelope::{Flags, Header, Kind, Tracker},
     fault::Code,
+    kafka::{Cluster, TopicRules},
     metrics::Metrics,
     pipeline::{
         capture::{self, CaptureParams},
         deliver::{self, BatchLimits, DeliverParams},
     },
-    position::{Position, WriterEpoch},
-    roster::Roster,
+    position::{Offset, Position, Sequence, WriterEpoch},
+    roster::{Roster, State},
     scope::Scope,
     sink::memory::{MemoryInspector, MemorySink, MemoryTarget},
     source::{
@@ -25,7 +31,7 @@ use landfall::{
     },
     task,
 };
-use testbed::{Postgres, eventually};
+use testbed::{Kafka, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -183,6 +189,152 @@ async fn a_writer_that_ends_leaves_nothing_to_be_read_again() {
     let last = entries.last().unwrap();
     assert_eq!(kept["sequence"].as_u64(), Some(last.header.as_ref().unwrap().sequence.0), "{kept}");
     assert_eq!(kept["offset"].as_i64(), Some(last.offset.0), "{kept}");
+}
+
+/// Everything in a log.
+async fn entries<L: Log>(log: &L) -> Vec<landfall::changelog::Entry> {
+    let high = log.bounds().await.unwrap().unwrap().high;
+    let (mut reader, mut found) = (log.reader(Offset(0)).unwrap(), Vec::new());
+    while (found.len() as i64) < high.0 {
+        found.extend(reader.read().await.unwrap());
+    }
+    found
+}
+
+/// Captures until the road has appended something and the log holds so many changes, or it has halted.
+async fn capture_until<L: Log>(open: &impl Fn() -> L, database: &MemoryDatabase, changes: usize) -> State {
+    let roster = Arc::new(Roster::new("us-east-1".parse().unwrap()));
+    let (metrics, (stopper, stop)) = (Metrics::new(Arc::clone(&roster)), task::stopper());
+    let source = MemorySource::new(database.clone());
+    let params = capture_params(Duration::from_millis(1));
+    let capture = capture::run(params, source, open(), Arc::clone(&roster), metrics, stop);
+    let log = &open();
+    let judge = async {
+        eventually(PATIENCE, "it runs or halts", async || {
+            let state = roster.source().state();
+            let there = log.bounds().await?.is_some_and(|bounds| bounds.high.0 > 0);
+            let held = if there { entries(log).await } else { Vec::new() };
+            let held = held.iter().filter(|entry| entry.value.starts_with(b"{\"before\"")).count();
+            Ok(matches!(state, State::Halted { .. }) || matches!(state, State::Running) && held >= changes)
+        })
+        .await
+        .unwrap();
+        stopper.stop();
+        roster.source().state()
+    };
+    tokio::join!(capture, judge).1
+}
+
+async fn checkpoint<L: Log>(log: &L) -> serde_json::Value {
+    serde_json::from_slice(&log.checkpoint().await.unwrap().expect("one is kept")).unwrap()
+}
+
+/// Keeps `value` as the log's checkpoint, behind all that was kept there.
+async fn keep<W: Writer>(writer: &mut W, value: &serde_json::Value) {
+    writer.keep_checkpoint(&serde_json::to_vec(value).unwrap()).unwrap();
+    writer.all_kept().await.unwrap();
+}
+
+async fn append<W: Writer>(writer: &mut W, header: &Header, value: &[u8]) {
+    let before = writer.acknowledged();
+    writer.append(header, b"", value).await.unwrap();
+    while writer.acknowledged() == before {
+        writer.acknowledged_beyond(before).await.unwrap();
+    }
+}
+
+/// A dead writer's checkpoint lands after its successor's: of records that the successor's barrier cut off, whatever
+/// offset it tells. The next start reads on all the same. A log with a hole halts it, with that checkpoint and without.
+async fn a_late_checkpoint_stops_nobody<L: Log>(open: impl Fn() -> L) {
+    let log = open();
+    let database = MemoryDatabase::default();
+    let mut id = 0;
+    let mut commit = |count: usize| {
+        for _ in 0..count {
+            id += 1;
+            database.commit(vec![insert(id)]);
+        }
+        id
+    };
+    let changes = commit(3);
+    assert_eq!(capture_until(&open, &database, changes).await, State::Running);
+    let dead = checkpoint(&log).await;
+    let last = entries(&log).await.last().unwrap().header.clone().unwrap();
+    let changes = commit(2);
+    assert_eq!(capture_until(&open, &database, changes).await, State::Running);
+
+    // The dead one goes on: nine records behind the barrier, and what it thinks of them.
+    let mut writer = log.writer().unwrap();
+    let first_late = log.bounds().await.unwrap().unwrap().high;
+    let idle =
+        serde_json::to_vec(&serde_json::json!({"landfall": {"position": dead["landfall"]["through"]}}));
+    let idle = idle.unwrap();
+    for next in 1..=9 {
+        let sequence = Sequence(last.sequence.0 + next);
+        append(&mut writer, &Header { kind: Kind::Idle, flags: Flags::NONE, sequence, ..last }, &idle).await;
+    }
+    let mut late = dead.clone();
+    late["landfall"]["sequence"] = (last.sequence.0 + 9).into();
+    let mut changes = changes;
+    for offset in [first_late.0 + 8, dead["landfall"]["offset"].as_i64().unwrap(), 0, first_late.0] {
+        late["landfall"]["offset"] = offset.into();
+        keep(&mut writer, &late).await;
+        changes = commit(2);
+        let state = capture_until(&open, &database, changes).await;
+        assert_eq!(state, State::Running, "a checkpoint at {offset}");
+    }
+    // Nothing is missing, nothing comes twice.
+    let all = entries(&log).await;
+    let mut tracker = Tracker::new(last.incarnation, WriterEpoch(0), Sequence(0));
+    let mut counted = 0;
+    for entry in &all {
+        let verdict = tracker.place(entry.header.as_ref().unwrap(), false).unwrap();
+        let is_change = entry.value.starts_with(b"{\"before\"");
+        counted += usize::from(is_change && verdict == landfall::envelope::Verdict::Next);
+    }
+    assert_eq!(counted, changes);
+
+    // A true hole.
+    let good = checkpoint(&log).await;
+    let end = all.last().unwrap().header.clone().unwrap();
+    let epoch = tracker.epoch();
+    let hole = Header {
+        kind: Kind::Idle,
+        flags: Flags::NONE,
+        sequence: Sequence(tracker.sequence().0 + 2),
+        epoch,
+        ..end
+    };
+    append(&mut writer, &hole, &idle).await;
+    for kept in [good, late] {
+        keep(&mut writer, &kept).await;
+        let state = capture_until(&open, &database, usize::MAX).await;
+        assert_eq!(state.code(), Some(Code::SequenceBroken), "{state:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_late_checkpoint_in_memory_stops_nobody() {
+    let log = MemoryLog::default();
+    a_late_checkpoint_stops_nobody(|| log.clone()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_checkpoint_in_kafka_stops_nobody() {
+    let kafka = Kafka::start(1).await.unwrap();
+    let cluster = Cluster { brokers: vec![kafka.local()], properties: Vec::new() };
+    let rules = TopicRules {
+        retention: Duration::from_secs(86_400),
+        replication_factor: 1,
+        min_insync_replicas: 1,
+        compacted: false,
+    };
+    let topics = Topics { stream: "log".into(), state: "state".into(), control: "control".into() };
+    let log = || {
+        let (cluster, topics, limits) = (cluster.clone(), topics.clone(), WriterLimits::default());
+        KafkaLog::new(cluster, topics, "group".into(), rules.clone(), limits).unwrap()
+    };
+    a_late_checkpoint_stops_nobody(log).await;
 }
 
 #[tokio::test]

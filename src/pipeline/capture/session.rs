@@ -156,7 +156,7 @@ async fn begin<L: Log, K: Keeper>(
         appender.barrier(&value).await?;
         appender.settle().await?;
         crate::crash::point("capture.after_barrier");
-        let own = OwnBarrier { value: &value, from: bounds.high };
+        let own = OwnBarrier { value: &value, from: bounds.high, epoch };
         let end = tail::read(log, opened.incarnation, own, bounds, checkpoint).await.map_err(|fault| {
             // What a stream that has begun finds in place of itself has replaced it.
             if opened.live && fault.code() == Code::StreamForeign { lost(fault.message()) } else { fault }

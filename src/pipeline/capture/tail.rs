@@ -53,6 +53,8 @@ pub struct OwnBarrier<'a> {
     pub value: &'a [u8],
     /// Where the log ended before it was appended.
     pub from: Offset,
+    /// Its epoch.
+    pub epoch: WriterEpoch,
 }
 
 /// What every record with a place says of it.
@@ -65,6 +67,10 @@ struct Place {
 
 /// Reads the log up to this writer's barrier.
 ///
+/// A checkpoint may be a dead writer's, kept after its successor's barrier: of records that the barrier cut off. It is
+/// taken for true where its record comes, and then the barrier of the very next epoch: nobody's else can stand before it.
+/// Otherwise all that is kept is read, as where a writer raised its epoch and died before its barrier.
+///
 /// # Errors
 /// The log is not this stream's, or damaged.
 pub async fn read<L: Log>(
@@ -75,45 +81,27 @@ pub async fn read<L: Log>(
     checkpoint: Option<Checkpoint>,
 ) -> Result<End> {
     let checkpoint = checkpoint.filter(|checkpoint| checkpoint.incarnation == incarnation);
-    let within = checkpoint.filter(|checkpoint| checkpoint.offset >= bounds.low);
-    let mut scan = match within {
-        Some(from) => Scan {
-            tracker: Some(Tracker::new(incarnation, from.epoch, from.sequence)),
-            tail: Tail { last: from.last, through: Some(from.through), open: None },
-            ..Scan::new(incarnation)
-        },
-        None => Scan::new(incarnation),
-    };
-    let mut reader = log.reader(within.map_or(bounds.low, |checkpoint| checkpoint.offset))?;
-    let mut read = 0_u64;
     let mut highest = checkpoint.map_or(WriterEpoch(0), |checkpoint| checkpoint.epoch);
-    'reading: loop {
-        for entry in reader.read().await? {
-            let place = entry.offset;
-            let header = entry.header.clone();
-            let header =
-                header.map_err(|error| Fault::new(Code::RecordCorrupt, format!("{place}")).because(error))?;
-            if header.kind == Kind::Barrier && place >= own.from && entry.value == own.value {
-                break 'reading;
-            }
-            if header.incarnation == incarnation {
-                highest = highest.max(header.epoch);
-            }
-            scan.take(&header, &entry).map_err(|fault| fault.at(place))?;
-            read += 1;
-            if read.is_multiple_of(1_000_000) {
-                tracing::info!(
-                    records = read,
-                    at = place.0,
-                    until = bounds.high.0,
-                    "reading the stream's own tail"
+    let mut found = None;
+    if let Some(from) = checkpoint.filter(|checkpoint| checkpoint.offset >= bounds.low) {
+        let scan = Scan::behind(&from);
+        match read_from(log, from.offset, own, bounds, scan, &mut highest).await {
+            Ok(scan) => found = Some(scan),
+            Err(fault) if fault.code() == Code::SequenceBroken => {
+                tracing::warn!(
+                    sequence = from.sequence.0,
+                    epoch = from.epoch.0,
+                    offset = from.offset.0,
+                    "the stream's tail does not fit its checkpoint, which a writer may have kept when another had taken its place: reading all that is kept of the stream: {fault}"
                 );
             }
+            Err(fault) => return Err(fault),
         }
     }
-    scan.settle().map_err(|error| {
-        Fault::new(Code::RecordCorrupt, "the last change of the stream's own tail").because(error)
-    })?;
+    let scan = match found {
+        Some(scan) => scan,
+        None => read_from(log, bounds.low, own, bounds, Scan::new(incarnation), &mut highest).await?,
+    };
     let Some(tracker) = scan.tracker else {
         // Nothing of ours is left. Whether anything ever was, the checkpoint knows.
         let end = checkpoint.map_or(
@@ -133,12 +121,66 @@ pub async fn read<L: Log>(
     Ok(End { sequence: tracker.sequence(), tail: scan.tail, lost: false, highest })
 }
 
+async fn read_from<L: Log>(
+    log: &L,
+    from: Offset,
+    own: OwnBarrier<'_>,
+    bounds: Bounds,
+    mut scan: Scan,
+    highest: &mut WriterEpoch,
+) -> Result<Scan> {
+    let mut reader = log.reader(from)?;
+    let mut read = 0_u64;
+    'reading: loop {
+        for entry in reader.read().await? {
+            let place = entry.offset;
+            let header = entry.header.clone();
+            let header =
+                header.map_err(|error| Fault::new(Code::RecordCorrupt, format!("{place}")).because(error))?;
+            if header.kind == Kind::Barrier && place >= own.from && entry.value == own.value {
+                break 'reading;
+            }
+            if header.incarnation == scan.incarnation {
+                *highest = (*highest).max(header.epoch);
+            }
+            scan.take(&header, &entry).map_err(|fault| fault.at(place))?;
+            read += 1;
+            if read.is_multiple_of(1_000_000) {
+                tracing::info!(
+                    records = read,
+                    at = place.0,
+                    until = bounds.high.0,
+                    "reading the stream's own tail"
+                );
+            }
+        }
+    }
+    scan.superseded_by(own.epoch)?;
+    scan.settle().map_err(|error| {
+        Fault::new(Code::RecordCorrupt, "the last change of the stream's own tail").because(error)
+    })?;
+    Ok(scan)
+}
+
+/// What a checkpoint says is in the log.
+#[derive(Clone, Copy)]
+struct Claim {
+    epoch: WriterEpoch,
+    sequence: Sequence,
+    /// The record was met.
+    met: bool,
+}
+
 struct Scan {
     incarnation: Incarnation,
     /// None until the first record that counts.
     tracker: Option<Tracker>,
     /// The reader began before its place.
     catching_up: bool,
+    /// The checkpoint that was begun with, until the barrier of the next writer.
+    claim: Option<Claim>,
+    /// The last barrier before the first record that counts: what is of a lower epoch does not.
+    barrier: WriterEpoch,
     tail: Tail,
     parts: Vec<u8>,
     /// The newest change that ends a transaction, and the newest that does not, where it came later.
@@ -152,6 +194,8 @@ impl Scan {
             incarnation,
             tracker: None,
             catching_up: true,
+            claim: None,
+            barrier: WriterEpoch(0),
             tail: Tail::default(),
             parts: Vec::new(),
             ends: None,
@@ -159,10 +203,52 @@ impl Scan {
         }
     }
 
+    fn behind(from: &Checkpoint) -> Self {
+        Self {
+            tracker: Some(Tracker::new(from.incarnation, from.epoch, from.sequence)),
+            tail: Tail { last: from.last, through: Some(from.through), open: None },
+            claim: Some(Claim { epoch: from.epoch, sequence: from.sequence, met: false }),
+            ..Self::new(from.incarnation)
+        }
+    }
+
+    /// The checkpoint's record must have come by now.
+    fn bear_out(&self) -> Result<()> {
+        match self.claim {
+            Some(Claim { epoch, sequence, met: false }) => {
+                let epoch = epoch.0;
+                let message = format!(
+                    "the checkpoint tells of record {sequence} of writer epoch {epoch}, which does not come where it should"
+                );
+                Err(Fault::new(Code::SequenceBroken, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Another writer's barrier has come: of the next one, or somebody between them may have cut the checkpoint's off.
+    fn superseded_by(&mut self, epoch: WriterEpoch) -> Result<()> {
+        let Some(claim) = self.claim.filter(|claim| epoch > claim.epoch) else { return self.bear_out() };
+        self.bear_out()?;
+        if epoch.0 > claim.epoch.0 + 1 {
+            let message = format!(
+                "behind the checkpoint of writer epoch {} comes the barrier of {}, and none between",
+                claim.epoch.0, epoch.0
+            );
+            return Err(Fault::new(Code::SequenceBroken, message));
+        }
+        self.claim = None;
+        Ok(())
+    }
+
     fn take(&mut self, header: &Header, entry: &Entry) -> Result<()> {
-        if self.tracker.is_none() && header.incarnation == self.incarnation && header.kind != Kind::Barrier {
-            self.tracker =
-                Some(Tracker::new(self.incarnation, header.epoch, Sequence(header.sequence.0 - 1)));
+        if self.tracker.is_none() && header.incarnation == self.incarnation {
+            if header.kind == Kind::Barrier {
+                self.barrier = self.barrier.max(header.epoch);
+            } else if header.epoch >= self.barrier {
+                let before = Sequence(header.sequence.0 - 1);
+                self.tracker = Some(Tracker::new(self.incarnation, header.epoch, before));
+            }
         }
         let Some(tracker) = &mut self.tracker else {
             return if header.incarnation == self.incarnation {
@@ -175,6 +261,20 @@ impl Scan {
             crate::envelope::Broken::Incarnation { .. } => foreign(header, self.incarnation),
             error => Fault::new(Code::SequenceBroken, "read the stream's own tail").because(error),
         })?;
+        match verdict {
+            Verdict::Known => {
+                if let Some(claim) = &mut self.claim {
+                    claim.met |= (claim.epoch, claim.sequence) == (header.epoch, header.sequence);
+                }
+            }
+            Verdict::Barrier => {
+                if self.claim.is_some_and(|claim| header.epoch > claim.epoch) {
+                    self.superseded_by(header.epoch)?;
+                }
+            }
+            Verdict::Next => self.bear_out()?,
+            Verdict::Stale => (),
+        }
         if verdict != Verdict::Next {
             return Ok(());
         }
