@@ -1,13 +1,14 @@
 //! Proves that a daemon's memory does not grow with a transaction or a backlog: one daemon that is
 //! source and sink at once stays under its cap through a giant transaction in both directions and
-//! through a backlog of one-row transactions.
+//! through a backlog of one-row transactions; and so do the daemons that fill a region.
 //!
+//! `LANDFALL_BACKFILL_ROWS=10000000` is the size it is filled at with `make chaos`.
 //! `LANDFALL_MEMORY_ROWS=2000000 LANDFALL_MEMORY_TRANSACTIONS=5000000` are the sizes the cap is stated for
 //! (`make chaos`). CI runs a tenth and less: what grew with the size would show there too.
 
 use std::time::Duration;
 
-use testbed::{Daemon, TwoRegions};
+use testbed::{Daemon, TwoRegions, said};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const CAP_KIB: u64 = 128 << 10;
@@ -74,5 +75,32 @@ async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
     equal(&regions, &us, &eu).await;
     for daemon in [&us, &eu] {
         assert_under_cap(daemon, "a backlog of one-row transactions");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow_with_the_rows_of_a_backfill() {
+    let rows = number("LANDFALL_BACKFILL_ROWS", 200_000);
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both("create table ours (id int8 primary key, n int4, note text)").await.unwrap();
+    let fill = format!(
+        "insert into ours select g, g, 'row number ' || g || ' of many' from generate_series(1, {rows}) g"
+    );
+    regions.us.execute(&fill).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(Duration::from_secs(180)).await.unwrap();
+    regions.us.execute("grant select on ours to landfall").await.unwrap();
+    let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
+    assert!(
+        filled.status.success(),
+        "{}\n--- us\n{}\n--- eu\n{}",
+        said(&filled),
+        us.log_tail(),
+        eu.log_tail()
+    );
+    equal(&regions, &us, &eu).await;
+    for daemon in [&us, &eu] {
+        assert_under_cap(daemon, "a backfill");
     }
 }
