@@ -191,9 +191,9 @@ How the contenders are set, and how durable what they do is:
   set as their documentation recommends for throughput (`testbed/src/connect/debezium.rs` says each setting).
 
 The broker is set as Kafka's own start script has it, with half the heap, and warmed up by a load of its own before
-anybody is measured. Its young collections take 10 to 40 ms on two shared cores: whatever goes through it waits for
-them. Latency is the time from a commit's return to a reader's first seeing the row; nobody looks while nothing is under
-way. *Evenness* below says how late this machine wakes a thread by itself.
+anybody is measured. Now and then its collector stops it, and whatever goes through it waits. Latency is the time from a
+commit's return to a reader's first seeing the row; nobody looks while nothing is under way. *Evenness* below says how
+late this machine wakes a thread by itself.
 
 ## The run
 
