@@ -8,13 +8,17 @@
 //!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
 //! ```
 
+mod blocker;
+mod slice;
+
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Statement, types::PgLsn};
 
+use self::blocker::{ask_blocker, watch, with_blocker};
 use super::{
     PostgresSinkConfig,
     guard::{Guard, Move},
@@ -31,7 +35,7 @@ use crate::{
     fault::{Code, Fault, Result},
     plan::Joining,
     position::{Position, Sequence},
-    postgres::{Connection, connect, fault_of},
+    postgres::{Connection, fault_of},
     progress::Heartbeat,
     sink::{Applied, Batch, Grouping, Step},
 };
@@ -41,8 +45,6 @@ use crate::{
 const ATTEMPTS_MAX: u32 = 5;
 /// Lock timeouts in a row before the caller is told: each has waited for `lock_timeout` already.
 const LOCK_ATTEMPTS_MAX: u32 = 2;
-/// How long the question who holds a lock may take.
-const BLOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A held target, and everything known of it.
 pub(super) struct Session {
@@ -583,108 +585,6 @@ impl Session {
         Ok(())
     }
 
-    async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
-        let sliced = self.try_slice(batch, step).await;
-        if sliced.is_err() {
-            self.open = None;
-            self.marked.clear();
-            let _ = self.run("ROLLBACK").await;
-        }
-        sliced.map_err(into_fault)
-    }
-
-    async fn try_slice(&mut self, batch: &Batch, step: &Step) -> Attempt<bool> {
-        let frame = &step.frame;
-        if self.open.is_none() {
-            self.run("BEGIN").await?;
-            let touch = self.guard.touch(self.client(), batch.after)?.await;
-            touch.map_err(|error| trouble::of_guard(&error))?;
-            self.open = Some(Open { after: batch.after, heartbeat: None });
-        }
-        let open = self.open.as_mut().expect("opened above");
-        if open.after != batch.after {
-            let message = format!("a slice after {} in a transaction after {}", batch.after, open.after);
-            return Err(Fault::new(Code::Internal, message).into());
-        }
-        open.heartbeat = batch.heartbeat.or(open.heartbeat);
-        let heartbeat = open.heartbeat;
-        if frame.first {
-            self.marked.clear();
-        }
-        self.note_touched(std::slice::from_ref(step));
-        let copied = step.is_copy();
-        let ready = if copied {
-            self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
-            Vec::new()
-        } else {
-            self.known.make_ready(&self.connection, std::slice::from_ref(step)).await?
-        };
-        let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
-        drop(ready);
-        if copied && answered.is_ok() {
-            self.one_by_one(step).await?;
-        }
-        let redone = match answered {
-            Ok(()) => false,
-            Err(Trouble::Stale(_) | Trouble::Differs(_)) => {
-                self.run("ROLLBACK TO SAVEPOINT slice").await?;
-                self.one_by_one(step).await?;
-                true
-            }
-            Err(trouble) => return Err(with_blocker(trouble, blocker)),
-        };
-        self.run("RELEASE SAVEPOINT slice").await?;
-        if frame.last {
-            let to = Move {
-                incarnation: batch.incarnation,
-                after: batch.after,
-                through: batch.through,
-                heartbeat,
-                grouped: false,
-            };
-            let synchronous = self.is_synchronous();
-            self.end_open(&to, step, synchronous).await?;
-        }
-        Ok(redone)
-    }
-
-    async fn in_savepoint(&self, batch: &Batch, ready: &[Ready<'_>]) -> Attempt<()> {
-        let mut pipeline = Pipeline::default();
-        let shapes = self.send_shapes(&mut pipeline, &batch.shapes).await?;
-        pipeline.send(self.simple("SAVEPOINT slice")).await;
-        self.all(&mut pipeline, shapes + 1, ready).await
-    }
-
-    /// Moves the progress and commits the open transaction.
-    async fn end_open(&mut self, to: &Move, step: &Step, synchronous: bool) -> Attempt<()> {
-        let mut pipeline = Pipeline::default();
-        let setting = match synchronous {
-            true => "SET LOCAL synchronous_commit = on",
-            false => "SET LOCAL synchronous_commit = off",
-        };
-        pipeline.send(self.simple(setting)).await;
-        pipeline.send(self.guard.advance(self.client(), to)?).await;
-        let position = Some(step.frame.head.position);
-        let origin = self.send_origin(&mut pipeline, position, Some(step)).await;
-        for _ in 0..2 + origin {
-            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
-        }
-        drop(pipeline);
-        crash::point("apply.before_commit");
-        if let Err(error) = self.client().batch_execute("COMMIT").await {
-            return Err(match trouble::of_rows(&error) {
-                Trouble::Stale(refusal) | Trouble::Differs(refusal) => {
-                    Trouble::Fault(trouble::of_commit(refusal, position))
-                }
-                trouble => trouble,
-            });
-        }
-        crash::point("apply.after_commit");
-        self.open = None;
-        self.note_commit(to.through.sequence, synchronous);
-        Ok(())
-    }
-
     /// Runs `work`; where it takes long, asks the server meanwhile who is in its way.
     async fn watched<T>(&self, work: impl Future<Output = T>) -> (T, Option<String>) {
         watch(work, self.config.lock_timeout / 2, ask_blocker(&self.config, self.pid)).await
@@ -739,40 +639,6 @@ fn into_fault(trouble: Trouble) -> Fault {
         Trouble::Fault(fault) | Trouble::Again(fault) | Trouble::Locked(fault) => fault,
         Trouble::Stale(refusal) | Trouble::Differs(refusal) => trouble::of_slice(refusal),
     }
-}
-
-fn with_blocker(trouble: Trouble, blocker: Option<String>) -> Trouble {
-    match (trouble, blocker) {
-        (Trouble::Locked(fault), Some(who)) => Trouble::Locked(fault.at(format_args!("blocked by {who}"))),
-        (trouble, _) => trouble,
-    }
-}
-
-async fn watch<T>(
-    work: impl Future<Output = T>,
-    patience: Duration,
-    ask: impl Future<Output = Option<String>>,
-) -> (T, Option<String>) {
-    let mut work = pin!(work);
-    tokio::select! {
-        done = &mut work => (done, None),
-        () = sleep(patience) => tokio::join!(work, ask),
-    }
-}
-
-/// Who is in the way of our backend, asked on a connection of its own.
-async fn ask_blocker(config: &PostgresSinkConfig, pid: i32) -> Option<String> {
-    let asked = async {
-        let other = connect(&config.address, "landfall asks who blocks it").await.ok()?;
-        // What somebody else's session does is not shown to a plain role; that it is there and whose, is.
-        let sql = "SELECT string_agg(format('backend %s (%s%s): %s', a.pid, a.usename, ', ' || a.state,
-                                            CASE a.query WHEN '<insufficient privilege>'
-                                            THEN 'its statement is shown to members of pg_read_all_stats'
-                                            ELSE left(a.query, 200) END), '; ')
-                     FROM unnest(pg_blocking_pids($1)) b JOIN pg_stat_activity a ON a.pid = b";
-        other.query_one(sql, &[&pid]).await.ok()?.get::<_, Option<String>>(0)
-    };
-    timeout(BLOCKER_TIMEOUT, asked).await.ok().flatten()
 }
 
 /// Nothing here can read an encrypted cell, and its text is not its value.

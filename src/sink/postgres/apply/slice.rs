@@ -1,0 +1,119 @@
+//! A transaction larger than memory: slice after slice into one target transaction that stays open.
+
+use super::{Move, Open, Session, into_fault, with_blocker};
+use crate::{
+    crash,
+    fault::{Code, Fault, Result},
+    sink::{
+        Batch, Step,
+        postgres::{
+            known::Ready,
+            pipeline::Pipeline,
+            trouble::{self, Attempt, Trouble},
+        },
+    },
+};
+
+impl Session {
+    pub(super) async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
+        let sliced = self.try_slice(batch, step).await;
+        if sliced.is_err() {
+            self.open = None;
+            self.marked.clear();
+            let _ = self.run("ROLLBACK").await;
+        }
+        sliced.map_err(into_fault)
+    }
+
+    async fn try_slice(&mut self, batch: &Batch, step: &Step) -> Attempt<bool> {
+        let frame = &step.frame;
+        if self.open.is_none() {
+            self.run("BEGIN").await?;
+            let touch = self.guard.touch(self.client(), batch.after)?.await;
+            touch.map_err(|error| trouble::of_guard(&error))?;
+            self.open = Some(Open { after: batch.after, heartbeat: None });
+        }
+        let open = self.open.as_mut().expect("opened above");
+        if open.after != batch.after {
+            let message = format!("a slice after {} in a transaction after {}", batch.after, open.after);
+            return Err(Fault::new(Code::Internal, message).into());
+        }
+        open.heartbeat = batch.heartbeat.or(open.heartbeat);
+        let heartbeat = open.heartbeat;
+        if frame.first {
+            self.marked.clear();
+        }
+        self.note_touched(std::slice::from_ref(step));
+        let copied = step.is_copy();
+        let ready = if copied {
+            self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
+            Vec::new()
+        } else {
+            self.known.make_ready(&self.connection, std::slice::from_ref(step)).await?
+        };
+        let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
+        drop(ready);
+        if copied && answered.is_ok() {
+            self.one_by_one(step).await?;
+        }
+        let redone = match answered {
+            Ok(()) => false,
+            Err(Trouble::Stale(_) | Trouble::Differs(_)) => {
+                self.run("ROLLBACK TO SAVEPOINT slice").await?;
+                self.one_by_one(step).await?;
+                true
+            }
+            Err(trouble) => return Err(with_blocker(trouble, blocker)),
+        };
+        self.run("RELEASE SAVEPOINT slice").await?;
+        if frame.last {
+            let to = Move {
+                incarnation: batch.incarnation,
+                after: batch.after,
+                through: batch.through,
+                heartbeat,
+                grouped: false,
+            };
+            let synchronous = self.is_synchronous();
+            self.end_open(&to, step, synchronous).await?;
+        }
+        Ok(redone)
+    }
+
+    async fn in_savepoint(&self, batch: &Batch, ready: &[Ready<'_>]) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let shapes = self.send_shapes(&mut pipeline, &batch.shapes).await?;
+        pipeline.send(self.simple("SAVEPOINT slice")).await;
+        self.all(&mut pipeline, shapes + 1, ready).await
+    }
+
+    /// Moves the progress and commits the open transaction.
+    async fn end_open(&mut self, to: &Move, step: &Step, synchronous: bool) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let setting = match synchronous {
+            true => "SET LOCAL synchronous_commit = on",
+            false => "SET LOCAL synchronous_commit = off",
+        };
+        pipeline.send(self.simple(setting)).await;
+        pipeline.send(self.guard.advance(self.client(), to)?).await;
+        let position = Some(step.frame.head.position);
+        let origin = self.send_origin(&mut pipeline, position, Some(step)).await;
+        for _ in 0..2 + origin {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        drop(pipeline);
+        crash::point("apply.before_commit");
+        if let Err(error) = self.client().batch_execute("COMMIT").await {
+            return Err(match trouble::of_rows(&error) {
+                Trouble::Stale(refusal) | Trouble::Differs(refusal) => {
+                    Trouble::Fault(trouble::of_commit(refusal, position))
+                }
+                trouble => trouble,
+            });
+        }
+        crash::point("apply.after_commit");
+        self.open = None;
+        self.note_commit(to.through.sequence, synchronous);
+        Ok(())
+    }
+}
