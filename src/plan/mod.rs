@@ -22,6 +22,8 @@
 //! that swap a unique value, or two texts that are one key to the database, can make a set fail
 //! that would pass one by one; never the other way round. The caller's redo covers that.
 
+pub mod parked;
+
 use std::{collections::HashMap, sync::Arc};
 
 use crate::change::{Cell, Change, Fingerprint, Operation, Row, Shape};
