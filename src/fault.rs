@@ -151,6 +151,13 @@ codes! {
     /// The target refuses a row for a constraint, a domain or a trigger of its own.
     RowRejected = "LF-ROW-REJECTED", Halt,
         "make the target's table accept the row as the message says, it goes on by itself";
+    /// A transaction larger than memory is refused, or waits behind one that is parked: it is read again, to be parked
+    /// whole.
+    Parking = "LF-PARKING", Retry,
+        "nothing to do: it is parked when it has been read again; `landfall parked` then lists it";
+    /// So many changes are parked that no more may be.
+    ParkedFull = "LF-PARKED-FULL", Halt,
+        "mend what stands in the way of the oldest (`landfall parked` lists them) and `landfall parked retry --all`, it goes on by itself; where they are too many, `landfall recover` in this region mends them all";
     /// A table is missing on the target, or its columns do not take the source's.
     TableDiffers = "LF-TABLE", Halt,
         "make the target's table as the message says, it goes on by itself";

@@ -5,6 +5,8 @@
 mod log;
 #[path = "sink/only_postgres.rs"]
 mod only_postgres;
+#[path = "sink/parking.rs"]
+mod parking;
 #[path = "sink/promises.rs"]
 mod promises;
 #[path = "sink/server.rs"]
@@ -12,10 +14,11 @@ mod server;
 
 use landfall::{
     change::Cell,
+    plan::parked::ParkedId,
     sink::{
-        Sink,
+        OnRefusal, Sink, Wish,
         memory::{MemorySink, MemoryTarget},
-        postgres::{PostgresSink, PostgresSinkConfig},
+        postgres::{PostgresSink, PostgresSinkConfig, parked},
     },
 };
 
@@ -30,6 +33,12 @@ pub(crate) trait Target {
     type Sink: Sink;
     /// Another daemon's sink for the same stream.
     fn sink(&self) -> Self::Sink;
+    /// The same, which parks what is refused.
+    fn parking_sink(&self) -> Self::Sink;
+    /// The transactions that are parked.
+    async fn parked(&self) -> Vec<ParkedId>;
+    /// Wants something done with them.
+    async fn ask(&self, parked: &[ParkedId], wish: Wish);
     async fn rows(&self) -> Vec<(i64, String)>;
     async fn put(&self, id: i64, v: &str);
     async fn remove(&self, id: i64);
@@ -41,7 +50,19 @@ impl Target for MemoryTarget {
     type Sink = MemorySink;
 
     fn sink(&self) -> MemorySink {
-        MemorySink::new(self.clone())
+        MemorySink::new(self.clone(), OnRefusal::Halt)
+    }
+
+    fn parking_sink(&self) -> MemorySink {
+        MemorySink::new(self.clone(), OnRefusal::Park)
+    }
+
+    async fn parked(&self) -> Vec<ParkedId> {
+        MemoryTarget::parked(self)
+    }
+
+    async fn ask(&self, parked: &[ParkedId], wish: Wish) {
+        MemoryTarget::ask(self, parked, wish);
     }
 
     async fn rows(&self) -> Vec<(i64, String)> {
@@ -109,6 +130,19 @@ impl Target for PostgresTarget {
         PostgresSink::new(self.config())
     }
 
+    fn parking_sink(&self) -> PostgresSink {
+        PostgresSink::new(PostgresSinkConfig { on_refusal: OnRefusal::Park, ..self.config() })
+    }
+
+    async fn parked(&self) -> Vec<ParkedId> {
+        let listed = parked::list(&self.database.client, None).await.unwrap();
+        listed.iter().map(|parked| parked.id).collect()
+    }
+
+    async fn ask(&self, ids: &[ParkedId], wish: Wish) {
+        parked::ask(&self.database.client, ids, wish).await.unwrap();
+    }
+
     async fn rows(&self) -> Vec<(i64, String)> {
         let rows = self.database.client.query("SELECT id, v FROM t ORDER BY id", &[]).await.unwrap();
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
@@ -128,23 +162,24 @@ impl Target for PostgresTarget {
 }
 
 macro_rules! promises {
-    ($($name:ident)+) => {
+    ($($file:ident: $($name:ident)+;)+) => {
         mod memory {
-            $(#[tokio::test]
+            $($(#[tokio::test]
             async fn $name() {
-                crate::promises::$name(&landfall::sink::memory::MemoryTarget::default()).await;
-            })+
+                crate::$file::$name(&landfall::sink::memory::MemoryTarget::default()).await;
+            })+)+
         }
         mod postgres {
-            $(#[tokio::test]
+            $($(#[tokio::test]
             async fn $name() {
-                crate::promises::$name(&crate::PostgresTarget::new(stringify!($name)).await).await;
-            })+
+                crate::$file::$name(&crate::PostgresTarget::new(stringify!($name)).await).await;
+            })+)+
         }
     };
 }
 
 promises! {
+    promises:
     rows_and_progress_arrive_together
     a_successor_goes_on_where_the_predecessor_ended
     an_old_epoch_and_a_wrong_place_are_refused
@@ -160,4 +195,15 @@ promises! {
     some_of_a_tables_rows_take_the_place_of_others
     a_table_that_may_be_stale_keeps_its_rows_and_is_lenient
     a_mark_that_is_taken_back_was_never_made
+    ;
+    parking:
+    what_is_refused_is_parked_and_the_rest_goes_on
+    what_changes_a_parked_row_waits_behind
+    a_parked_transaction_is_applied_in_its_turn
+    a_table_that_was_emptied_waits_as_a_whole
+    what_is_discarded_never_comes
+    a_transaction_larger_than_memory_is_parked_whole
+    rows_that_come_anew_overtake_what_is_parked
+    however_it_is_parked_it_ends_as_the_source
+    ;
 }

@@ -23,7 +23,10 @@ use landfall::{
     position::{Offset, Position, Sequence, WriterEpoch},
     roster::{Roster, State},
     scope::Scope,
-    sink::memory::{MemoryInspector, MemorySink, MemoryTarget},
+    sink::{
+        OnRefusal,
+        memory::{MemoryInspector, MemorySink, MemoryTarget},
+    },
     source::{
         Event, Keeper, Source,
         memory::{MemoryDatabase, MemorySource},
@@ -373,7 +376,7 @@ async fn wherever_a_writer_dies_the_roads_carry_each_transaction_once() {
             limits: BatchLimits { changes: 3, bytes: 1 << 20 },
             open_transaction_timeout: Duration::from_secs(60),
         };
-        let sink = (MemorySink::new(target.clone()), MemoryInspector);
+        let sink = (MemorySink::new(target.clone(), OnRefusal::Halt), MemoryInspector);
         let deliver = deliver::run(params, Arc::new(log.clone()), sink, link, metrics.clone(), stop.clone());
         let judge = async {
             let arrived =

@@ -4,6 +4,8 @@
 //! refused, a conflict is named with everything before it committed. A row is known by the columns of
 //! its replica identity, under `FULL` by all of them (and may be there several times).
 
+mod aside;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
@@ -11,13 +13,15 @@ use std::{
 
 use bytes::Bytes;
 
+use self::aside::{Aside, Parked, locators, overtake, retry, with_parts};
 use super::{
-    Applied, Batch, Claim, Comparison, Conflict, ConflictKind, Inspected, Inspector, Sink, Verification,
+    Applied, Attended, Batch, Claim, Comparison, Conflict, ConflictKind, Inspected, Inspector, OnRefusal,
+    PARKED_CHANGES_MAX, Replayed, Sink, Step, Verification, Wish,
 };
 use crate::{
     change::{Cell, Change, Fingerprint, Mark, Row, Shape, copy_text},
     fault::{Code, Fault, Result},
-    plan::Joining,
+    plan::{Joining, parked::ParkedId},
     position::{ApplyEpoch, Sequence},
     progress::Progress,
     stamp::Micros,
@@ -45,9 +49,24 @@ struct State {
     transactions: u64,
     /// Tables a backfill has begun and not ended.
     joining: BTreeMap<String, Joining>,
+    aside: Aside,
+    /// The number of the last transaction that was parked.
+    last_parked: i64,
 }
 
 impl MemoryTarget {
+    /// Asks for something to be done with parked transactions.
+    pub fn ask(&self, ids: &[ParkedId], wish: Wish) {
+        let mut state = self.state();
+        let of = |(at, _): &(&ParkedId, &mut Parked)| ids.contains(at);
+        state.aside.transactions.iter_mut().filter(of).for_each(|(_, parked)| parked.asked = Some(wish));
+    }
+
+    /// The numbers of the transactions that are parked.
+    pub fn parked(&self) -> Vec<ParkedId> {
+        self.state().aside.transactions.keys().copied().collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("nobody panics while holding the target")
     }
@@ -95,9 +114,14 @@ impl MemoryTarget {
 #[derive(Debug)]
 pub struct MemorySink {
     target: MemoryTarget,
+    on_refusal: OnRefusal,
     epoch: Option<ApplyEpoch>,
     /// The tables as they were before the open transaction touched them.
     open: Option<Before>,
+    /// The open transaction, where it is kept aside, and what refused it.
+    keeping: Option<(Parked, Option<Fault>)>,
+    /// The place before a transaction larger than memory that is to be parked, and what refused it.
+    condemned: Option<(Sequence, Option<Fault>)>,
 }
 
 /// What to put back.
@@ -106,15 +130,23 @@ struct Before {
     /// The rows under a key before a transaction touched it, latest last.
     rows: Vec<(String, Key, Vec<Row>)>,
     joining: BTreeMap<String, Joining>,
+    aside: Aside,
+}
+
+impl Before {
+    fn of(state: &State) -> Self {
+        Self { rows: Vec::new(), joining: state.joining.clone(), aside: state.aside.clone() }
+    }
 }
 
 impl MemorySink {
     /// A sink that holds nothing yet.
-    pub fn new(target: MemoryTarget) -> Self {
-        Self { target, epoch: None, open: None }
+    pub fn new(target: MemoryTarget, on_refusal: OnRefusal) -> Self {
+        Self { target, on_refusal, epoch: None, open: None, keeping: None, condemned: None }
     }
 
     fn roll_back(&mut self) {
+        self.keeping = None;
         if let Some(before) = self.open.take() {
             undo(&mut self.target.state(), before);
         }
@@ -133,22 +165,39 @@ impl MemorySink {
             state.shapes.insert(shape.fingerprint(), shape.clone());
         }
         let count = batch.steps.len();
+        let mut applied = Applied::default();
         for (index, step) in batch.steps.iter().enumerate() {
-            if step.frame.first != self.open.is_none() {
+            if step.frame.first != (self.open.is_none() && self.keeping.is_none()) {
                 return Err(Fault::new(Code::Internal, "a slice does not follow the one before"));
             }
-            let joining = || Before { joining: state.joining.clone(), ..Before::default() };
-            let before = self.open.get_or_insert_with(joining);
-            for ordered in &step.frame.changes {
-                if let Err(kind) = apply(&mut state, before, &ordered.change) {
-                    let position = step.frame.head.position;
-                    let conflict = Conflict::of(kind, &ordered.change, position, ordered.ordinal);
-                    state.conflicts.push(conflict.clone());
-                    return Err(conflict.into_fault());
+            if step.frame.first
+                && let Some((_, refused)) = self.condemned.take_if(|(after, _)| *after == batch.after)
+            {
+                self.keeping = Some((Parked::default(), refused));
+            }
+            if let Some((kept, _)) = &mut self.keeping {
+                kept.changes.extend(with_parts(step));
+                applied.aside.push(step.frame.head.position);
+            } else if let Err(refused) = self.apply_step(&mut state, step) {
+                let refused = refused?;
+                if !step.frame.is_whole() {
+                    self.condemned = Some((batch.after, refused));
+                    return Err(Fault::new(Code::Parking, "the transaction is larger than memory"));
                 }
+                self.keeping = Some((Parked::of(step), refused));
+                applied.aside.push(step.frame.head.position);
             }
             if step.frame.last {
                 self.open = None;
+                if let Some((kept, refused)) = self.keeping.take() {
+                    applied.refused.extend(refused);
+                    if state.aside.changes() + kept.changes.len() as u64 > PARKED_CHANGES_MAX {
+                        return Err(Fault::new(Code::ParkedFull, "no more changes may be parked"));
+                    }
+                    state.last_parked += 1;
+                    let id = ParkedId(state.last_parked);
+                    state.aside.add(id, kept);
+                }
                 let last = index + 1 == count;
                 commit(&mut state, batch, if last { batch.through } else { step.through }, last);
             }
@@ -157,8 +206,45 @@ impl MemorySink {
             commit(&mut state, batch, batch.through, true);
         }
         let at = state.progress.as_ref().map_or(Sequence(0), |progress| progress.through.sequence);
-        Ok(Applied { flushed: at, redone: false, joining: state.joining.len() })
+        let (joining, parked) = (state.joining.len(), state.aside.transactions.len());
+        Ok(Applied { flushed: at, joining, parked, ..applied })
     }
+
+    /// Applies a step; where it is to be parked, leaves nothing of it and says so, with what refuses it where something
+    /// does.
+    fn apply_step(
+        &mut self,
+        state: &mut State,
+        step: &Step,
+    ) -> std::result::Result<(), Result<Option<Fault>>> {
+        let copied = step.is_copy();
+        let before = self.open.get_or_insert_with(|| Before::of(state));
+        let waits = !copied && state.aside.rows.ahead_of(step.changes(), &locators(step)).is_some();
+        let refused = if waits { Some(None) } else { apply_changes(state, before, step).err().map(Some) };
+        let Some(refused) = refused else { return Ok(()) };
+        let conflict = match refused {
+            Some(conflict) if copied || self.on_refusal == OnRefusal::Halt => {
+                return Err(Err(conflict.into_fault()));
+            }
+            conflict => conflict,
+        };
+        if let Some(before) = self.open.take() {
+            undo(state, before);
+        }
+        Err(Ok(conflict.map(Conflict::into_fault)))
+    }
+}
+
+fn apply_changes(state: &mut State, before: &mut Before, step: &Step) -> std::result::Result<(), Conflict> {
+    for ordered in &step.frame.changes {
+        if let Err(kind) = apply(state, before, &ordered.change) {
+            let position = step.frame.head.position;
+            let conflict = Conflict::of(kind, &ordered.change, position, ordered.ordinal);
+            state.conflicts.push(conflict.clone());
+            return Err(conflict);
+        }
+    }
+    Ok(())
 }
 
 fn commit(state: &mut State, batch: &Batch, through: crate::progress::Cursor, last: bool) {
@@ -175,6 +261,7 @@ fn commit(state: &mut State, batch: &Batch, through: crate::progress::Cursor, la
 
 fn undo(state: &mut State, before: Before) {
     state.joining = before.joining;
+    state.aside = before.aside;
     for (table, key, rows) in before.rows.into_iter().rev() {
         let table = state.tables.entry(table).or_default();
         if rows.is_empty() {
@@ -222,6 +309,7 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
                     }
                 }
             }
+            overtake(state, change);
             Ok(())
         }
         Change::Chunk { shape, text, keys, .. } => {
@@ -248,6 +336,7 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
                 }
                 put(state, shape, key, row).map_err(|()| ConflictKind::InsertExists)?;
             }
+            overtake(state, change);
             Ok(())
         }
         Change::Insert { shape, new } => {
@@ -341,6 +430,7 @@ impl Sink for MemorySink {
             shapes: state.shapes.values().cloned().collect(),
             joining: state.joining.len(),
             recovers: false,
+            parked: state.aside.transactions.len(),
         })
     }
 
@@ -359,7 +449,32 @@ impl Sink for MemorySink {
 
     async fn abandon(&mut self) -> Result<()> {
         self.roll_back();
+        self.condemned = None;
         Ok(())
+    }
+
+    async fn attend(&mut self) -> Result<Attended> {
+        let target = self.target.clone();
+        let mut state = target.state();
+        let mut replayed = Vec::new();
+        let asked: Vec<_> = state.aside.transactions.iter().filter(|(_, it)| it.asked.is_some()).collect();
+        let asked: Vec<(ParkedId, Parked)> = asked.into_iter().map(|(id, it)| (*id, it.clone())).collect();
+        let idle = self.open.is_none() && self.keeping.is_none();
+        for (id, parked) in asked.into_iter().filter(|_| idle) {
+            if parked.asked == Some(Wish::Discard) || retry(&mut state, id, &parked) {
+                state.aside.remove(id);
+                if parked.asked == Some(Wish::Retry) {
+                    replayed.extend(parked.changes.iter().map(|(change, _)| Replayed {
+                        shape: Arc::clone(change.shape()),
+                        operation: change.operation(),
+                        rows: 1,
+                    }));
+                }
+            } else if let Some(kept) = state.aside.transactions.get_mut(&id) {
+                kept.asked = None;
+            }
+        }
+        Ok(Attended { parked: state.aside.transactions.len(), replayed })
     }
 }
 

@@ -12,9 +12,9 @@ pub mod postgres;
 pub use conflict::{Conflict, ConflictKind};
 
 use crate::{
-    change::{Change, Frame, Shape},
-    fault::Result,
-    position::{ApplyEpoch, Incarnation, Sequence},
+    change::{Change, Frame, Operation, Shape},
+    fault::{Fault, Result},
+    position::{ApplyEpoch, Incarnation, Position, Sequence},
     progress::{Arrival, Cursor, Heartbeat, Progress},
     stamp::Micros,
     verify::{About, Answer, Found, Key, Options, Settled, TableName},
@@ -108,10 +108,27 @@ pub struct Claim {
     pub joining: usize,
     /// Somebody wants the link to go on where its source is now, with the rows there are here.
     pub recovers: bool,
+    /// Transactions that are parked.
+    pub parked: usize,
 }
 
-/// What applying a batch brought.
+/// What becomes of a source transaction that the target refuses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRefusal {
+    /// The link stops before it, until a person has acted.
+    #[default]
+    Halt,
+    /// It is parked whole, with whatever changes the same rows later, and the link goes on.
+    Park,
+}
+
+/// How many changes of one link may be parked. Each of their rows is known in memory, in some hundred bytes; and a
+/// region that is short of more than this is no replica any longer, which somebody ought to look at. Where they are
+/// reached, the link stops ([`Code::ParkedFull`](crate::fault::Code::ParkedFull)).
+pub const PARKED_CHANGES_MAX: u64 = 100_000;
+
+/// What applying a batch brought.
+#[derive(Debug, Default)]
 pub struct Applied {
     /// The number up to which everything is committed *and flushed*: what may be told to others.
     /// Lags behind what is committed where commits are asynchronous; unchanged by an open slice.
@@ -120,6 +137,51 @@ pub struct Applied {
     pub redone: bool,
     /// Tables that a backfill has begun and not ended.
     pub joining: usize,
+    /// Transactions that are parked.
+    pub parked: usize,
+    /// The transactions of the batch whose changes were not applied but kept aside.
+    pub aside: Vec<Position>,
+    /// Why those of them were that the target refused: the others wait behind one that is parked.
+    pub refused: Vec<Fault>,
+}
+
+/// What somebody wants done with a parked transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Applied, as it came.
+    Retry,
+    /// Forgotten: its changes never come here.
+    Discard,
+}
+
+impl Wish {
+    /// The word used in our tables and in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Discard => "discard",
+        }
+    }
+}
+
+/// What was done with what is parked.
+#[derive(Debug, Default)]
+pub struct Attended {
+    /// Transactions that are still parked.
+    pub parked: usize,
+    /// What those that are no longer have changed, by table and operation.
+    pub replayed: Vec<Replayed>,
+}
+
+/// Changes of parked transactions that were applied.
+#[derive(Clone, Debug)]
+pub struct Replayed {
+    /// The table.
+    pub shape: Arc<Shape>,
+    /// What was done.
+    pub operation: Operation,
+    /// How many changes.
+    pub rows: u64,
 }
 
 /// A target database.
@@ -128,6 +190,10 @@ pub struct Applied {
 /// it waits, no change to it counts; from its beginning on, a change to a row that is not there passes, and one that
 /// comes is put in place of what is there. In a step that a backfill brings, every change is a backfill's, and no
 /// other step is in its batch.
+///
+/// A transaction that the target refuses may be parked ([`OnRefusal`]): its changes are kept in the commit that moves
+/// the progress over it, and every later transaction that changes one of the same rows is parked behind it, refused or
+/// not. What a backfill or a repair brings is never parked, and what is parked of exactly the rows it brings goes.
 ///
 /// One claim at a time; batches are given in order. After any error the sink is claimed anew before
 /// it is used again, and the progress found then is the truth: a batch whose commit's answer was
@@ -149,6 +215,8 @@ pub trait Sink: Send {
     /// the progress is not at `batch.after`: nothing was written. A conflict or a refused row names
     /// its table, key and position: everything before its transaction is committed, nothing of it.
     /// A conflict's fault has a [`Conflict`] as its source, for whoever counts them.
+    /// [`Code::Parking`](crate::fault::Code::Parking) where a transaction larger than memory is to be parked: it is,
+    /// when this sink is claimed and it is given again.
     fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;
 
     /// Makes sure everything committed is flushed, and returns the number up to which it is. Also
@@ -158,6 +226,12 @@ pub trait Sink: Send {
 
     /// Rolls an open target transaction back: its first slice is next again.
     fn abandon(&mut self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Does what somebody asked for with what is parked, oldest first, for about a second at most: applies a
+    /// transaction, each in a commit of its own, or forgets it. One that is refused again stays, and so does one that
+    /// stands behind another. Nothing where a target transaction is open. To be called now and then while something is
+    /// parked.
+    fn attend(&mut self) -> impl Future<Output = Result<Attended>> + Send;
 }
 
 /// A verification that somebody asked for.

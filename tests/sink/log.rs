@@ -64,11 +64,13 @@ pub struct Log {
     pub sequence: u64,
     /// Where the last batch ended: what the next one is after.
     pub after: Sequence,
+    /// How many changes of its transaction the last slice ended behind.
+    pub ordinal: u64,
 }
 
 impl Log {
     pub fn new() -> Self {
-        Self { incarnation: Incarnation(0xfeed_0000_0000_0001), sequence: 1, after: Sequence(0) }
+        Self { incarnation: Incarnation(0xfeed_0000_0000_0001), sequence: 1, after: Sequence(0), ordinal: 0 }
     }
 
     fn cursor(&self, position: Option<Position>) -> Cursor {
@@ -86,8 +88,10 @@ impl Log {
         self.sequence += changes.len().max(1) as u64;
         let position = self.position();
         let head = TransactionHead { position, time: TIME, origin: "us-east-1".parse().unwrap() };
-        let changes = changes.into_iter().enumerate();
-        let changes = changes.map(|(at, change)| Ordered { ordinal: at as u64, change }).collect();
+        let begun = if first { 0 } else { self.ordinal };
+        let changes = (begun..).zip(changes);
+        let changes: Vec<_> = changes.map(|(ordinal, change)| Ordered { ordinal, change }).collect();
+        self.ordinal = begun + changes.len() as u64;
         let arrival = Arrival { appended: TIME, fetched: TIME };
         Step {
             frame: Frame { head, changes, first, last },

@@ -14,19 +14,19 @@ use crate::{
     log::{Log, delete, insert, row, shape, update},
 };
 
-fn come(id: &str, v: &str) -> Change {
+pub(crate) fn come(id: &str, v: &str) -> Change {
     insert(&shape(), row([id, v]))
 }
 
-fn become_(id: &str, v: &str) -> Change {
+pub(crate) fn become_(id: &str, v: &str) -> Change {
     update(&shape(), None, row([id, v]))
 }
 
-fn go(id: &str) -> Change {
+pub(crate) fn go(id: &str) -> Change {
     delete(&shape(), row([id, ""]))
 }
 
-fn rows(rows: &[(i64, &str)]) -> Vec<(i64, String)> {
+pub(crate) fn rows(rows: &[(i64, &str)]) -> Vec<(i64, String)> {
     rows.iter().map(|(id, v)| (*id, (*v).to_owned())).collect()
 }
 
@@ -78,7 +78,7 @@ pub(crate) async fn a_successor_goes_on_where_the_predecessor_ended(target: &imp
 }
 
 /// The server notices a closed connection a moment later.
-async fn claim_soon(sink: &mut impl Sink) -> landfall::sink::Claim {
+pub(crate) async fn claim_soon(sink: &mut impl Sink) -> landfall::sink::Claim {
     loop {
         match sink.claim().await {
             Err(fault) if fault.code() == Code::TargetHeld => {
@@ -147,7 +147,7 @@ pub(crate) async fn conflicts_are_named_and_what_came_before_stays(target: &impl
     assert_eq!(target.rows().await, rows(&before));
 }
 
-fn sliced(log: &mut Log, slices: Vec<Vec<Change>>) -> Vec<Batch> {
+pub(crate) fn sliced(log: &mut Log, slices: Vec<Vec<Change>>) -> Vec<Batch> {
     let last = slices.len() - 1;
     let slices = slices.into_iter().enumerate();
     let slices = slices.map(|(at, changes)| {
@@ -201,7 +201,7 @@ pub(crate) async fn a_conflict_in_a_slice_takes_the_transaction_back(target: &im
     let batches = sliced(&mut log, vec![vec![come("1", "a")], vec![become_("1", "A"), come("2", "b")]]);
     sink.apply(&batches[0]).await.unwrap();
     let named = conflict(&sink.apply(&batches[1]).await.unwrap_err());
-    assert_eq!((named.kind, named.ordinal), (ConflictKind::InsertExists, 1));
+    assert_eq!((named.kind, named.ordinal), (ConflictKind::InsertExists, 2));
     assert_eq!(sink.claim().await.unwrap().progress, None);
     assert_eq!(target.rows().await, rows(&[(2, "theirs")]));
     target.remove(2).await;
@@ -241,11 +241,11 @@ pub(crate) async fn empty_batches_move_progress(target: &impl Target) {
     assert_eq!(sink.claim().await.unwrap().progress.unwrap().through, batch.through);
 }
 
-fn mark(mark: Mark) -> Change {
+pub(crate) fn mark(mark: Mark) -> Change {
     Change::Watermark { shapes: vec![shape()], mark }
 }
 
-fn chunk(text: &'static str, again: bool) -> Change {
+pub(crate) fn chunk(text: &'static str, again: bool) -> Change {
     let rows = text.lines().count() as u32;
     let replace = Box::default();
     Change::Chunk { shape: shape(), rows, again, keys: None, replace, text: text.as_bytes().into() }

@@ -9,6 +9,7 @@
 //! ```
 
 mod blocker;
+mod park;
 mod slice;
 
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
@@ -18,11 +19,16 @@ use futures_util::SinkExt;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Statement, types::PgLsn};
 
-use self::blocker::{ask_blocker, watch, with_blocker};
+pub(super) use self::park::Condemned;
+use self::{
+    blocker::{ask_blocker, watch, with_blocker},
+    park::Why,
+};
 use super::{
     PostgresSinkConfig,
     guard::{Guard, Move},
     known::{Chunk, Known, Ready},
+    parked::Kept,
     pipeline::Pipeline,
     session::Held,
     statement::{Array, copy_data},
@@ -33,7 +39,7 @@ use crate::{
     change::{Cell, Change, Mark, Row, Shape, copy_text},
     crash,
     fault::{Code, Fault, Result},
-    plan::Joining,
+    plan::{Joining, parked::ParkedId},
     position::{Position, Sequence},
     postgres::{Connection, fault_of},
     progress::Heartbeat,
@@ -62,12 +68,24 @@ pub(super) struct Session {
     marked: Vec<(String, Mark)>,
     /// Tables being filled that may hold rows of chunks to come: one was inserted since they were emptied.
     touched: HashSet<String>,
+    /// What is parked.
+    kept: Kept,
+    /// The transaction that is open has overtaken some of it.
+    overtakes: bool,
+    /// A transaction larger than memory that is to be parked.
+    condemned: Option<Condemned>,
+    /// The transactions of the batch in hand that were kept aside,
+    aside: Vec<Position>,
+    /// and why those were that the target refuses.
+    refused: Vec<Fault>,
 }
 
 /// A target transaction that stays open from slice to slice.
 struct Open {
     after: Sequence,
     heartbeat: Option<Heartbeat>,
+    /// Where its changes are kept aside: as which parked transaction, and why.
+    aside: Option<(ParkedId, Why)>,
 }
 
 /// One target transaction's worth of whole frames.
@@ -94,25 +112,27 @@ impl<'a> Group<'a> {
     /// Each source transaction alone. The last goes as far as the group does, and carries what the
     /// group has only once.
     fn split(self) -> Vec<Self> {
-        if self.steps.len() <= 1 {
-            return vec![self];
+        let mut parts = Vec::with_capacity(self.steps.len());
+        let mut rest = Some(self);
+        while let Some(group) = rest {
+            let (alone, behind) = group.split_at(1);
+            parts.push(alone);
+            rest = behind;
         }
-        let last = self.steps.len() - 1;
-        let mut after = self.to.after;
-        let alone = |(at, step): (usize, &'a Step)| {
-            let through = if at == last { self.to.through } else { step.through };
-            let to = Move {
-                after: std::mem::replace(&mut after, through.sequence),
-                through,
-                heartbeat: self.to.heartbeat.filter(|_| at == last),
-                grouped: false,
-                ..self.to
-            };
-            let shapes = if at == 0 { self.shapes } else { &[] };
-            let synchronous = self.synchronous && at == last;
-            Self { steps: std::slice::from_ref(step), shapes, to, synchronous }
-        };
-        self.steps.iter().enumerate().map(alone).collect()
+        parts
+    }
+
+    /// The first `count` source transactions, and the rest where there is one.
+    fn split_at(self, count: usize) -> (Self, Option<Self>) {
+        if count >= self.steps.len() {
+            return (self, None);
+        }
+        let (steps, behind) = self.steps.split_at(count);
+        let through = steps.last().expect("some are taken").through;
+        let to = Move { through, heartbeat: None, grouped: steps.len() > 1, ..self.to };
+        let rest_to = Move { after: through.sequence, grouped: behind.len() > 1, ..self.to };
+        let head = Self { steps, shapes: self.shapes, to, synchronous: false };
+        (head, Some(Self { steps: behind, shapes: &[], to: rest_to, synchronous: self.synchronous }))
     }
 
     fn position(&self) -> Option<Position> {
@@ -121,7 +141,11 @@ impl<'a> Group<'a> {
 }
 
 impl Session {
-    pub(super) async fn new(config: Arc<PostgresSinkConfig>, held: Held) -> Result<Self> {
+    pub(super) async fn new(
+        config: Arc<PostgresSinkConfig>,
+        held: Held,
+        condemned: Option<Condemned>,
+    ) -> Result<Self> {
         let guard = Guard::prepare(&held.connection, &config, held.epoch).await?;
         // The claim's own commit was synchronous: what its progress says is flushed.
         let committed = held.progress.map_or(Sequence(0), |progress| progress.through.sequence);
@@ -140,6 +164,11 @@ impl Session {
             open: None,
             marked: Vec::new(),
             touched,
+            kept: held.kept,
+            overtakes: false,
+            condemned,
+            aside: Vec::new(),
+            refused: Vec::new(),
         })
     }
 
@@ -149,6 +178,8 @@ impl Session {
 
     pub(super) async fn apply(&mut self, batch: &Batch) -> Result<Applied> {
         refuse_encrypted(batch)?;
+        self.aside.clear();
+        self.refused.clear();
         let whole = batch.steps.iter().all(|step| step.frame.is_whole());
         let redone = match (&self.open, &batch.steps[..]) {
             (None, _) if whole => self.apply_whole(batch).await?,
@@ -160,7 +191,19 @@ impl Session {
                 return Err(Fault::new(Code::Internal, message));
             }
         };
-        Ok(Applied { flushed: self.flushed, redone, joining: self.known.joining.len() })
+        Ok(Applied {
+            flushed: self.flushed,
+            redone,
+            joining: self.known.joining.len(),
+            parked: self.kept.transactions.len(),
+            aside: std::mem::take(&mut self.aside),
+            refused: std::mem::take(&mut self.refused),
+        })
+    }
+
+    /// The transaction that ended this session, where it is to be parked by the next.
+    pub(super) fn condemned(self) -> Option<Condemned> {
+        self.condemned
     }
 
     /// Commits a transaction that changes nothing where something is unflushed.
@@ -188,9 +231,13 @@ impl Session {
     }
 
     pub(super) async fn abandon(&mut self) -> Result<()> {
-        if self.open.take().is_some() {
+        self.condemned = None;
+        if let Some(open) = self.open.take() {
             self.marked.clear();
             self.run("ROLLBACK").await?;
+            if open.aside.is_some() {
+                self.read_parked().await?;
+            }
         }
         Ok(())
     }
@@ -229,15 +276,37 @@ impl Session {
     async fn apply_whole(&mut self, batch: &Batch) -> Result<bool> {
         let whole = Group::of(batch, self.is_synchronous());
         match batch.grouping {
-            Grouping::Many => self.apply_group(whole).await,
+            Grouping::Many => self.apply_run(whole).await,
             Grouping::One => {
                 let mut redone = false;
                 for alone in whole.split() {
-                    redone |= self.apply_group(alone).await?;
+                    redone |= self.apply_run(alone).await?;
                 }
                 Ok(redone)
             }
         }
+    }
+
+    /// Applies what waits behind nothing, as much at once as there is, and parks what does.
+    async fn apply_run(&mut self, group: Group<'_>) -> Result<bool> {
+        let (mut rest, mut redone) = (Some(group), false);
+        while let Some(group) = rest.take() {
+            if self.kept.rows.is_empty() || group.steps.iter().any(Step::is_copy) || group.steps.is_empty() {
+                return Ok(self.apply_group(group).await? || redone);
+            }
+            let head;
+            match self.count_free(group.steps).await? {
+                0 => {
+                    (head, rest) = group.split_at(1);
+                    self.each_alone(head).await?;
+                }
+                free => {
+                    (head, rest) = group.split_at(free);
+                    redone |= self.apply_group(head).await?;
+                }
+            }
+        }
+        Ok(redone)
     }
 
     /// One target transaction, or where it does not go through, one for each of its frames.
@@ -406,9 +475,23 @@ impl Session {
 
     async fn each_alone(&mut self, group: Group<'_>) -> Result<()> {
         for alone in group.split() {
+            let copied = alone.steps.iter().any(Step::is_copy);
+            if !copied && let Some(ahead) = self.ahead_of(alone.steps).await? {
+                self.park(&alone, Why::Behind(ahead)).await?;
+                continue;
+            }
             let mut attempt = 1;
             while let Err(trouble) = self.try_alone(&alone).await {
-                wait_or_fail(trouble, &mut attempt).await?;
+                match trouble {
+                    Trouble::Fault(fault) if !copied && self.parks(&fault) => {
+                        self.park(&alone, Why::Refused(fault)).await?;
+                        break;
+                    }
+                    trouble => wait_or_fail(trouble, &mut attempt).await?,
+                }
+            }
+            if self.overtakes {
+                self.read_parked().await?;
             }
         }
         Ok(())
@@ -457,7 +540,11 @@ impl Session {
             }
             let named = |refusal| trouble::of_change(refusal, change, position, ordered.ordinal);
             match self.one(change).await {
-                Ok(None) => (),
+                Ok(None) => {
+                    if let Change::Chunk { .. } = change {
+                        self.overtake_rows(change).await?;
+                    }
+                }
                 Ok(Some(touched)) => {
                     let fault = trouble::of_count(touched, change, position, ordered.ordinal);
                     return Err(Trouble::Fault(fault));
@@ -476,7 +563,10 @@ impl Session {
     async fn mend(&mut self, change: &Change) -> Attempt<()> {
         self.run("SAVEPOINT mend").await?;
         let why = match self.one(change).await {
-            Ok(None) => return Ok(self.run("RELEASE SAVEPOINT mend").await?),
+            Ok(None) => {
+                self.overtake_rows(change).await?;
+                return Ok(self.run("RELEASE SAVEPOINT mend").await?);
+            }
             Ok(Some(touched)) => format!("{touched} rows were touched, {} ought to be", change.rows()),
             Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => trouble::of_slice(refusal).message(),
             Err(Trouble::Fault(fault)) if fault.code() == Code::TableDiffers => fault.message(),
@@ -581,6 +671,9 @@ impl Session {
             };
             done.map_err(|error| trouble::of_guard(&error))?;
             self.marked.push((shape.to_string(), mark));
+        }
+        for shape in shapes {
+            self.overtake_table(shape, mark).await?;
         }
         Ok(())
     }

@@ -106,6 +106,11 @@ impl Known {
         Ok(ready)
     }
 
+    /// How rows are found in the tables looked at.
+    pub(super) fn locators(&self) -> &Locators {
+        &self.locators
+    }
+
     fn tables(&self) -> Tables<'_> {
         Tables { locators: &self.locators, joining: &self.joining }
     }

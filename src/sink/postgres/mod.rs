@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!  session    claim: own tables, lease, epoch, settings, origin
-//!  apply      batches, transactions, slices; what is redone, what is flushed
+//!  apply      batches, transactions; what is redone, what is flushed; in files of their own: slices, what is parked
 //!  pipeline   one transaction's statements, sent without waiting in between
 //!  guard      the progress row: compare-and-set that fails inside the server
 //!  trouble    what an error of the server means to a batch
 //!  known      tables looked at and statements prepared so far
+//!  parked     what was kept aside, for whoever asks
 //!  standing   what a target keeps of a stream, for whoever only looks
 //!  table      whether the target's table takes a shape's rows, and how a row is found
 //!  statement  SQL text, and rows as arrays
@@ -20,6 +21,7 @@ mod apply;
 mod guard;
 mod inspect;
 mod known;
+pub mod parked;
 mod pipeline;
 mod session;
 mod standing;
@@ -35,8 +37,11 @@ pub use inspect::PostgresInspector;
 pub use standing::{Standing, standing};
 pub use table::{Judgement, Obstacle, ObstacleKind, judge};
 
-use self::{apply::Session, session::Backend};
-use super::{Applied, Batch, Claim, Sink};
+use self::{
+    apply::{Condemned, Session},
+    session::Backend,
+};
+use super::{Applied, Attended, Batch, Claim, OnRefusal, Sink};
 use crate::{
     fault::{Code, Fault, Result},
     position::Sequence,
@@ -60,16 +65,20 @@ pub struct PostgresSinkConfig {
     pub flush_interval: Duration,
     /// How often the target is compared with the source, where nobody asks.
     pub verify_interval: Option<Duration>,
+    /// What becomes of a transaction that the target refuses.
+    pub on_refusal: OnRefusal,
     /// How long one lock is waited for, before the batch is rolled back and tried again.
     pub lock_timeout: Duration,
 }
 
 impl PostgresSinkConfig {
-    /// With the defaults: flushed every 100 ms, a lock waited for 10 s, compared when somebody asks.
+    /// With the defaults: flushed every 100 ms, a lock waited for 10 s, compared when somebody asks, halted by what
+    /// is refused.
     pub fn new(address: Address, to: Region, from: Region, stream: impl Into<String>) -> Self {
         let (flush_interval, lock_timeout) = (Duration::from_millis(100), Duration::from_secs(10));
         let stream = stream.into();
-        Self { address, to, from, stream, flush_interval, verify_interval: None, lock_timeout }
+        let on_refusal = OnRefusal::Halt;
+        Self { address, to, from, stream, flush_interval, verify_interval: None, on_refusal, lock_timeout }
     }
 }
 
@@ -81,12 +90,14 @@ pub struct PostgresSink {
     session: Option<Session>,
     /// The backend of our last session. Nobody but us can be behind it.
     former: Option<Backend>,
+    /// What the next session is to keep aside.
+    condemned: Option<Condemned>,
 }
 
 impl PostgresSink {
     /// A sink that holds nothing yet.
     pub fn new(config: PostgresSinkConfig) -> Self {
-        Self { config: Arc::new(config), session: None, former: None }
+        Self { config: Arc::new(config), session: None, former: None, condemned: None }
     }
 
     fn take(&mut self) -> Result<Session> {
@@ -111,16 +122,24 @@ impl Sink for PostgresSink {
             shapes: held.shapes.clone(),
             joining: held.joining.len(),
             recovers: held.recovers,
+            parked: held.kept.transactions.len(),
         };
-        self.session = Some(Session::new(self.config.clone(), held).await?);
+        self.session = Some(Session::new(self.config.clone(), held, self.condemned.take()).await?);
         Ok(claim)
     }
 
     async fn apply(&mut self, batch: &Batch) -> Result<Applied> {
         let mut session = self.take()?;
-        let applied = session.apply(batch).await.map_err(|fault| fault.at(self.place()))?;
-        self.session = Some(session);
-        Ok(applied)
+        match session.apply(batch).await {
+            Ok(applied) => {
+                self.session = Some(session);
+                Ok(applied)
+            }
+            Err(fault) => {
+                self.condemned = session.condemned();
+                Err(fault.at(self.place()))
+            }
+        }
     }
 
     async fn flush(&mut self) -> Result<Sequence> {
@@ -135,5 +154,12 @@ impl Sink for PostgresSink {
         session.abandon().await.map_err(|fault| fault.at(self.place()))?;
         self.session = Some(session);
         Ok(())
+    }
+
+    async fn attend(&mut self) -> Result<Attended> {
+        let mut session = self.take()?;
+        let attended = session.attend().await.map_err(|fault| fault.at(self.place()))?;
+        self.session = Some(session);
+        Ok(attended)
     }
 }

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
-use super::{PostgresSinkConfig, inspect, wire::Timestamp};
+use super::{PostgresSinkConfig, inspect, parked, wire::Timestamp};
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
@@ -57,6 +57,7 @@ pub(super) struct Held {
     pub(super) shapes: Vec<Arc<Shape>>,
     pub(super) joining: JoiningTables,
     pub(super) recovers: bool,
+    pub(super) kept: parked::Kept,
 }
 
 /// Takes hold; `former` is a backend of this very process, which is ended without a question.
@@ -90,8 +91,11 @@ async fn take_hold(
         "verification",
         "verification_table",
         "verification_finding",
+        "parked",
+        "parked_change",
+        "parked_row",
     ];
-    own::make(&connection, &tables, &format!("{TABLES};{}", inspect::TABLES)).await?;
+    own::make(&connection, &tables, &format!("{TABLES};{};{}", inspect::TABLES, parked::TABLES)).await?;
     if let Some(former) = former {
         end(&connection, former).await?;
     }
@@ -139,7 +143,8 @@ async fn take_hold(
         .await
         .map_err(sql("read whether the link is to be recovered"))?
         .get(0);
-    Ok(Held { connection, backend, epoch, progress, shapes, joining, recovers })
+    let kept = parked::Kept::read(&connection, link, &config.stream).await?;
+    Ok(Held { connection, backend, epoch, progress, shapes, joining, recovers, kept })
 }
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
@@ -348,7 +353,7 @@ async fn end_users_of_origin(
     Ok(())
 }
 
-fn shape_of(body: &str) -> Result<Arc<Shape>> {
+pub(super) fn shape_of(body: &str) -> Result<Arc<Shape>> {
     serde_json::from_str(body)
         .map(Arc::new)
         .map_err(|error| Fault::new(Code::Internal, "read a shape from landfall.shape").because(error))

@@ -1,9 +1,14 @@
 //! A transaction larger than memory: slice after slice into one target transaction that stays open.
 
-use super::{Move, Open, Session, into_fault, with_blocker};
+use super::{
+    Move, Open, Session, into_fault,
+    park::{Condemned, Why, refusal},
+    with_blocker,
+};
 use crate::{
     crash,
     fault::{Code, Fault, Result},
+    progress::Heartbeat,
     sink::{
         Batch, Step,
         postgres::{
@@ -16,13 +21,60 @@ use crate::{
 
 impl Session {
     pub(super) async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
-        let sliced = self.try_slice(batch, step).await;
+        if self.open.is_none() {
+            self.open_aside(batch, step).await.map_err(into_fault)?;
+        }
+        if self.open.as_ref().is_some_and(|open| open.aside.is_some()) {
+            self.require_room_for_slice(step)?;
+            self.slice_aside(batch, step).await.map_err(into_fault)?;
+            return Ok(false);
+        }
+        let sliced = match self.ahead_of(std::slice::from_ref(step)).await? {
+            Some(ahead) if !step.is_copy() => Err(self.condemn(batch, Why::Behind(ahead)).into()),
+            _ => self.try_slice(batch, step).await,
+        };
+        let sliced = match sliced {
+            Err(Trouble::Fault(fault)) if !step.is_copy() && self.parks(&fault) => {
+                Err(self.condemn(batch, Why::Refused(fault)).into())
+            }
+            sliced => sliced,
+        };
         if sliced.is_err() {
             self.open = None;
             self.marked.clear();
             let _ = self.run("ROLLBACK").await;
         }
+        if self.overtakes && self.open.is_none() && sliced.is_ok() {
+            self.read_parked().await?;
+        }
         sliced.map_err(into_fault)
+    }
+
+    /// Notes that the transaction is to be parked, and has it read again.
+    fn condemn(&mut self, batch: &Batch, why: Why) -> Fault {
+        self.condemned.insert(Condemned::new(batch, why)).read_again()
+    }
+
+    /// Keeps a slice aside; with the last, commits.
+    async fn slice_aside(&mut self, batch: &Batch, step: &Step) -> Attempt<()> {
+        let Some(open) = &mut self.open else {
+            return Err(Fault::new(Code::Internal, "no transaction is open").into());
+        };
+        open.heartbeat = batch.heartbeat.or(open.heartbeat);
+        let heartbeat = open.heartbeat;
+        let Some((id, why)) = open.aside.take() else {
+            return Err(Fault::new(Code::Internal, "nothing is kept aside").into());
+        };
+        self.keep_slice(id, batch, step).await?;
+        if !step.frame.last {
+            if let Some(open) = &mut self.open {
+                open.aside = Some((id, why));
+            }
+            return Ok(());
+        }
+        self.close(batch, step, heartbeat).await?;
+        self.refused.extend(refusal(why, id));
+        Ok(())
     }
 
     async fn try_slice(&mut self, batch: &Batch, step: &Step) -> Attempt<bool> {
@@ -31,7 +83,7 @@ impl Session {
             self.run("BEGIN").await?;
             let touch = self.guard.touch(self.client(), batch.after)?.await;
             touch.map_err(|error| trouble::of_guard(&error))?;
-            self.open = Some(Open { after: batch.after, heartbeat: None });
+            self.open = Some(Open { after: batch.after, heartbeat: None, aside: None });
         }
         let open = self.open.as_mut().expect("opened above");
         if open.after != batch.after {
@@ -67,17 +119,21 @@ impl Session {
         };
         self.run("RELEASE SAVEPOINT slice").await?;
         if frame.last {
-            let to = Move {
-                incarnation: batch.incarnation,
-                after: batch.after,
-                through: batch.through,
-                heartbeat,
-                grouped: false,
-            };
-            let synchronous = self.is_synchronous();
-            self.end_open(&to, step, synchronous).await?;
+            self.close(batch, step, heartbeat).await?;
         }
         Ok(redone)
+    }
+
+    async fn close(&mut self, batch: &Batch, step: &Step, heartbeat: Option<Heartbeat>) -> Attempt<()> {
+        let to = Move {
+            incarnation: batch.incarnation,
+            after: batch.after,
+            through: batch.through,
+            heartbeat,
+            grouped: false,
+        };
+        let synchronous = self.is_synchronous();
+        self.end_open(&to, step, synchronous).await
     }
 
     async fn in_savepoint(&self, batch: &Batch, ready: &[Ready<'_>]) -> Attempt<()> {

@@ -1,0 +1,555 @@
+//! Transactions that are kept aside: because the target refuses them, or because they say something of a row that one
+//! kept aside before them speaks for; and what becomes of them.
+//!
+//! ```text
+//!  refused alone, or behind another ▶ its changes into landfall.parked, and progress moved: one commit
+//!  larger than memory               ▶ noted, LF-PARKING, read again: slice by slice into landfall.parked
+//!  asked for: retry                 ▶ its changes, one by one, and gone from landfall.parked: one commit
+//!  a backfill or repair brings rows ▶ what is parked of exactly these rows is overtaken, and goes: the same commit
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Group, Open, Session, into_fault, wait_or_fail};
+use crate::{
+    change::{Change, Frame, Mark, Ordered, Shape, TransactionHead},
+    crash,
+    envelope::{Encoded, Encoder},
+    fault::{Code, Fault, Result},
+    plan::parked::{ParkedId, Part, RowName, parts_of},
+    position::{Incarnation, Offset, Position, Sequence, WriterEpoch},
+    postgres::fault_of,
+    progress::{Arrival, Cursor},
+    region::Region,
+    sink::{
+        Attended, Batch, OnRefusal, PARKED_CHANGES_MAX, Replayed, Step, Wish,
+        postgres::{
+            parked::{self, Asked, Content, Kept, PART, part_of},
+            pipeline::Pipeline,
+            trouble::{self, Attempt, Trouble},
+            wire::{AsText, Timestamp},
+        },
+    },
+    stamp::Micros,
+    verify::TableName,
+};
+
+/// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look.
+const ATTEND_FOR: Duration = Duration::from_secs(1);
+
+/// Why a transaction is kept aside.
+#[derive(Debug)]
+pub(in crate::sink::postgres) enum Why {
+    /// The target refuses it.
+    Refused(Fault),
+    /// One that is parked speaks for the same row.
+    Behind(ParkedId),
+}
+
+/// A transaction larger than memory that is to be kept aside when its first slice comes again.
+#[derive(Debug)]
+pub(in crate::sink::postgres) struct Condemned {
+    incarnation: Incarnation,
+    after: Sequence,
+    why: Why,
+}
+
+impl Condemned {
+    pub(super) fn new(batch: &Batch, why: Why) -> Self {
+        Self { incarnation: batch.incarnation, after: batch.after, why }
+    }
+
+    fn is(&self, batch: &Batch) -> bool {
+        (self.incarnation, self.after) == (batch.incarnation, batch.after)
+    }
+
+    /// What ends the session, so that the transaction is read again.
+    pub(super) fn read_again(&self) -> Fault {
+        let why = match &self.why {
+            Why::Refused(fault) => fault.message(),
+            Why::Behind(id) => behind(*id),
+        };
+        Fault::new(Code::Parking, why)
+    }
+}
+
+fn behind(id: ParkedId) -> String {
+    format!("a row it changes is spoken for by parked transaction {id}, and it waits behind")
+}
+
+/// The columns that tell a table's rows apart.
+type Columns = Box<[Box<str>]>;
+
+/// Rows of one table that changes speak for: which change, and the row's key.
+#[derive(Default)]
+struct SpokenFor {
+    ordinals: Vec<i64>,
+    keys: Vec<Option<Box<[u8]>>>,
+}
+
+impl Session {
+    /// Whether what went wrong with a transaction has it kept aside.
+    pub(super) fn parks(&self, fault: &Fault) -> bool {
+        self.config.on_refusal == OnRefusal::Park
+            && matches!(fault.code(), Code::Conflict | Code::RowRejected)
+    }
+
+    /// The oldest parked transaction that speaks for a row these steps change.
+    pub(super) async fn ahead_of(&mut self, steps: &[Step]) -> Result<Option<ParkedId>> {
+        if self.kept.rows.is_empty() {
+            return Ok(None);
+        }
+        self.known.look_at_tables(&self.connection, steps).await?;
+        Ok(self.kept.rows.ahead_of(steps.iter().flat_map(Step::changes), self.known.locators()))
+    }
+
+    /// How many of the first steps wait behind nothing.
+    pub(super) async fn count_free(&mut self, steps: &[Step]) -> Result<usize> {
+        self.known.look_at_tables(&self.connection, steps).await?;
+        let waits = |step: &Step| self.kept.rows.ahead_of(step.changes(), self.known.locators()).is_some();
+        Ok(steps.iter().position(waits).unwrap_or(steps.len()))
+    }
+
+    /// Keeps one whole transaction aside, and moves the progress over it.
+    pub(super) async fn park(&mut self, alone: &Group<'_>, why: Why) -> Result<()> {
+        let [step] = alone.steps else {
+            return Err(Fault::new(Code::Internal, "only a single transaction is parked"));
+        };
+        self.require_room(step, &why)?;
+        let parked = self.try_park(alone, step, &why).await;
+        if parked.is_err() {
+            let _ = self.run("ROLLBACK").await;
+        }
+        let id = parked.map_err(into_fault)?;
+        crash::point("apply.before_commit");
+        self.run("COMMIT").await?;
+        crash::point("apply.after_commit");
+        self.note_commit(alone.to.through.sequence, alone.synchronous);
+        self.note_parked(id, step);
+        self.aside.push(step.frame.head.position);
+        self.refused.extend(refusal(why, id));
+        Ok(())
+    }
+
+    async fn try_park(&mut self, alone: &Group<'_>, step: &Step, why: &Why) -> Attempt<ParkedId> {
+        self.known.look_at_tables(&self.connection, alone.steps).await?;
+        let mut pipeline = Pipeline::default();
+        let own = self.send_head(&mut pipeline, alone).await?;
+        for _ in 0..own {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        drop(pipeline);
+        let id = self.keep_head(&step.frame.head, why).await?;
+        self.keep_changes(id, step).await?;
+        Ok(id)
+    }
+
+    fn require_room(&self, step: &Step, why: &Why) -> Result<()> {
+        let parked = self.kept.changes();
+        if parked + step.frame.changes.len() as u64 <= PARKED_CHANGES_MAX {
+            return Ok(());
+        }
+        let why = match why {
+            Why::Refused(fault) => fault.message(),
+            Why::Behind(id) => behind(*id),
+        };
+        let message =
+            format!("{parked} changes are parked, and no more than {PARKED_CHANGES_MAX} may be: {why}");
+        Err(Fault::new(Code::ParkedFull, message))
+    }
+
+    /// Notes a parked transaction, in the transaction that is open.
+    async fn keep_head(&self, head: &TransactionHead, why: &Why) -> Attempt<ParkedId> {
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        let (code, reason) = match why {
+            Why::Refused(fault) => (Some(fault.code().as_str()), fault.message()),
+            Why::Behind(id) => (None, behind(*id)),
+        };
+        let keep = "INSERT INTO landfall.parked (link, stream, position, committed, code, reason)
+                    VALUES ($1, $2, $3::jsonb, $4, $5, $6) RETURNING id";
+        let (position, committed) = (position_text(&head.position)?, Timestamp::from(head.time));
+        let kept = self
+            .client()
+            .query_one(keep, &[&link, &stream, &position, &committed, &code, &reason])
+            .await
+            .map_err(|error| trouble::of_guard(&error))?;
+        Ok(ParkedId(kept.get(0)))
+    }
+
+    /// Keeps changes of a parked transaction and the rows they speak for, in the transaction that is open. Their tables
+    /// were looked at before.
+    async fn keep_changes(&self, id: ParkedId, step: &Step) -> Attempt<()> {
+        let mut encoder = Encoder::new(&self.config.from, "");
+        let head = &step.frame.head;
+        encoder.begin(&head.position, head.time);
+        let (mut ordinals, mut operations, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
+        let mut spoken: HashMap<(TableName, Option<Columns>), SpokenFor> = HashMap::new();
+        for ordered in &step.frame.changes {
+            let (change, ordinal) = (&ordered.change, ordinal_of(ordered.ordinal)?);
+            let mut encoded = Encoded::default();
+            encoder
+                .change(change, ordered.ordinal, Some(&head.position), &mut encoded)
+                .map_err(|error| Fault::new(Code::Internal, "write a change to be parked").because(error))?;
+            ordinals.push(ordinal);
+            operations.push(change.operation().as_str());
+            bodies.push(encoded.value);
+            for Part { table, row } in parts_of(change, self.known.locators()) {
+                let (columns, key) = row.map(|RowName { columns, key }| (columns, key)).unzip();
+                let of = spoken.entry((table, columns)).or_default();
+                of.ordinals.push(ordinal);
+                of.keys.push(key);
+            }
+        }
+        let failed = |error: tokio_postgres::Error| trouble::of_guard(&error);
+        let keep = "INSERT INTO landfall.parked_change (parked, ordinal, operation, body)
+                    SELECT $1, * FROM unnest($2::int8[], $3::text[], $4::bytea[])";
+        self.client().execute(keep, &[&id.0, &ordinals, &operations, &bodies]).await.map_err(failed)?;
+        let speak = "INSERT INTO landfall.parked_row (parked, ordinal, schema_name, table_name, columns, key)
+                     SELECT $1, ordinal, $2, $3, $4, key FROM unnest($5::int8[], $6::bytea[]) AS r (ordinal, key)";
+        for ((table, columns), SpokenFor { ordinals, keys }) in &spoken {
+            let columns: Option<Vec<&str>> =
+                columns.as_ref().map(|it| it.iter().map(|name| &**name).collect());
+            let keys: Vec<Option<&[u8]>> = keys.iter().map(Option::as_deref).collect();
+            self.client()
+                .execute(speak, &[&id.0, &table.schema, &table.table, &columns, &ordinals, &keys])
+                .await
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn note_parked(&mut self, id: ParkedId, step: &Step) {
+        *self.kept.transactions.entry(id).or_default() += step.frame.changes.len() as u64;
+        for part in step.changes().flat_map(|change| parts_of(change, self.known.locators())) {
+            self.kept.rows.add(id, &part);
+        }
+    }
+
+    /// Begins to keep a transaction larger than memory aside, where it is to be.
+    pub(super) async fn open_aside(&mut self, batch: &Batch, step: &Step) -> Attempt<()> {
+        let Some(condemned) = self.condemned.take_if(|it| it.is(batch)) else { return Ok(()) };
+        self.run("BEGIN").await?;
+        let touch = self.guard.touch(self.client(), batch.after)?.await;
+        touch.map_err(|error| trouble::of_guard(&error))?;
+        let id = self.keep_head(&step.frame.head, &condemned.why).await?;
+        self.open = Some(Open { after: batch.after, heartbeat: None, aside: Some((id, condemned.why)) });
+        Ok(())
+    }
+
+    /// Keeps a slice aside, in the transaction that is open.
+    pub(super) async fn keep_slice(&mut self, id: ParkedId, batch: &Batch, step: &Step) -> Attempt<()> {
+        self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
+        let mut pipeline = Pipeline::default();
+        for _ in 0..self.send_shapes(&mut pipeline, &batch.shapes).await? {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        drop(pipeline);
+        self.keep_changes(id, step).await?;
+        self.note_parked(id, step);
+        self.aside.push(step.frame.head.position);
+        if step.frame.last {
+            // Where it ends is known only now.
+            let place = "UPDATE landfall.parked SET position = $2::jsonb WHERE id = $1";
+            let position = position_text(&step.frame.head.position)?;
+            self.client()
+                .execute(place, &[&id.0, &position])
+                .await
+                .map_err(|error| trouble::of_guard(&error))?;
+        }
+        Ok(())
+    }
+
+    /// As [`Session::require_room`], for a slice of a transaction that is being kept aside.
+    pub(super) fn require_room_for_slice(&self, step: &Step) -> Result<()> {
+        match self.open.as_ref().and_then(|open| open.aside.as_ref()) {
+            Some((_, why)) => self.require_room(step, why),
+            None => Ok(()),
+        }
+    }
+
+    /// Does what is asked for, oldest first.
+    pub(in crate::sink::postgres) async fn attend(&mut self) -> Result<Attended> {
+        let until = Instant::now() + ATTEND_FOR;
+        let mut replayed = BTreeMap::new();
+        let mut after = ParkedId(0);
+        while self.open.is_none() && !self.kept.transactions.is_empty() && Instant::now() < until {
+            let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+            let Some(asked) = parked::asked(self.client(), link, stream, after).await? else { break };
+            after = asked.id;
+            match asked.wish {
+                Wish::Discard => self.discard(&asked).await?,
+                Wish::Retry => self.retry(&asked, &mut replayed).await?,
+            }
+        }
+        Ok(Attended { parked: self.kept.transactions.len(), replayed: replayed.into_values().collect() })
+    }
+
+    async fn discard(&mut self, asked: &Asked) -> Result<()> {
+        let parts = self.parts(asked.id).await?;
+        self.run("BEGIN; SET LOCAL synchronous_commit = on").await?;
+        let discarded = self.take_away(asked.id).await;
+        self.end_of_attending(discarded).await.map_err(into_fault)?;
+        let changes = self.kept.transactions.get(&asked.id).copied();
+        self.forget_parked(asked.id, &parts);
+        let (id, position) = (asked.id, asked.position);
+        tracing::warn!(%id, %position, changes, "parked transaction discarded, as was asked for");
+        Ok(())
+    }
+
+    /// Applies a parked transaction, or notes why it still cannot be.
+    async fn retry(
+        &mut self,
+        asked: &Asked,
+        replayed: &mut BTreeMap<(String, &'static str), Replayed>,
+    ) -> Result<()> {
+        let id = asked.id;
+        let parts = self.parts(id).await?;
+        let ahead = parts.iter().filter_map(|part| self.kept.rows.holder(part)).min().filter(|it| *it < id);
+        if let Some(ahead) = ahead {
+            return self.note_outcome(id, None, &behind(ahead)).await;
+        }
+        let overtaken = "SELECT EXISTS (SELECT FROM landfall.parked_row WHERE parked = $1 AND overtaken)";
+        let overtaken =
+            self.client().query_one(overtaken, &[&id.0]).await.map_err(|error| fault_of(&error))?;
+        if overtaken.get(0) {
+            let why = "a backfill or repair has brought newer rows for a part of it: `landfall repair --execute` brings the \
+                       rest, then it goes by itself; or discard it";
+            return self.note_outcome(id, Some(Code::Conflict), why).await;
+        }
+        let mut attempt = 1;
+        loop {
+            let mut counts = BTreeMap::new();
+            let tried = self.try_retry(asked, &mut counts).await;
+            match self.end_of_attending(tried).await {
+                Ok(()) => {
+                    self.forget_parked(id, &parts);
+                    for (name, count) in counts {
+                        let sum: &mut Replayed =
+                            replayed.entry(name).or_insert_with(|| Replayed { rows: 0, ..count.clone() });
+                        sum.rows += count.rows;
+                    }
+                    tracing::info!(%id, position = %asked.position, "parked transaction applied");
+                    return Ok(());
+                }
+                Err(Trouble::Fault(fault)) if is_of_rows(&fault) => {
+                    return self.note_outcome(id, Some(fault.code()), &fault.message()).await;
+                }
+                Err(trouble) => match wait_or_fail(trouble, &mut attempt).await {
+                    // Somebody holds a lock: it is asked for again, the stream does not wait for it.
+                    Err(fault) if fault.code() == Code::TargetBusy => {
+                        return self.note_outcome(id, Some(fault.code()), &fault.message()).await;
+                    }
+                    waited => waited?,
+                },
+            }
+        }
+    }
+
+    async fn try_retry(
+        &mut self,
+        asked: &Asked,
+        counts: &mut BTreeMap<(String, &'static str), Replayed>,
+    ) -> Attempt<()> {
+        self.run("BEGIN; SET LOCAL synchronous_commit = on").await?;
+        let touch = self.guard.touch(self.client(), self.committed)?.await;
+        touch.map_err(|error| trouble::of_guard(&error))?;
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        let mut content = Content::of(self.client(), (link, stream), asked.id).await?;
+        loop {
+            let changes = content.next(self.client()).await?;
+            if changes.is_empty() {
+                break;
+            }
+            for change in changes.iter().map(|ordered| &ordered.change) {
+                let (shape, operation) = (change.shape(), change.operation());
+                let count = counts
+                    .entry((shape.to_string(), operation.as_str()))
+                    .or_insert_with(|| Replayed { shape: Arc::clone(shape), operation, rows: 0 });
+                count.rows += 1;
+            }
+            let step = step_of(self.config.from.clone(), asked, changes);
+            self.known.look_at_tables(&self.connection, std::slice::from_ref(&step)).await?;
+            self.note_touched(std::slice::from_ref(&step));
+            self.one_by_one(&step).await?;
+        }
+        let mut pipeline = Pipeline::default();
+        let step = step_of(self.config.from.clone(), asked, Vec::new());
+        let origin = self.send_origin(&mut pipeline, Some(asked.position), Some(&step)).await;
+        for _ in 0..origin {
+            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        }
+        drop(pipeline);
+        self.take_away(asked.id).await?;
+        crash::point("parked.before_commit");
+        Ok(())
+    }
+
+    /// Takes a parked transaction out of our tables, in the transaction that is open.
+    async fn take_away(&self, id: ParkedId) -> Attempt<()> {
+        let touch = self.guard.touch(self.client(), self.committed)?.await;
+        touch.map_err(|error| trouble::of_guard(&error))?;
+        let gone = "WITH changes AS (DELETE FROM landfall.parked_change WHERE parked = $1),
+                         rows AS (DELETE FROM landfall.parked_row WHERE parked = $1)
+                    DELETE FROM landfall.parked WHERE id = $1";
+        self.client().execute(gone, &[&id.0]).await.map_err(|error| trouble::of_guard(&error))?;
+        Ok(())
+    }
+
+    /// Commits what was done with a parked transaction, or rolls it back.
+    async fn end_of_attending(&mut self, done: Attempt<()>) -> Attempt<()> {
+        if let Err(trouble) = done {
+            let _ = self.run("ROLLBACK").await;
+            return Err(trouble);
+        }
+        if let Err(error) = self.client().batch_execute("COMMIT").await {
+            return Err(match trouble::of_rows(&error) {
+                Trouble::Stale(refusal) | Trouble::Differs(refusal) => {
+                    Trouble::Fault(trouble::of_commit(refusal, None))
+                }
+                trouble => trouble,
+            });
+        }
+        crash::point("parked.after_commit");
+        self.note_commit(self.committed, true);
+        Ok(())
+    }
+
+    async fn note_outcome(&self, id: ParkedId, code: Option<Code>, why: &str) -> Result<()> {
+        let code = code.map(Code::as_str);
+        tracing::warn!(%id, code, "parked transaction stays: {why}");
+        let note = "UPDATE landfall.parked SET asked = NULL, attempts = attempts + 1, code = $2, reason = $3
+                     WHERE id = $1";
+        let noted = self.client().execute(note, &[&id.0, &code, &why]).await;
+        noted.map(drop).map_err(|error| fault_of(&error).at("note what became of a parked transaction"))
+    }
+
+    async fn parts(&self, id: ParkedId) -> Result<Vec<Part>> {
+        let parts = format!("SELECT {PART} FROM landfall.parked_row r WHERE r.parked = $1");
+        let rows = self.client().query(&parts, &[&id.0]).await;
+        let rows = rows.map_err(|error| fault_of(&error).at("read what a parked transaction speaks for"))?;
+        Ok(rows.iter().map(|row| part_of(row).1).collect())
+    }
+
+    fn forget_parked(&mut self, id: ParkedId, parts: &[Part]) {
+        self.kept.transactions.remove(&id);
+        for part in parts {
+            self.kept.rows.remove(id, part);
+        }
+    }
+
+    /// Reads anew what is parked.
+    pub(super) async fn read_parked(&mut self) -> Result<()> {
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        self.kept = Kept::read(self.client(), link, stream).await?;
+        self.overtakes = false;
+        Ok(())
+    }
+
+    /// A backfill begins a table, or has its rows mended: whatever is parked of it is older than what comes.
+    pub(super) async fn overtake_table(&mut self, shape: &Shape, mark: Mark) -> Attempt<()> {
+        let table = TableName { schema: shape.schema.to_string(), table: shape.table.to_string() };
+        if mark == Mark::Done || self.kept.rows.holder(&Part { table: table.clone(), row: None }).is_none() {
+            return Ok(());
+        }
+        let overtaken = "UPDATE landfall.parked_row r SET overtaken = true FROM landfall.parked p
+                          WHERE p.id = r.parked AND p.link = $1 AND p.stream = $2
+                            AND r.schema_name = $3 AND r.table_name = $4";
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&link, &stream, &table.schema, &table.table];
+        self.client().execute(overtaken, &parameters).await.map_err(|error| trouble::of_guard(&error))?;
+        self.drop_overtaken().await
+    }
+
+    /// Rows came as they are here in the stream: whatever is parked of exactly these rows is older.
+    pub(super) async fn overtake_rows(&mut self, change: &Change) -> Attempt<()> {
+        let shape = change.shape();
+        let table = TableName { schema: shape.schema.to_string(), table: shape.table.to_string() };
+        let whole = Part { table, row: None };
+        if self.kept.rows.holder(&whole).is_none() {
+            return Ok(());
+        }
+        // Behind one that speaks for the whole table everything is played again in its order.
+        if self.kept.rows.is_whole(&whole.table) {
+            return Ok(());
+        }
+        let parts = parts_of(change, self.known.locators());
+        let held = parts.into_iter().filter(|part| self.kept.rows.holder(part).is_some());
+        let (columns, keys): (Vec<_>, Vec<_>) =
+            held.filter_map(|part| part.row).map(|row| (row.columns, row.key.into_vec())).unzip();
+        let Some(columns) = columns.first() else { return Ok(()) };
+        let columns: Vec<&str> = columns.iter().map(|name| &**name).collect();
+        let overtaken = "UPDATE landfall.parked_row r SET overtaken = true FROM landfall.parked p
+                          WHERE p.id = r.parked AND p.link = $1 AND p.stream = $2
+                            AND r.schema_name = $3 AND r.table_name = $4 AND r.columns = $5 AND r.key = ANY ($6)";
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+            [&link, &stream, &whole.table.schema, &whole.table.table, &columns, &keys];
+        self.client().execute(overtaken, &parameters).await.map_err(|error| trouble::of_guard(&error))?;
+        self.drop_overtaken().await
+    }
+
+    /// Takes away, in the transaction that is open, the changes of which everything is overtaken, and transactions of
+    /// which no change is left.
+    async fn drop_overtaken(&mut self) -> Attempt<()> {
+        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
+        let changes = "DELETE FROM landfall.parked_change c USING landfall.parked p
+                        WHERE p.id = c.parked AND p.link = $1 AND p.stream = $2 AND NOT EXISTS (
+                              SELECT FROM landfall.parked_row r
+                               WHERE r.parked = c.parked AND r.ordinal = c.ordinal AND NOT r.overtaken)";
+        let rows = "DELETE FROM landfall.parked_row r USING landfall.parked p
+                     WHERE p.id = r.parked AND p.link = $1 AND p.stream = $2 AND NOT EXISTS (
+                           SELECT FROM landfall.parked_change c WHERE c.parked = r.parked AND c.ordinal = r.ordinal)";
+        let transactions = "DELETE FROM landfall.parked p
+                             WHERE p.link = $1 AND p.stream = $2 AND NOT EXISTS (
+                                   SELECT FROM landfall.parked_change c WHERE c.parked = p.id)";
+        for statement in [changes, rows, transactions] {
+            let done = self.client().execute(statement, &[&link, &stream]).await;
+            done.map_err(|error| trouble::of_guard(&error))?;
+        }
+        self.overtakes = true;
+        Ok(())
+    }
+}
+
+/// Whether a fault is one of the transaction that met it, and of nothing else.
+fn is_of_rows(fault: &Fault) -> bool {
+    matches!(fault.code(), Code::Conflict | Code::RowRejected | Code::TableDiffers)
+}
+
+/// What is told of a transaction that was refused.
+pub(super) fn refusal(why: Why, id: ParkedId) -> Option<Fault> {
+    match why {
+        Why::Refused(fault) => Some(fault.at(format_args!("parked as {id}"))),
+        Why::Behind(_) => None,
+    }
+}
+
+/// Changes of a parked transaction as a step; its place in the stream is of no account.
+fn step_of(from: Region, asked: &Asked, changes: Vec<Ordered>) -> Step {
+    let nowhere = Cursor { sequence: Sequence(0), epoch: WriterEpoch(0), offset: Offset(0), position: None };
+    let head = TransactionHead { position: asked.position, time: asked.committed, origin: from };
+    Step {
+        frame: Frame { head, changes, first: true, last: true },
+        through: nowhere,
+        arrival: Arrival { appended: Micros(0), fetched: Micros(0) },
+        answer: None,
+    }
+}
+
+fn position_text(position: &Position) -> Result<AsText> {
+    serde_json::to_string(position)
+        .map(AsText)
+        .map_err(|error| Fault::new(Code::Internal, "write a position").because(error))
+}
+
+fn ordinal_of(ordinal: u64) -> Result<i64> {
+    i64::try_from(ordinal)
+        .map_err(|_| Fault::new(Code::Internal, format!("{ordinal} is no change's place in a transaction")))
+}
