@@ -8,7 +8,7 @@ use super::{
     stream_name,
     walk::Section,
 };
-use crate::{names, region::Region};
+use crate::{names, region::Region, sink::OnRefusal};
 
 /// How another region's changes come in.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct LinkSettings {
     pub open_transaction_timeout: Duration,
     /// How long an applied batch may wait to be flushed.
     pub flush_interval: Duration,
+    /// What becomes of a transaction that this region's database refuses.
+    pub on_refusal: OnRefusal,
     /// How often the region is compared with the other; none where only when somebody asks.
     pub verify_interval: Option<Duration>,
 }
@@ -58,6 +60,7 @@ pub(super) fn walk(
     let open_timeout = section.duration("open_transaction_timeout", SECOND..=3600 * SECOND);
     let flush = section.duration("flush_interval", Duration::from_millis(1)..=2 * SECOND);
     let verify = section.duration("verify_interval", 60 * SECOND..=30 * DAY);
+    let on_refusal = section.word("on_refusal", &[("halt", OnRefusal::Halt), ("park", OnRefusal::Park)]);
     section.finish();
     if stream_given && stream.is_none() {
         return None;
@@ -73,6 +76,7 @@ pub(super) fn walk(
         batch_bytes: size(batch_bytes, 4 << 20),
         open_transaction_timeout: open_timeout.unwrap_or(60 * SECOND),
         flush_interval: flush.unwrap_or(Duration::from_millis(100)),
+        on_refusal: on_refusal.unwrap_or_default(),
         verify_interval: verify,
     })
 }

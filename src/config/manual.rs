@@ -216,6 +216,12 @@ pub const SETTINGS: &[Setting] = &[
         "How long an applied batch may wait to be flushed while more is waiting. Lag and progress are told only of what is flushed.",
     ),
     setting(
+        "link[].on_refusal",
+        "`halt` or `park`",
+        Is("\"halt\""),
+        "What becomes of a source transaction that this region's database refuses: a conflict, a constraint. `halt` stops the link before it. `park` keeps it aside whole, with whatever changes the same rows later, and goes on; `landfall parked` lists, retries and discards.",
+    ),
+    setting(
         "link[].verify_interval",
         "duration, 1m to 30d",
         Absent,

@@ -8,6 +8,8 @@ use super::{
     units::{show_duration, show_size},
     url,
 };
+use crate::sink::OnRefusal;
+
 /// One setting in effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Effective {
@@ -138,6 +140,11 @@ fn link(sheet: &mut Sheet<'_>, it: &LinkSettings) {
     sheet.text("batch_bytes", &show_size(it.batch_bytes as u64));
     sheet.text("open_transaction_timeout", &show_duration(it.open_transaction_timeout));
     sheet.text("flush_interval", &show_duration(it.flush_interval));
+    let on_refusal = match it.on_refusal {
+        OnRefusal::Halt => "halt",
+        OnRefusal::Park => "park",
+    };
+    sheet.text("on_refusal", on_refusal);
     if let Some(interval) = it.verify_interval {
         sheet.text("verify_interval", &show_duration(interval));
     }

@@ -122,6 +122,8 @@ pub struct LinkFigures {
     pub offset_lag: Option<u64>,
     /// Whether a transaction larger than memory is open.
     pub transaction_open: Option<bool>,
+    /// How many transactions are parked.
+    pub parked: Option<u64>,
 }
 
 /// One stage of the way from a commit there to the commit here.
@@ -238,6 +240,7 @@ fn of_link(link: &LinkEntry, now: Micros) -> StreamStatus {
         end_offset: link.end_offset.get(),
         offset_lag: link.offset_lag.get(),
         transaction_open: link.transaction_open.get(),
+        parked: link.parked.get().map(|parked| parked as u64),
     };
     let blocked = link.blocked_by.get().map(|by| format!("waits for {by}"));
     StreamStatus {

@@ -117,6 +117,7 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
     let target = PostgresSinkConfig {
         flush_interval: link.flush_interval,
         verify_interval: link.verify_interval,
+        on_refusal: link.on_refusal,
         ..PostgresSinkConfig::new(
             settings.database.clone(),
             settings.region.clone(),

@@ -26,6 +26,7 @@ struct Gauges {
     retention: GaugeVec,
     clock_offset: GaugeVec,
     state: GaugeVec,
+    parked: GaugeVec,
     retained: GaugeVec,
     safe: GaugeVec,
     seconds_left: GaugeVec,
@@ -63,6 +64,11 @@ impl Gauges {
                 "1 for the state a stream is in, 0 for the others; role is source or link.",
                 &["role", "from", "stream", "state"],
             ),
+            parked: gauge(
+                "replication_parked_transactions",
+                "Transactions of another region that are kept aside here: refused, or waiting behind one that was.",
+                &link,
+            ),
             retained: gauge(
                 "replication_slot_retained_bytes",
                 "Write-ahead log the slot keeps this region's server from removing.",
@@ -81,13 +87,14 @@ impl Gauges {
         }
     }
 
-    fn all(&self) -> [&GaugeVec; 8] {
+    fn all(&self) -> [&GaugeVec; 9] {
         [
             &self.lag,
             &self.headroom,
             &self.retention,
             &self.clock_offset,
             &self.state,
+            &self.parked,
             &self.retained,
             &self.safe,
             &self.seconds_left,
@@ -119,6 +126,7 @@ impl Gauges {
             set(&self.headroom, &labels, link.headroom_seconds_at(now));
             set(&self.retention, &labels, link.retention_seconds.get());
             set(&self.clock_offset, &labels, link.clock_offset_seconds.get());
+            set(&self.parked, &labels, link.parked.get().map(|parked| parked as f64));
         }
     }
 }

@@ -293,6 +293,8 @@ pub struct LinkEntry {
     pub offset_lag: Figure<u64>,
     /// Whether a transaction larger than memory is open in the target.
     pub transaction_open: Figure<bool>,
+    /// Transactions that are parked.
+    pub parked: Figure<usize>,
     /// Tables that a backfill is filling and has not ended.
     filling: Figure<usize>,
     /// A backfill has filled tables, and the link has not caught up since.
@@ -321,6 +323,7 @@ impl LinkEntry {
             end_offset: Figure::default(),
             offset_lag: Figure::default(),
             transaction_open: Figure::default(),
+            parked: Figure::default(),
             filling: Figure::default(),
             catching_up: AtomicBool::new(false),
             blocked_by: Figure::default(),

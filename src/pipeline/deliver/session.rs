@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     DeliverParams,
     assemble::{Assembler, Output},
+    conflict_of,
     locate::locate,
     verify::{self, Meeting},
 };
@@ -33,7 +34,7 @@ use crate::{
     position::{Offset, Position, Sequence, WriterEpoch},
     progress::{Arrival, Cursor, Heartbeat, Progress},
     roster::{LinkEntry, State},
-    sink::{Batch, Claim, Inspector, Sink},
+    sink::{Applied, Batch, Claim, Inspector, Sink, Step},
     stamp::Micros,
     task::{self, Stop},
 };
@@ -45,6 +46,8 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon what was committed is flushed where no batch follows: what is told to others is older by so much,
 /// and an idle target's disk is not asked more often.
 const FLUSH_SOON: Duration = Duration::from_millis(20);
+/// How often it is asked, while something is parked, whether somebody wants something done with it.
+const ATTEND_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     params: &DeliverParams,
@@ -59,6 +62,7 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     log.bounds().await?;
     let claim = sink.claim().await?;
     entry.fill(claim.joining, clock::now());
+    entry.parked.set(claim.parked);
     let (from, start) = locate(log.as_ref(), claim.progress.as_ref(), (&params.here, claim.recovers)).await?;
     let reader = log.reader(from)?;
     let (give, take) = mpsc::channel(1);
@@ -88,6 +92,8 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
         oldest,
         moving: false,
         next,
+        metrics,
+        attend_at: (claim.parked > 0).then(Instant::now),
     };
     applying.show(claim.progress.as_ref());
     let retention = log.retention().await?;
@@ -336,6 +342,9 @@ struct Applying<'a, S, L> {
     moving: bool,
     /// The offset behind it, for the look at the log.
     next: Arc<AtomicI64>,
+    metrics: &'a Metrics,
+    /// When what is parked is attended to next; never, where nothing is.
+    attend_at: Option<Instant>,
 }
 
 struct Untold {
@@ -355,6 +364,10 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             tokio::select! {
                 biased;
                 () = stop.asked() => return self.finish().await,
+                // Before what is read: under load there is always more of that.
+                () = until(self.attend_at), if self.attend_at.is_some() && self.open_since.is_none() => {
+                    self.attend().await?;
+                }
                 read = self.take.recv() => match read {
                     Some(read) => {
                         self.apply(read).await?;
@@ -396,13 +409,14 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         if applied.redone {
             self.meter.redone_batch();
         }
-        self.count(&batch);
+        self.note_parked(&applied);
+        self.count(&batch, &applied.aside);
         self.entry.fill(applied.joining, clock::now());
         self.entry.clock_offset_seconds.replace(read.clock_offset_seconds);
         if !open {
             self.appended = Some(read.appended);
             self.next.store(batch.through.offset.0 + 1, Relaxed);
-            let ended = batch.steps.iter().filter(|step| step.frame.last);
+            let ended = batch.steps.iter().filter(|step| step.frame.last && !is_aside(step, &applied.aside));
             let commits = ended.map(|step| (step.frame.head.time, step.arrival)).collect();
             let visible = clock::now();
             self.untold.push_back(Untold {
@@ -419,14 +433,49 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         Ok(())
     }
 
-    fn count(&mut self, batch: &Batch) {
-        self.entry.changes.add(batch.changes());
-        for step in &batch.steps {
+    fn count(&mut self, batch: &Batch, aside: &[Position]) {
+        for step in batch.steps.iter().filter(|step| !is_aside(step, aside)) {
             for change in step.changes() {
                 let shape = change.shape();
+                self.entry.changes.add(change.rows());
                 self.meter.changes(&shape.schema, &shape.table, change.operation(), change.rows());
             }
         }
+    }
+
+    /// Shows what is parked, and says what was parked just now because the target refuses it.
+    fn note_parked(&mut self, applied: &Applied) {
+        for fault in &applied.refused {
+            if let Some(conflict) = conflict_of(fault) {
+                self.metrics.conflict(conflict.kind.as_str(), "parked", &conflict.table);
+            }
+            tracing::warn!(
+                road = self.entry.road(),
+                code = %fault.code(),
+                next = "landfall parked",
+                "{}",
+                fault.message()
+            );
+        }
+        self.show_parked(applied.parked);
+    }
+
+    fn show_parked(&mut self, parked: usize) {
+        self.entry.parked.set(parked);
+        let soon = Instant::now() + ATTEND_INTERVAL;
+        self.attend_at = (parked > 0).then(|| self.attend_at.unwrap_or(soon));
+    }
+
+    async fn attend(&mut self) -> Result<()> {
+        let attended = self.sink.attend().await?;
+        for replayed in &attended.replayed {
+            let (shape, rows) = (&replayed.shape, replayed.rows);
+            self.entry.changes.add(rows);
+            self.meter.changes(&shape.schema, &shape.table, replayed.operation, rows);
+        }
+        self.attend_at = None;
+        self.show_parked(attended.parked);
+        Ok(())
     }
 
     /// Tells everyone else what is flushed.
@@ -517,6 +566,11 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         }
         Ok(())
     }
+}
+
+/// Whether a step's changes were kept aside.
+fn is_aside(step: &Step, aside: &[Position]) -> bool {
+    !aside.is_empty() && aside.contains(&step.frame.head.position)
 }
 
 /// The place just before the one a stream may be begun at.
