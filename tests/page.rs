@@ -79,6 +79,15 @@ async fn the_page_shows_how_things_stand() {
     browser.screenshot(&pictures.join("phone.png")).await.unwrap();
     assert_eq!(browser.evaluate("window.same").await.unwrap(), true, "it was loaded again");
 
+    // Where such a row is parked, the link goes on, and it is not forgotten.
+    eu.sigterm(PATIENCE).await.unwrap();
+    let parks = "on_refusal = \"park\"\nfrom = \"us-east-1\"";
+    eu.set_config(&both.replace("from = \"us-east-1\"", parks)).unwrap();
+    eu.start_again().unwrap();
+    browser.until(PATIENCE, "the parked one is shown", &shows("has parked 1 transaction")).await.unwrap();
+    browser.until(PATIENCE, "the link runs", &shows("running for")).await.unwrap();
+    browser.screenshot(&pictures.join("parked.png")).await.unwrap();
+
     // What is not published warns by its name, on the page of the region it is in.
     regions.us.execute(&format!("create table \"{HOSTILE}\" (id int8 primary key)")).await.unwrap();
     browser.open(&format!("http://{}/", regions.us.http)).await.unwrap();
@@ -124,7 +133,7 @@ async fn told_in_a_terminals_width(regions: &TwoRegions, eu: &Daemon) {
         Ok(figure(3)
             && figure(5)
             && rate.is_some_and(|rate| rate > 100.0)
-            && cells.get(10..) == Some(&["24.0", "h"])
+            && cells.get(10..) == Some(&["0", "24.0", "h"])
             && last.contains("    time: source ")
             && last.contains(" wide area "))
     })

@@ -7,6 +7,7 @@ mod explain;
 mod http;
 mod init;
 mod page;
+mod parked;
 mod recover;
 mod shell;
 mod status;
@@ -79,6 +80,9 @@ enum Command {
     /// Lets a link that cannot go on (records it needs are gone, it met a conflict) do so where the other region is now,
     /// and has exactly the rows come anew that differ then. Without --execute it says what it would do.
     Recover(recover::Arguments),
+    /// What this region's database refused and was kept aside, with whatever waits behind it: lists, shows, has it applied,
+    /// forgets it.
+    Parked(parked::Arguments),
     /// Looks at two databases and writes what their daemons need: settings, SQL, passwords.
     Init(init::Arguments),
     /// Says what a code means and what to do; without one, lists all there are.
@@ -153,6 +157,7 @@ pub fn main() -> ExitCode {
             Command::Verify(arguments) => ExitCode::from(verify::run(path, arguments, cli.json).await),
             Command::Repair(arguments) => ExitCode::from(verify::repair(path, arguments, cli.json).await),
             Command::Recover(arguments) => ExitCode::from(recover::run(path, arguments, cli.json).await),
+            Command::Parked(arguments) => ExitCode::from(parked::run(path, arguments, cli.json).await),
             Command::Status { watch } => ExitCode::from(status::run(path, cli.json, watch).await),
             Command::Config { command: Config::Show } => ExitCode::from(config::show(path, cli.json)),
             Command::Explain { .. }

@@ -24,7 +24,10 @@ pub(super) fn seconds(seconds: f64) -> String {
 pub(super) fn bytes(bytes: u64) -> String {
     let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        Some((unit, name)) => match bytes as f64 / unit as f64 {
+            many if many >= 99.95 => format!("{many:.0} {name}"),
+            few => format!("{few:.1} {name}"),
+        },
         None => format!("{bytes} B"),
     }
 }
@@ -36,6 +39,11 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     }
     let kept: String = text.chars().take(width - 1).collect();
     format!("{kept}…")
+}
+
+/// Text without what a terminal would obey: a table's name may hold anything.
+pub(super) fn plain(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }
 
 /// Text broken at blanks into lines of at most [`WIDTH`], each behind `indent` blanks. A single word

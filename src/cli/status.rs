@@ -115,7 +115,10 @@ async fn ask(http: &HttpSettings) -> Result<(String, Status)> {
 
 fn verdict(status: &Status) -> u8 {
     // What only starts carries nothing yet: whoever waits for it before they write must not go on.
-    let well = |stream: &StreamStatus| badness(&stream.state) == 0 && stream.warnings.is_empty();
+    let parks =
+        |stream: &StreamStatus| stream.link.as_ref().and_then(|link| link.parked).is_some_and(|it| it > 0);
+    let well =
+        |stream: &StreamStatus| badness(&stream.state) == 0 && stream.warnings.is_empty() && !parks(stream);
     if status.ready && status.streams.iter().all(well) { GOOD } else { FOUND }
 }
 
@@ -151,6 +154,9 @@ mod tests {
         link.set(State::halted(&Fault::new(Code::SequenceBroken, "read #9")));
         assert_eq!(seen(&roster), FOUND);
         link.set(State::Running);
+        link.parked.set(1);
+        assert_eq!(seen(&roster), FOUND);
+        link.parked.set(0);
         roster.source().set(State::Running);
         assert_eq!(seen(&roster), GOOD);
         roster.source().warnings.set(vec!["public.t is not published".into()]);

@@ -220,7 +220,7 @@ impl<'a> Comparing<'a> {
 }
 
 /// Returns when somebody wants this process to end.
-async fn interrupted() {
+pub(super) async fn interrupted() {
     let [mut terminate, mut hang_up] =
         [SignalKind::terminate(), SignalKind::hangup()].map(|kind| signal(kind).ok());
     let told = async |signal: &mut Option<Signal>| match signal {

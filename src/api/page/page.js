@@ -73,6 +73,12 @@ function troubles(status) {
     } else if (stream.message) {
       found.push(trouble("look", `${name(stream)} ${stream.state}`, stream.message, null));
     }
+    const parked = stream.link?.parked ?? 0;
+    if (parked > 0) {
+      const what = parked === 1 ? "1 transaction" : `${parked} transactions`;
+      const told = "The database refused them, or they wait behind one that it did. Their rows differ from the source's.";
+      found.push(trouble("look", `${name(stream)} has parked ${what}`, told, "`landfall parked` lists them"));
+    }
     for (const warning of stream.warnings) found.push(trouble("look", `${name(stream)} warns`, warning, null));
   }
   return found;
@@ -112,6 +118,7 @@ const ofLink = (stream) => [
   ["p99 of 5 min", seconds(stream.link.lag_p99_seconds)],
   ["changes", rate(stream.changes_per_second)],
   ["records waiting", count(stream.link.offset_lag)],
+  ["parked", count(stream.link.parked)],
   ...(stream.link.transaction_open ? [["large transaction", "open"]] : []),
 ];
 

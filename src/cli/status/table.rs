@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::badness;
 use crate::{
-    cli::page::{bytes, cut, painted, seconds, wrapped},
+    cli::page::{bytes, cut, painted, plain, seconds, wrapped},
     control::status::{Status, StreamStatus},
 };
 
@@ -22,7 +22,8 @@ pub(super) fn table(status: &Status, colour: bool) -> String {
     if status.streams.is_empty() {
         return page;
     }
-    let head = ["STATE", "ROLE", "STREAM", "LAG", "P99", "RATE", "WAITING", "LEFT"].map(str::to_owned);
+    let head =
+        ["STATE", "ROLE", "STREAM", "LAG", "P99", "RATE", "WAITING", "PARK", "LEFT"].map(str::to_owned);
     let _ = writeln!(page, "\n{}", line(&head, &head[0]));
     for stream in &status.streams {
         let cells = cells(stream);
@@ -34,35 +35,51 @@ pub(super) fn table(status: &Status, colour: bool) -> String {
 }
 
 /// The cells in their widths; the first as `state`, which may be in colour.
-fn line(cells: &[String; 8], state: &str) -> String {
-    let [_, role, name, lag, p99, rate, waiting, left] = cells;
-    let line = format!("{state:<8} {role:<6} {name:<21} {lag:>7} {p99:>7} {rate:>7} {waiting:>10} {left:>7}");
+fn line(cells: &[String; 9], state: &str) -> String {
+    let [_, role, name, lag, p99, rate, waiting, parked, left] = cells;
+    let line = format!(
+        "{state:<8} {role:<6} {name:<19} {lag:>7} {p99:>7} {rate:>6} {waiting:>8} {parked:>4} {left:>7}"
+    );
     line.trim_end().to_owned()
 }
 
 /// What waits is, of a link, the records of the topic it has not applied; of a source, the log its slot
-/// keeps. What is left is the time until retention takes the one or the server the other.
-fn cells(stream: &StreamStatus) -> [String; 8] {
+/// keeps. What is left is the time until retention takes the one or the server the other. What is parked is not
+/// among what waits: it is behind the link.
+fn cells(stream: &StreamStatus) -> [String; 9] {
     let unknown = || "?".to_owned();
     let told = |value: Option<f64>| value.map_or_else(unknown, seconds);
     let rate = stream.changes_per_second.map_or_else(unknown, rate);
-    let (lag, p99, waiting, left) = match (&stream.link, &stream.source) {
+    let (lag, p99, waiting, parked, left) = match (&stream.link, &stream.source) {
         (Some(link), _) => (
             told(link.lag_seconds),
             told(link.lag_p99_seconds),
-            link.offset_lag.map_or_else(unknown, |records| format!("{records} rec")),
+            link.offset_lag.map_or_else(unknown, records),
+            link.parked.map_or_else(unknown, |parked| {
+                if parked > 9_999 { ">9k".to_owned() } else { parked.to_string() }
+            }),
             told(link.headroom_seconds),
         ),
         (None, Some(source)) => (
             "-".to_owned(),
             "-".to_owned(),
             source.slot_retained_bytes.map_or_else(unknown, bytes),
+            "-".to_owned(),
             source.slot_seconds_to_invalidation.map_or_else(|| "-".to_owned(), seconds),
         ),
-        (None, None) => (unknown(), unknown(), unknown(), unknown()),
+        (None, None) => (unknown(), unknown(), unknown(), unknown(), unknown()),
     };
-    let name = cut(&format!("{}/{}", stream.from, stream.stream), 21);
-    [stream.state.clone(), stream.role.clone(), name, lag, p99, rate, waiting, left]
+    let name = cut(&format!("{}/{}", stream.from, stream.stream), 19);
+    [stream.state.clone(), stream.role.clone(), name, lag, p99, rate, waiting, parked, left]
+}
+
+/// Records of a topic.
+fn records(records: u64) -> String {
+    match records {
+        r @ 0..10_000 => format!("{r} rec"),
+        r @ 10_000..1_000_000 => format!("{}k rec", r / 1_000),
+        r => format!("{}M rec", r / 1_000_000),
+    }
 }
 
 /// Changes a second.
@@ -75,9 +92,7 @@ fn rate(rate: f64) -> String {
 }
 
 fn below(page: &mut String, stream: &StreamStatus) {
-    // A table's name may hold what a terminal would obey.
-    let plain = |text: String| text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
-    let mut say = |text: String| wrapped(&plain(text), 4).iter().for_each(|line| page.extend([line, "\n"]));
+    let mut say = |text: String| wrapped(&plain(&text), 4).iter().for_each(|line| page.extend([line, "\n"]));
     if let Some(message) = &stream.message {
         let code = stream.code.as_ref().map(|code| format!("[{code}] ")).unwrap_or_default();
         let attempt = stream.attempt.map(|attempt| format!(" (attempt {attempt})")).unwrap_or_default();
@@ -100,6 +115,12 @@ fn below(page: &mut String, stream: &StreamStatus) {
             format!("{} {} ({:.0} %)", stage.stage, seconds(stage.seconds), share(stage.seconds))
         });
         say(format!("time: {}", stages.collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(parked) = stream.link.as_ref().and_then(|link| link.parked).filter(|parked| *parked > 0) {
+        let are = if parked == 1 { "transaction is" } else { "transactions are" };
+        say(format!(
+            "{parked} {are} parked, their rows differ from the source's: `landfall parked` lists them"
+        ));
     }
     if stream.link.as_ref().is_some_and(|link| link.transaction_open == Some(true)) {
         say("a transaction larger than memory is open".to_owned());
@@ -140,6 +161,7 @@ mod tests {
         );
         link.headroom_seconds.set(86_000.0);
         link.offset_lag.set(12);
+        link.parked.set(3);
         for (ago, changes) in [(10, 0), (0, 31_000)] {
             let at = Micros(now - ago * 1_000_000);
             link.history.note(Sample { at, lag_seconds: Some(2.0), changes });
@@ -153,10 +175,12 @@ mod tests {
         let expected = [
             "eu-west-1 is ready, active, database healthy",
             "",
-            "STATE    ROLE   STREAM                    LAG     P99    RATE    WAITING    LEFT",
-            "running  link   us-east-1/main          1.4 s   2.0 s  3100/s     12 rec  23.9 h",
+            "STATE    ROLE   STREAM                  LAG     P99   RATE  WAITING PARK    LEFT",
+            "running  link   us-east-1/main        1.4 s   2.0 s 3100/s   12 rec    3  23.9 h",
             "    time: source 30 ms (30 %), wide area 60 ms (60 %), apply 10 ms (10 %)",
-            "running  source eu-west-1/main              -       -       ?    3.0 GiB       -",
+            "    3 transactions are parked, their rows differ from the source's: `landfall",
+            "    parked` lists them",
+            "running  source eu-west-1/main            -       -      ?  3.0 GiB    -       -",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), expected);
     }
@@ -180,7 +204,7 @@ mod tests {
         assert!(text.contains("[LF-SEQUENCE]") && text.contains("next: the log is damaged"), "{text}");
         assert!(!text.contains("last error"), "what is there is not over: {text}");
         assert!(text.contains("warning: public.t") && text.contains("lost in 117 min"), "{text}");
-        assert!(text.contains("a-region-name-of-32-…       ?       ?       ?          ?       ?"), "{text}");
+        assert!(text.contains("a-region-name-of-3…       ?       ?      ?        ?    ?       ?"), "{text}");
         assert!(!text.contains('\x1b') && table(&status(&roster, None, clock::now()), true).contains('\x1b'));
     }
 
