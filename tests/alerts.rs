@@ -50,6 +50,7 @@ async fn every_alert_says_what_how_bad_and_where_to_read_on() {
         "LandfallBufferHeadroomLow",
         "LandfallStreamHalted",
         "LandfallConflicts",
+        "LandfallParked",
         "LandfallRetriesRising",
         "LandfallClockOffset",
         "LandfallLinkNotRunning",

@@ -19,6 +19,7 @@ const STILL: &[(&str, &str)] = &[
     ("sum(rate(replication_redone_batches_total", "no batch differs from what it holds: a conflict halts"),
     ("sum(rate(replication_stale_records_dropped_total", "no source died with a record on its way"),
     ("max(rate(replication_backpressure_seconds_total", "the queue to Kafka never fills"),
+    ("max(replication_parked_transactions{", "this link halts on a conflict; it is the other that parks"),
     ("replication_start_time_seconds", "a daemon starts once"),
 ];
 
@@ -132,6 +133,24 @@ async fn conflict(regions: &TwoRegions, [us, eu]: [&Daemon; 2], id: u64, while_h
     }
 }
 
+/// Has somebody write in us what only eu should: it is parked there, and applied when that row is gone. The row is one
+/// that the load does not touch: whatever else a transaction changes waits along with it, and soon that is everything.
+async fn park(regions: &TwoRegions, us: &Daemon, id: i64) {
+    regions.us.execute(&format!("insert into reviews values ({id}, 'mine')")).await.unwrap();
+    regions.eu.execute(&format!("insert into reviews values ({id}, 'ours')")).await.unwrap();
+    let parked = |count| {
+        eventually(PATIENCE, "as many are parked", async move || {
+            Ok(us.metric("replication_parked_transactions").await? == Some(count))
+        })
+    };
+    parked(1.0).await.unwrap();
+    tokio::time::sleep(3 * SCRAPE_INTERVAL).await;
+    regions.us.execute(&format!("delete from reviews where id = {id}")).await.unwrap();
+    let retried = us.command(&["parked", "retry", "--all"]).await.unwrap();
+    assert!(retried.status.success(), "{}", testbed::daemon::said(&retried));
+    parked(0.0).await.unwrap();
+}
+
 /// Each query of each panel parses, and what it returns moves.
 async fn every_query_moves(prometheus: &Prometheus, [us, eu]: [&Daemon; 2]) {
     for (name, dashboard) in dashboards() {
@@ -184,7 +203,9 @@ async fn every_query_of_every_panel_returns_data_that_moves() {
         .execute_both(&format!("create table orders {table}; create table reviews {table}"))
         .await
         .unwrap();
-    let us = regions.us.config().source(&["public.orders"]).link(&regions.eu).to_toml();
+    let parks = "on_refusal = \"park\"";
+    let us = regions.us.config().source(&["public.orders"]);
+    let us = us.link_with(&regions.eu.name, &regions.eu.kafka.remote(), parks).to_toml();
     let eu = regions.eu.config().source(&["public.reviews"]).link(&regions.us).to_toml();
     let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
@@ -234,6 +255,7 @@ async fn every_query_of_every_panel_returns_data_that_moves() {
                 eventually(PATIENCE, "the conflict is counted, once", conflicts).await.unwrap();
             };
             conflict(&regions, daemons, 1_000_000 + u64::from(met), counted).await;
+            park(&regions, &us, -50 * i64::from(met) - 1).await;
         }
     };
     tokio::select! {
