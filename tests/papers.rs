@@ -220,6 +220,7 @@ fn every_alert_has_its_runbook() {
         "LandfallBufferHeadroomLow",
         "LandfallStreamHalted",
         "LandfallConflicts",
+        "LandfallParked",
         "LandfallRetriesRising",
         "LandfallClockOffset",
         "LandfallRegionsDiffer",

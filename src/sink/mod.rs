@@ -122,7 +122,7 @@ pub enum OnRefusal {
     Park,
 }
 
-/// How many changes of one link may be parked. Each of their rows is known in memory, in some hundred bytes; and a
+/// How many changes of one link may be parked. Each of their rows is known in memory, in some 250 bytes; and a
 /// region that is short of more than this is no replica any longer, which somebody ought to look at. Where they are
 /// reached, the link stops ([`Code::ParkedFull`](crate::fault::Code::ParkedFull)).
 pub const PARKED_CHANGES_MAX: u64 = 100_000;

@@ -254,14 +254,18 @@ pub async fn incarnation(client: &Client, from: &Region, stream: &str) -> Result
     Ok(applied.map_err(sql("read what the link has applied"))?.and_then(|row| row.get(0)))
 }
 
-/// As [`allow_recovery`], for a link whose stream was begun anew: where it stood in the one before does not count.
+/// As [`allow_recovery`], for a link whose stream was begun anew: where it stood in the one before does not count, nor
+/// what was parked of it, since every row is compared.
 ///
 /// # Errors
 /// Where the server does not answer, or the role may not.
 pub async fn allow_recovery_anew(client: &Client, from: &Region, stream: &str) -> Result<()> {
     let allow = "WITH place AS (DELETE FROM landfall.progress WHERE link = $1 AND stream = $2),
                       shapes AS (DELETE FROM landfall.shape WHERE link = $1 AND stream = $2),
-                      marks AS (DELETE FROM landfall.joining WHERE link = $1 AND stream = $2)
+                      marks AS (DELETE FROM landfall.joining WHERE link = $1 AND stream = $2),
+                      parked AS (DELETE FROM landfall.parked WHERE link = $1 AND stream = $2 RETURNING id),
+                      changes AS (DELETE FROM landfall.parked_change WHERE parked IN (SELECT id FROM parked)),
+                      rows AS (DELETE FROM landfall.parked_row WHERE parked IN (SELECT id FROM parked))
                  INSERT INTO landfall.recovery (link, stream) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     let allowed = client.execute(allow, &[&from.as_str(), &stream]).await;
     allowed.map(drop).map_err(sql("let a link be recovered in a stream begun anew"))
@@ -273,7 +277,8 @@ pub async fn allow_recovery_anew(client: &Client, from: &Region, stream: &str) -
 /// [`Code::NotServed`] where none has.
 pub async fn require_tables(client: &Client, from: &Region, stream: &str) -> Result<()> {
     let made = "SELECT to_regclass('landfall.verification_finding') IS NOT NULL
-                   AND to_regclass('landfall.recovery') IS NOT NULL";
+                   AND to_regclass('landfall.recovery') IS NOT NULL
+                   AND to_regclass('landfall.parked_row') IS NOT NULL";
     let made = client.query_one(made, &[]).await.map_err(sql("look for our own tables"))?;
     if made.get(0) { Ok(()) } else { Err(not_served(from, stream)) }
 }
