@@ -38,7 +38,7 @@ pub(crate) trait Target {
     /// The transactions that are parked.
     async fn parked(&self) -> Vec<ParkedId>;
     /// Wants something done with them.
-    async fn ask(&self, parked: &[ParkedId], wish: Wish);
+    async fn wish(&self, parked: &[ParkedId], wish: Wish);
     async fn rows(&self) -> Vec<(i64, String)>;
     async fn put(&self, id: i64, v: &str);
     async fn remove(&self, id: i64);
@@ -61,7 +61,7 @@ impl Target for MemoryTarget {
         MemoryTarget::parked(self)
     }
 
-    async fn ask(&self, parked: &[ParkedId], wish: Wish) {
+    async fn wish(&self, parked: &[ParkedId], wish: Wish) {
         MemoryTarget::ask(self, parked, wish);
     }
 
@@ -139,7 +139,7 @@ impl Target for PostgresTarget {
         listed.iter().map(|parked| parked.id).collect()
     }
 
-    async fn ask(&self, ids: &[ParkedId], wish: Wish) {
+    async fn wish(&self, ids: &[ParkedId], wish: Wish) {
         parked::ask(&self.database.client, ids, wish).await.unwrap();
     }
 

@@ -307,12 +307,12 @@ impl Asking {
     }
 
     async fn follow(&self, ids: &[ParkedId]) -> Result<Vec<Listed>> {
-        let mut moved = (Instant::now(), usize::MAX);
+        let mut moved = (Instant::now(), u64::MAX);
         loop {
-            let mut left = parked::list(&self.connection, self.from.as_ref()).await?;
-            left.retain(|parked| ids.contains(&parked.id));
-            let waiting = left.iter().filter(|parked| parked.asked.is_some()).count();
+            let waiting = parked::waiting(&self.connection, ids).await?;
             if waiting == 0 {
+                let mut left = parked::list(&self.connection, self.from.as_ref()).await?;
+                left.retain(|parked| ids.contains(&parked.id));
                 return Ok(left);
             }
             if waiting < moved.1 {

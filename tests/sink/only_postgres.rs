@@ -6,7 +6,7 @@ use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
     fault::{Code, Fault},
     position::Sequence,
-    sink::{Sink, postgres::PostgresSink},
+    sink::{Sink, Wish, postgres::PostgresSink},
 };
 
 use crate::{
@@ -708,4 +708,36 @@ async fn a_row_that_is_refused_before_many_that_come_is_named() {
     sink.claim().await.unwrap();
     sink.apply(&batch).await.unwrap();
     assert_eq!(target.rows().await.len(), 500);
+}
+
+#[tokio::test]
+async fn a_table_that_was_mended_meanwhile_takes_what_it_refused() {
+    let target = PostgresTarget::new("a_table_that_was_mended_meanwhile_takes_what_it_refused").await;
+    target
+        .run(
+            "CREATE DOMAIN short AS text CHECK (length(value) < 4);
+             CREATE TABLE named (id int8 PRIMARY KEY, v short);
+             CREATE TABLE source (id int8 PRIMARY KEY, v text)",
+        )
+        .await;
+    let source = shape_of(&target, "source").await;
+    let shape = Arc::new(Shape::new("public", "named", source.identity, source.columns.to_vec()));
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    let mut batch = log.one(vec![insert(&shape, row(["1", "abc"]))]);
+    batch.shapes = vec![shape.clone()];
+    sink.apply(&batch).await.unwrap();
+    let applied = sink.apply(&log.one(vec![insert(&shape, row(["2", "long"]))])).await.unwrap();
+    assert_eq!(applied.refused.iter().map(Fault::code).collect::<Vec<_>>(), [Code::RowRejected]);
+    target.run("ALTER TABLE named ALTER v TYPE text").await;
+    // The statement that this session knows casts to the domain.
+    let applied = sink.apply(&log.one(vec![insert(&shape, row(["3", "longer"]))])).await.unwrap();
+    assert_eq!((applied.parked, applied.aside.len()), (1, 0));
+    target.wish(&target.parked().await, Wish::Retry).await;
+    assert_eq!(sink.attend().await.unwrap().parked, 0);
+    assert_eq!(
+        target.ask("SELECT string_agg(v, ',' ORDER BY id) FROM named").await.unwrap(),
+        "abc,long,longer"
+    );
 }

@@ -29,7 +29,7 @@ fn empties() -> Change {
 
 /// Asks for something, and has it done; how many are parked then.
 async fn done(target: &impl Target, sink: &mut impl Sink, parked: &[ParkedId], wish: Wish) -> usize {
-    target.ask(parked, wish).await;
+    target.wish(parked, wish).await;
     sink.attend().await.unwrap().parked
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn what_is_refused_is_parked_and_the_rest_goes_on(target: &impl
     assert_eq!(done(target, &mut sink, &parked, Wish::Retry).await, 1);
     assert_eq!(target.rows().await, rows(&[(1, "a"), (3, "c"), (7, THEIRS)]));
     target.remove(7).await;
-    target.ask(&parked, Wish::Retry).await;
+    target.wish(&parked, Wish::Retry).await;
     let attended = sink.attend().await.unwrap();
     assert_eq!((attended.parked, attended.replayed.iter().map(|it| it.rows).sum::<u64>()), (0, 2));
     assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "whole or not at all"), (3, "c"), (7, "ours")]));

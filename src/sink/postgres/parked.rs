@@ -149,6 +149,17 @@ pub async fn ask(client: &Client, ids: &[ParkedId], wish: Wish) -> Result<()> {
     client.execute(ask, &[&ids, &wish.as_str()]).await.map(drop).map_err(sql("ask for what is parked"))
 }
 
+/// For how many of these something was asked that is not done yet.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn waiting(client: &Client, ids: &[ParkedId]) -> Result<u64> {
+    let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+    let waiting = "SELECT count(*) FROM landfall.parked WHERE id = ANY ($1) AND asked IS NOT NULL";
+    let waiting = client.query_one(waiting, &[&ids]).await.map_err(sql("read what is parked"))?;
+    Ok(number(waiting.get(0)))
+}
+
 /// Takes back what was asked for and is not done yet.
 ///
 /// # Errors

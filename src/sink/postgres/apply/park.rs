@@ -57,16 +57,20 @@ pub(in crate::sink::postgres) enum Why {
 pub(in crate::sink::postgres) struct Condemned {
     incarnation: Incarnation,
     after: Sequence,
+    committed: Micros,
     why: Why,
 }
 
 impl Condemned {
-    pub(super) fn new(batch: &Batch, why: Why) -> Self {
-        Self { incarnation: batch.incarnation, after: batch.after, why }
+    pub(super) fn new(batch: &Batch, step: &Step, why: Why) -> Self {
+        let committed = step.frame.head.time;
+        Self { incarnation: batch.incarnation, after: batch.after, committed, why }
     }
 
-    fn is(&self, batch: &Batch) -> bool {
-        (self.incarnation, self.after) == (batch.incarnation, batch.after)
+    /// Its source may have aborted it: then another one begins at the same place.
+    fn is(&self, batch: &Batch, step: &Step) -> bool {
+        (self.incarnation, self.after, self.committed)
+            == (batch.incarnation, batch.after, step.frame.head.time)
     }
 
     /// What ends the session, so that the transaction is read again.
@@ -233,7 +237,7 @@ impl Session {
 
     /// Begins to keep a transaction larger than memory aside, where it is to be.
     pub(super) async fn open_aside(&mut self, batch: &Batch, step: &Step) -> Attempt<()> {
-        let Some(condemned) = self.condemned.take_if(|it| it.is(batch)) else { return Ok(()) };
+        let Some(condemned) = self.condemned.take_if(|it| it.is(batch, step)) else { return Ok(()) };
         self.run("BEGIN").await?;
         let touch = self.guard.touch(self.client(), batch.after)?.await;
         touch.map_err(|error| trouble::of_guard(&error))?;
@@ -277,11 +281,16 @@ impl Session {
     pub(in crate::sink::postgres) async fn attend(&mut self) -> Result<Attended> {
         let until = Instant::now() + ATTEND_FOR;
         let mut replayed = BTreeMap::new();
-        let mut after = ParkedId(0);
+        let (mut after, mut looked_again) = (ParkedId(0), false);
         while self.open.is_none() && !self.kept.transactions.is_empty() && Instant::now() < until {
             let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
             let Some(asked) = parked::asked(self.client(), link, stream, after).await? else { break };
             after = asked.id;
+            if !looked_again {
+                // Whoever asks may have mended the table.
+                self.known.forget();
+                looked_again = true;
+            }
             match asked.wish {
                 Wish::Discard => self.discard(&asked).await?,
                 Wish::Retry => self.retry(&asked, &mut replayed).await?,

@@ -30,12 +30,12 @@ impl Session {
             return Ok(false);
         }
         let sliced = match self.ahead_of(std::slice::from_ref(step)).await? {
-            Some(ahead) if !step.is_copy() => Err(self.condemn(batch, Why::Behind(ahead)).into()),
+            Some(ahead) if !step.is_copy() => Err(self.condemn(batch, step, Why::Behind(ahead)).into()),
             _ => self.try_slice(batch, step).await,
         };
         let sliced = match sliced {
             Err(Trouble::Fault(fault)) if !step.is_copy() && self.parks(&fault) => {
-                Err(self.condemn(batch, Why::Refused(fault)).into())
+                Err(self.condemn(batch, step, Why::Refused(fault)).into())
             }
             sliced => sliced,
         };
@@ -51,8 +51,8 @@ impl Session {
     }
 
     /// Notes that the transaction is to be parked, and has it read again.
-    fn condemn(&mut self, batch: &Batch, why: Why) -> Fault {
-        self.condemned.insert(Condemned::new(batch, why)).read_again()
+    fn condemn(&mut self, batch: &Batch, step: &Step, why: Why) -> Fault {
+        self.condemned.insert(Condemned::new(batch, step, why)).read_again()
     }
 
     /// Keeps a slice aside; with the last, commits.
