@@ -731,7 +731,6 @@ async fn a_table_that_was_mended_meanwhile_takes_what_it_refused() {
     let applied = sink.apply(&log.one(vec![insert(&shape, row(["2", "long"]))])).await.unwrap();
     assert_eq!(applied.refused.iter().map(Fault::code).collect::<Vec<_>>(), [Code::RowRejected]);
     target.run("ALTER TABLE named ALTER v TYPE text").await;
-    // The statement that this session knows casts to the domain.
     let applied = sink.apply(&log.one(vec![insert(&shape, row(["3", "longer"]))])).await.unwrap();
     assert_eq!((applied.parked, applied.aside.len()), (1, 0));
     target.wish(&target.parked().await, Wish::Retry).await;

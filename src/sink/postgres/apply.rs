@@ -480,15 +480,9 @@ impl Session {
                 self.park(&alone, Why::Behind(ahead)).await?;
                 continue;
             }
-            let (mut attempt, mut looked_again) = (1, false);
+            let mut attempt = 1;
             while let Err(trouble) = self.try_alone(&alone).await {
                 match trouble {
-                    Trouble::Fault(fault) if !copied && self.parks(&fault) && !looked_again => {
-                        // Its table may take such rows by now: a session that goes on is never told.
-                        looked_again = true;
-                        self.known.forget();
-                        tracing::debug!(%fault, "refused, and tried again with a fresh look at the tables");
-                    }
                     Trouble::Fault(fault) if !copied && self.parks(&fault) => {
                         self.park(&alone, Why::Refused(fault)).await?;
                         break;
