@@ -50,11 +50,6 @@ impl Batch {
     pub fn leaves_open(&self) -> bool {
         self.steps.last().is_some_and(|step| !step.frame.last)
     }
-
-    /// How many changes there are in all frames, each row of a chunk counted.
-    pub fn changes(&self) -> u64 {
-        self.steps.iter().flat_map(Step::changes).map(Change::rows).sum()
-    }
 }
 
 /// A frame and the place behind it. A sink that finds a batch out of order commits the transactions

@@ -434,13 +434,15 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 
     fn count(&mut self, batch: &Batch, aside: &[Position]) {
+        let mut rows = 0;
         for step in batch.steps.iter().filter(|step| !is_aside(step, aside)) {
             for change in step.changes() {
                 let shape = change.shape();
-                self.entry.changes.add(change.rows());
+                rows += change.rows();
                 self.meter.changes(&shape.schema, &shape.table, change.operation(), change.rows());
             }
         }
+        self.entry.changes.add(rows);
     }
 
     /// Shows what is parked, and says what was parked just now because the target refuses it.
