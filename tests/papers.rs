@@ -470,6 +470,7 @@ fn examples() -> Vec<(Kind, Vec<(String, Value)>)> {
                 again: false,
                 keys: None,
                 replace: Vec::new(),
+                meanwhile: None,
                 copy: "1\t3\tt\t19.90\t\\N\n2\t1\tf\tNaN\ttwo\\nlines\n".into(),
             })],
         ),

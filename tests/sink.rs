@@ -195,6 +195,7 @@ promises! {
     some_of_a_tables_rows_take_the_place_of_others
     a_table_that_may_be_stale_keeps_its_rows_and_is_lenient
     a_mark_that_is_taken_back_was_never_made
+    a_table_copied_under_one_snapshot_ends_with_what_changed_since
     ;
     parking:
     what_is_refused_is_parked_and_the_rest_goes_on

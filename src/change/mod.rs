@@ -107,6 +107,9 @@ pub enum Change {
         /// Set where only rows that meet a condition are copied: the columns of the key they were read along. Each takes
         /// the place of what has the same values in them, and of other rows nothing is said.
         replace: Box<[usize]>,
+        /// Set where the table is copied under one snapshot ([`Mark::Snapshot`]), of rows that came or went after it and
+        /// before the mark.
+        meanwhile: Option<Meanwhile>,
         /// The rows, in the text format of `COPY` ([`copy_text`]), every column of the shape in its order.
         text: Bytes,
     },
@@ -127,6 +130,11 @@ pub enum Change {
 ///    │ changes: not │ rows chunk by chunk; changes to
 ///    │ applied      │ rows that are not there yet pass
 ///
+///  Snapshot                      Done
+///    │ empty, then rows as they were │ what changed since is made up for,
+///    │ at one moment; changes since  │ then exactly as at the source
+///    │ then are kept, not applied
+///
 ///  Stale                         Done
 ///    │ as it is, and mended; changes to rows that are not there pass
 /// ```
@@ -137,6 +145,10 @@ pub enum Mark {
     Wait,
     /// The table is empty now, and its rows begin to come.
     Begin,
+    /// The table is empty now, and its rows begin to come as they were at one moment before: nothing tells them apart, so
+    /// no change can be held against those that have come. From here on changes to it are kept, and at its
+    /// [`Mark::Done`] as many of each row are taken away and put in as went and came.
+    Snapshot,
     /// The table's rows may be older than this place, and stay. A change to a row that is not there passes, one that
     /// comes takes the place of what is there, and what differs is mended.
     Stale,
@@ -150,10 +162,21 @@ impl Mark {
         match self {
             Self::Wait => "wait",
             Self::Begin => "begin",
+            Self::Snapshot => "snapshot",
             Self::Stale => "stale",
             Self::Done => "done",
         }
     }
+}
+
+/// What became of a row after the snapshot its table is copied under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Meanwhile {
+    /// One like it came.
+    Came,
+    /// One like it went.
+    Gone,
 }
 
 impl Change {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    change::{Mark, Shape},
+    change::{Mark, Meanwhile, Shape},
     position::{Incarnation, Offset, Position, Sequence, WriterEpoch},
     stamp::Micros,
     verify::Answer,
@@ -165,6 +165,9 @@ pub struct Chunk<'a> {
     /// another. Of other rows nothing is said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replace: Vec<Cow<'a, str>>,
+    /// Set where they came or went after the snapshot their table is copied under: to be made up for when it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meanwhile: Option<Meanwhile>,
     /// The rows, in the text format of `COPY`.
     #[serde(borrow)]
     pub copy: Cow<'a, str>,

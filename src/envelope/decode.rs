@@ -189,7 +189,15 @@ pub fn chunk(value: &Bytes, shapes: &Shapes) -> Result<Decoded, Unreadable> {
         position: body.position,
         origin: body.origin.into_owned().into(),
         ordinal: body.ordinal,
-        change: Change::Chunk { shape, rows: body.rows, again: body.again, keys, replace, text },
+        change: Change::Chunk {
+            shape,
+            rows: body.rows,
+            again: body.again,
+            keys,
+            replace,
+            meanwhile: body.meanwhile,
+            text,
+        },
         to: Some(body.to.into_iter().map(Cow::into_owned).collect()),
     })
 }

@@ -210,7 +210,7 @@ impl Encoder {
         out.key.clear();
         let position = self.position(end);
         match change {
-            Change::Chunk { shape, rows, again, keys, replace, text } => {
+            Change::Chunk { shape, rows, again, keys, replace, meanwhile, text } => {
                 let utf8 = |text| {
                     std::str::from_utf8(text).map_err(|_| Unwritable::Encoding {
                         table: shape.to_string(),
@@ -229,6 +229,7 @@ impl Encoder {
                     again: *again,
                     keys: keys.map(Into::into),
                     replace: replace.iter().map(|&at| shape.columns[at].name.to_string().into()).collect(),
+                    meanwhile: *meanwhile,
                     copy: text.into(),
                 });
             }

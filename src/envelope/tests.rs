@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    change::{Cell, Change, Column, Identity, Mark, Row, Shape},
+    change::{Cell, Change, Column, Identity, Mark, Meanwhile, Row, Shape},
     lsn::Lsn,
     position::{Position, PostgresPosition},
     stamp::Micros,
@@ -74,6 +74,7 @@ fn what_a_backfill_brings_survives() {
         rows,
         again,
         replace: Box::default(),
+        meanwhile: None,
         text: Bytes::copy_from_slice(text.as_bytes()),
     };
     let replacing = |at: usize| Change::Chunk {
@@ -82,14 +83,26 @@ fn what_a_backfill_brings_survives() {
         again: false,
         keys: None,
         replace: [at].into(),
+        meanwhile: None,
         text: Bytes::copy_from_slice(text.as_bytes()),
     };
-    let marks = [Mark::Wait, Mark::Begin, Mark::Done];
+    let meanwhile = |meanwhile| Change::Chunk {
+        shape: shape(),
+        rows: 2,
+        again: false,
+        keys: None,
+        replace: Box::default(),
+        meanwhile: Some(meanwhile),
+        text: Bytes::copy_from_slice(text.as_bytes()),
+    };
+    let marks = [Mark::Wait, Mark::Begin, Mark::Snapshot, Mark::Done];
     let changes = marks.map(|mark| Change::Watermark { shapes: vec![shape()], mark });
     for change in changes.into_iter().chain([
         chunk(text, 2, false),
         chunk("1\t2\tt\tplain\t{}\n", 1, true),
         replacing(1),
+        meanwhile(Meanwhile::Came),
+        meanwhile(Meanwhile::Gone),
     ]) {
         let mut out = Encoded::default();
         encoder.copy(&change, 3, Some(&position(99)), &to, &mut out).unwrap();

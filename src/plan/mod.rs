@@ -26,7 +26,7 @@ pub mod parked;
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::change::{Cell, Change, Fingerprint, Operation, Row, Shape};
+use crate::change::{Cell, Change, Fingerprint, Meanwhile, Operation, Row, Shape};
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +55,8 @@ pub enum Joining {
     /// It holds some of its rows, and those exactly. A change to a row that has not come passes; a row that
     /// comes takes the place of what is there.
     Copying,
+    /// It holds some of its rows as they were under one snapshot. What changed since is kept until the last has come.
+    Snapshot,
 }
 
 /// The tables a backfill has begun and not ended, by name (`schema.table`).
@@ -87,6 +89,18 @@ pub enum Action<'a> {
         /// The tables.
         shapes: &'a [Arc<Shape>],
     },
+    /// Rows to be kept until their table is whole.
+    Keep(Keep<'a>),
+}
+
+/// Rows of one table that came or went since the snapshot it is copied under. Their order says nothing: the table ends
+/// with as many of each row as it had, and came, less those that went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keep<'a> {
+    /// The table's shape.
+    pub shape: &'a Arc<Shape>,
+    /// Each with a cell for every column of the shape.
+    pub rows: Vec<(Meanwhile, Vec<&'a Cell>)>,
 }
 
 /// Rows of one table that come, change or go alike. Must touch exactly `count` rows, or where it is not `exact`
@@ -146,6 +160,7 @@ pub fn plan<'a>(
 ) -> Result<Vec<Action<'a>>, Unlocatable> {
     let mut segment = Segment::default();
     let mut actions = Vec::new();
+    let mut kept: Vec<Keep<'a>> = Vec::new();
     for change in changes {
         if let Change::Truncate { .. } = change {
             segment.cut(&mut actions);
@@ -160,6 +175,14 @@ pub fn plan<'a>(
                 actions.extend(each(change, tables)?);
                 continue;
             }
+            Some(Joining::Snapshot) => {
+                let keep = kept_of(change);
+                match kept.iter_mut().find(|it| it.shape.fingerprint() == keep.shape.fingerprint()) {
+                    Some(before) => before.rows.extend(keep.rows),
+                    None => kept.push(keep),
+                }
+                continue;
+            }
             None => (),
         }
         if segment.meets_other_shape(table) {
@@ -172,6 +195,7 @@ pub fn plan<'a>(
         }
     }
     segment.cut(&mut actions);
+    actions.extend(kept.into_iter().filter(|keep| !keep.rows.is_empty()).map(Action::Keep));
     Ok(actions)
 }
 
@@ -193,7 +217,31 @@ pub fn each<'a>(change: &'a Change, tables: Tables<'_>) -> Result<Vec<Action<'a>
         None => Ok(vec![Action::Rows(alone(change, locator)?)]),
         Some(Joining::Waiting) => Ok(Vec::new()),
         Some(Joining::Copying) => in_place(change, locator),
+        Some(Joining::Snapshot) => {
+            let keep = kept_of(change);
+            Ok(if keep.rows.is_empty() { Vec::new() } else { vec![Action::Keep(keep)] })
+        }
     }
+}
+
+/// What a change brings and takes away, of a table that is copied under one snapshot.
+///
+/// Where it does not say all its row holds, the table is not the one that is copied any more: its replica identity was
+/// another then, so its shape was, and the source begins it anew. Nothing is kept of such a change.
+fn kept_of(change: &Change) -> Keep<'_> {
+    let whole = |row: &Row| row.0.iter().all(is_given);
+    let shape = change.shape();
+    let rows = match change {
+        Change::Insert { new, .. } if whole(new) => vec![(Meanwhile::Came, new.0.iter().collect())],
+        Change::Delete { old, .. } if whole(old) => vec![(Meanwhile::Gone, old.0.iter().collect())],
+        Change::Update { old: Some(old), new, .. } if whole(old) => {
+            // An out-of-line value it did not touch is the old row's.
+            let becomes = new.0.iter().zip(&old.0).map(|(new, old)| if is_given(new) { new } else { old });
+            vec![(Meanwhile::Gone, old.0.iter().collect()), (Meanwhile::Came, becomes.collect())]
+        }
+        _ => Vec::new(),
+    };
+    Keep { shape, rows }
 }
 
 /// A change to a table that holds some of its rows.

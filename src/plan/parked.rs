@@ -288,7 +288,15 @@ mod tests {
     fn a_copied_row_is_the_row() {
         let text = Bytes::from_static(b"1\t2\tv\n4\t\\N\tv\n");
         let keys = Some(Bytes::from_static(b"1\t2\t\\N\n"));
-        let chunk = Change::Chunk { shape: shape(), rows: 2, again: false, keys, replace: [].into(), text };
+        let chunk = Change::Chunk {
+            shape: shape(),
+            rows: 2,
+            again: false,
+            keys,
+            replace: [].into(),
+            meanwhile: None,
+            text,
+        };
         let parts = parts_of(&chunk, &keyed());
         assert_eq!(parts.len(), 2, "{parts:?}");
         assert!(parts.contains(&parts_of(&come("1", "2"), &keyed())[0]));

@@ -215,6 +215,7 @@ fn goes_through(map: &mut Map, actions: &[Action<'_>]) -> bool {
     actions.iter().all(|action| match action {
         Action::Rows(rows) => execute(map, action) == Some(rows.count),
         Action::Truncate { .. } => execute(map, action).is_some(),
+        Action::Keep(_) => false,
     })
 }
 
@@ -265,4 +266,38 @@ fn random_histories_end_as_they_do_one_by_one() {
         }
     }
     assert!(good > 2000 && bad > 2000, "both kinds are met: {good} and {bad}");
+}
+
+#[test]
+fn what_changes_under_a_snapshot_is_kept_and_not_done() {
+    let (bare, other) = (shape("bare", &[("a", true), ("b", true)]), keyed());
+    let locators = locators(&[(&bare, Locator::WholeRow), (&other, by_id())]);
+    let joining = JoiningTables::from([("public.bare".to_owned(), Joining::Snapshot)]);
+    let tables = Tables { locators: &locators, joining: &joining };
+    let come = |text| Change::Insert { shape: bare.clone(), new: row(text) };
+    let go = |text| Change::Delete { shape: bare.clone(), old: row(text) };
+    let become_ =
+        |old: Option<&str>, new| Change::Update { shape: bare.clone(), old: old.map(row), new: row(new) };
+    let changes = [
+        come("1 0"),
+        change(&other, "+1 a b"),
+        become_(Some("1 0"), "2 -"),
+        go("2 0"),
+        // These do not say all their row holds.
+        become_(None, "3 x"),
+        go("3 -"),
+        come("3 -"),
+    ];
+    let planned = plan(&changes, tables).unwrap();
+    let [Action::Rows(rows), Action::Keep(keep)] = &planned[..] else { panic!("{planned:?}") };
+    assert_eq!((rows.shape, rows.count, keep.shape), (&other, 1, &bare));
+    let told = |keep: &Keep<'_>| -> Vec<String> {
+        let cells = |cells: &[&Cell]| cells.iter().map(|cell| show(cell)).collect::<Vec<_>>().join(" ");
+        keep.rows.iter().map(|(what, row)| format!("{what:?} {}", cells(row))).collect()
+    };
+    assert_eq!(told(keep), ["Came 1 0", "Gone 1 0", "Came 2 0", "Gone 2 0"]);
+    let one_by_one = changes.iter().flat_map(|change| each(change, tables).unwrap());
+    let kept =
+        one_by_one.filter_map(|action| if let Action::Keep(keep) = action { Some(keep) } else { None });
+    assert_eq!(kept.flat_map(|keep| told(&keep)).collect::<Vec<_>>(), told(keep));
 }

@@ -19,7 +19,7 @@ use super::{
     PARKED_CHANGES_MAX, Replayed, Sink, Step, Verification, Wish,
 };
 use crate::{
-    change::{Cell, Change, Fingerprint, Mark, Row, Shape, copy_text},
+    change::{Cell, Change, Fingerprint, Mark, Meanwhile, Row, Shape, copy_text},
     fault::{Code, Fault, Result},
     plan::{Joining, parked::ParkedId},
     position::{ApplyEpoch, Sequence},
@@ -52,6 +52,8 @@ struct State {
     aside: Aside,
     /// The number of the last transaction that was parked.
     last_parked: i64,
+    /// Rows that came and went since the snapshot their table is copied under.
+    meanwhile: BTreeMap<String, Vec<(Meanwhile, Row)>>,
 }
 
 impl MemoryTarget {
@@ -131,11 +133,17 @@ struct Before {
     rows: Vec<(String, Key, Vec<Row>)>,
     joining: BTreeMap<String, Joining>,
     aside: Aside,
+    meanwhile: BTreeMap<String, Vec<(Meanwhile, Row)>>,
 }
 
 impl Before {
     fn of(state: &State) -> Self {
-        Self { rows: Vec::new(), joining: state.joining.clone(), aside: state.aside.clone() }
+        Self {
+            rows: Vec::new(),
+            joining: state.joining.clone(),
+            aside: state.aside.clone(),
+            meanwhile: state.meanwhile.clone(),
+        }
     }
 }
 
@@ -262,6 +270,7 @@ fn commit(state: &mut State, batch: &Batch, through: crate::progress::Cursor, la
 fn undo(state: &mut State, before: Before) {
     state.joining = before.joining;
     state.aside = before.aside;
+    state.meanwhile = before.meanwhile;
     for (table, key, rows) in before.rows.into_iter().rev() {
         let table = state.tables.entry(table).or_default();
         if rows.is_empty() {
@@ -295,14 +304,29 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
         return Ok(());
     }
     let copying = joining == Some(Joining::Copying);
+    if joining == Some(Joining::Snapshot) && !matches!(change, Change::Truncate { .. }) && !change.is_copy() {
+        let kept = state.meanwhile.entry(name).or_default();
+        for row in came_and_went(change) {
+            kept.push(row);
+        }
+        return Ok(());
+    }
     match change {
         Change::Watermark { shapes, mark } => {
             for shape in shapes {
                 let name = shape.to_string();
+                let kept = state.meanwhile.remove(&name).unwrap_or_default();
                 match mark {
+                    Mark::Done => {
+                        make_up(state, before, shape, kept)?;
+                        state.joining.remove(&name);
+                    }
+                    Mark::Snapshot => {
+                        empty(state, before, &name);
+                        state.joining.insert(name, Joining::Snapshot);
+                    }
                     Mark::Wait => drop(state.joining.insert(name, Joining::Waiting)),
                     Mark::Stale => drop(state.joining.insert(name, Joining::Copying)),
-                    Mark::Done => drop(state.joining.remove(&name)),
                     Mark::Begin => {
                         empty(state, before, &name);
                         state.joining.insert(name, Joining::Copying);
@@ -310,6 +334,11 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
                 }
             }
             overtake(state, change);
+            Ok(())
+        }
+        Change::Chunk { text, meanwhile: Some(meanwhile), .. } => {
+            let rows = copy_text::lines(text).map(|line| Row(copy_text::fields(&line).collect()));
+            state.meanwhile.entry(name).or_default().extend(rows.map(|row| (*meanwhile, row)));
             Ok(())
         }
         Change::Chunk { shape, text, keys, .. } => {
@@ -331,7 +360,7 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
                 let row = Row(copy_text::fields(&line).collect());
                 let key = key(shape, &row);
                 touch(state, &key);
-                if is_unique(shape) {
+                if is_unique(shape) && joining != Some(Joining::Snapshot) {
                     take(state, shape, &key);
                 }
                 put(state, shape, key, row).map_err(|()| ConflictKind::InsertExists)?;
@@ -382,6 +411,61 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
             Ok(())
         }
     }
+}
+
+/// What a change brings and takes away, where it says all its row holds.
+fn came_and_went(change: &Change) -> Vec<(Meanwhile, Row)> {
+    let (gone, came) = match change {
+        Change::Insert { new, .. } => (None, Some(new.clone())),
+        Change::Delete { old, .. } => (Some(old.clone()), None),
+        Change::Update { old: Some(old), new, .. } => {
+            let cells = new.0.iter().zip(&old.0).map(|(new, old)| if is_given(new) { new } else { old });
+            (Some(old.clone()), Some(Row(cells.cloned().collect())))
+        }
+        _ => (None, None),
+    };
+    let rows = [(Meanwhile::Gone, gone), (Meanwhile::Came, came)];
+    let rows: Vec<_> = rows.into_iter().filter_map(|(what, row)| Some((what, row?))).collect();
+    if rows.iter().all(|(_, row)| row.0.iter().all(is_given)) { rows } else { Vec::new() }
+}
+
+/// Takes away and puts in what went and came while a table was copied under one snapshot.
+fn make_up(
+    state: &mut State,
+    before: &mut Before,
+    shape: &Shape,
+    kept: Vec<(Meanwhile, Row)>,
+) -> std::result::Result<(), ConflictKind> {
+    // What came and went again was never among the rows that were copied.
+    let mut net: Vec<(Row, i64)> = Vec::new();
+    for (what, row) in kept {
+        let by = if what == Meanwhile::Came { 1 } else { -1 };
+        match net.iter_mut().find(|(other, _)| *other == row) {
+            Some((_, count)) => *count += by,
+            None => net.push((row, by)),
+        }
+    }
+    net.sort_by_key(|(_, count)| *count);
+    for (row, count) in net {
+        let key = key(shape, &row);
+        let rows = state.tables.entry(shape.to_string()).or_default().get(&key).cloned().unwrap_or_default();
+        before.rows.push((shape.to_string(), key.clone(), rows));
+        for _ in 0..count.unsigned_abs() {
+            if count < 0 {
+                let table = state.tables.entry(shape.to_string()).or_default();
+                let rows = table.get_mut(&key).filter(|rows| rows.contains(&row));
+                let rows = rows.ok_or(ConflictKind::DeleteMissing)?;
+                let at = rows.iter().position(|other| *other == row).expect("it is among them");
+                rows.remove(at);
+                if rows.is_empty() {
+                    table.remove(&key);
+                }
+            } else {
+                put(state, shape, key.clone(), row.clone()).map_err(|()| ConflictKind::InsertExists)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_given(cell: &Cell) -> bool {

@@ -1,9 +1,9 @@
 //! One function per promise of the port.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use landfall::{
-    change::{Change, Mark},
+    change::{Change, Identity, Mark, Meanwhile, Shape},
     fault::{Code, Fault},
     position::{Incarnation, Sequence},
     sink::{Batch, Conflict, ConflictKind, Grouping, Sink},
@@ -248,7 +248,15 @@ pub(crate) fn mark(mark: Mark) -> Change {
 pub(crate) fn chunk(text: &'static str, again: bool) -> Change {
     let rows = text.lines().count() as u32;
     let replace = Box::default();
-    Change::Chunk { shape: shape(), rows, again, keys: None, replace, text: text.as_bytes().into() }
+    Change::Chunk {
+        shape: shape(),
+        rows,
+        again,
+        keys: None,
+        replace,
+        meanwhile: None,
+        text: text.as_bytes().into(),
+    }
 }
 
 pub(crate) async fn a_table_that_is_filled_is_lenient_and_then_strict(target: &impl Target) {
@@ -320,6 +328,7 @@ pub(crate) fn mending(keys: &'static str, text: &'static str) -> Change {
         again: false,
         keys: Some(keys.into()),
         replace: Box::default(),
+        meanwhile: None,
         text: text.into(),
     }
 }
@@ -327,7 +336,8 @@ pub(crate) fn mending(keys: &'static str, text: &'static str) -> Change {
 /// Rows that meet a condition, each in place of what has its key.
 pub(crate) fn replacing(text: &'static str) -> Change {
     let rows = text.lines().count() as u32;
-    Change::Chunk { shape: shape(), rows, again: false, keys: None, replace: [0].into(), text: text.into() }
+    let (replace, meanwhile) = ([0].into(), None);
+    Change::Chunk { shape: shape(), rows, again: false, keys: None, replace, meanwhile, text: text.into() }
 }
 
 pub(crate) async fn some_of_a_tables_rows_take_the_place_of_others(target: &impl Target) {
@@ -391,4 +401,75 @@ pub(crate) async fn a_mark_that_is_taken_back_was_never_made(target: &impl Targe
     assert_eq!(applied.joining, 0);
     let fault = sink.apply(&log.one(vec![become_("7", "x")])).await.unwrap_err();
     assert_eq!(conflict(&fault).kind, ConflictKind::UpdateMissing, "it is strict as before");
+}
+
+/// The table, where nothing tells its rows apart at the source.
+pub(crate) fn keyless() -> Arc<Shape> {
+    let mut columns = shape().columns.to_vec();
+    columns.iter_mut().for_each(|column| column.key = true);
+    Arc::new(Shape::new("public", "t", Identity::Full, columns))
+}
+
+pub(crate) fn keyless_mark(mark: Mark) -> Change {
+    Change::Watermark { shapes: vec![keyless()], mark }
+}
+
+/// Rows of the snapshot, or such as came or went after it.
+pub(crate) fn portion(text: &'static str, meanwhile: Option<Meanwhile>) -> Change {
+    let rows = text.lines().count() as u32;
+    let (keys, replace) = (None, Box::default());
+    Change::Chunk { shape: keyless(), rows, again: false, keys, replace, meanwhile, text: text.into() }
+}
+
+pub(crate) async fn a_table_copied_under_one_snapshot_ends_with_what_changed_since(target: &impl Target) {
+    let (come, go) = (|id, v| insert(&keyless(), row([id, v])), |id, v| delete(&keyless(), row([id, v])));
+    let become_ = |id, from, to| update(&keyless(), Some(row([id, from])), row([id, to]));
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    target.put(1, "stale").await;
+    assert_eq!(sink.apply(&log.one(vec![keyless_mark(Mark::Wait)])).await.unwrap().joining, 1);
+    sink.apply(&log.one(vec![go("1", "stale")])).await.unwrap();
+    // One that is begun and left is begun anew: of the first nothing stays.
+    let first = vec![
+        keyless_mark(Mark::Snapshot),
+        portion("8\tlost\n", None),
+        portion("8\tlost\n", Some(Meanwhile::Gone)),
+        portion("7\tlost\n", Some(Meanwhile::Came)),
+    ];
+    assert_eq!(sink.apply(&log.one(first)).await.unwrap().joining, 1);
+    sink.apply(&log.one(vec![come("6", "lost")])).await.unwrap();
+    let begins = vec![
+        keyless_mark(Mark::Snapshot),
+        portion("1\ta\n2\tb\n", None),
+        portion("9\tx\n", Some(Meanwhile::Came)),
+        portion("3\tc\n", Some(Meanwhile::Gone)),
+    ];
+    sink.apply(&log.one(begins)).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b")]));
+    // Rows that have come, that have not, and that the snapshot never saw.
+    let group = vec![
+        log.transaction(vec![become_("2", "b", "B"), go("4", "d"), come("5", "e")]),
+        log.transaction(vec![go("5", "e"), come("6", "f"), become_("6", "f", "F"), become_("6", "F", "f")]),
+        log.transaction(vec![go("10", "j"), come("10", "J")]),
+    ];
+    assert_eq!(sink.apply(&log.batch(group)).await.unwrap().joining, 1);
+    assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b")]), "nothing of it counts before its end");
+
+    // Another session knows how it stands. What is taken back was never made up for.
+    drop(sink);
+    let mut sink = target.sink();
+    assert_eq!(claim_soon(&mut sink).await.joining, 1);
+    sink.apply(&log.one(vec![portion("3\tc\n4\td\n", None)])).await.unwrap();
+    let slices = vec![vec![portion("7\tg\n10\tj\n", None)], vec![keyless_mark(Mark::Done)]];
+    let slices = sliced(&mut log, slices);
+    sink.apply(&slices[0]).await.unwrap();
+    sink.abandon().await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]));
+    assert_eq!(sink.apply(&slices[0]).await.unwrap().joining, 1);
+    assert_eq!(sink.apply(&slices[1]).await.unwrap().joining, 0);
+    let whole = rows(&[(1, "a"), (2, "B"), (6, "f"), (7, "g"), (9, "x"), (10, "J")]);
+    assert_eq!(target.rows().await, whole);
+    let fault = sink.apply(&log.one(vec![go("4", "d")])).await.unwrap_err();
+    assert_eq!(conflict(&fault).kind, ConflictKind::DeleteMissing, "it is strict as before");
 }

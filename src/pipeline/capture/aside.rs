@@ -182,6 +182,7 @@ impl Aside {
             again: false,
             keys: Some(keys.freeze()),
             replace: Box::default(),
+            meanwhile: None,
             text,
         })
     }
@@ -275,6 +276,7 @@ fn chunk(rows: &Rows, text: Bytes) -> Change {
         again: rows.again,
         keys: None,
         replace: if rows.replace { rows.key.clone() } else { Box::default() },
+        meanwhile: None,
         text,
     }
 }

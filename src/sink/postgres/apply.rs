@@ -28,6 +28,7 @@ use super::{
     PostgresSinkConfig,
     guard::{Guard, Move},
     known::{Chunk, Known, Ready},
+    meanwhile,
     parked::Kept,
     pipeline::Pipeline,
     session::Held,
@@ -39,7 +40,7 @@ use crate::{
     change::{Cell, Change, Mark, Row, Shape, copy_text},
     crash,
     fault::{Code, Fault, Result},
-    plan::{Joining, parked::ParkedId},
+    plan::{Joining, Keep, parked::ParkedId},
     position::{Position, Sequence},
     postgres::{Connection, fault_of},
     progress::Heartbeat,
@@ -252,11 +253,12 @@ impl Session {
             // A table that keeps its rows may hold any of them.
             match mark {
                 Mark::Stale => drop(self.touched.insert(table.clone())),
-                Mark::Wait | Mark::Begin | Mark::Done => drop(self.touched.remove(&table)),
+                Mark::Wait | Mark::Begin | Mark::Snapshot | Mark::Done => drop(self.touched.remove(&table)),
             }
             match mark {
                 Mark::Wait => drop(self.known.joining.insert(table, Joining::Waiting)),
                 Mark::Begin | Mark::Stale => drop(self.known.joining.insert(table, Joining::Copying)),
+                Mark::Snapshot => drop(self.known.joining.insert(table, Joining::Snapshot)),
                 Mark::Done => drop(self.known.joining.remove(&table)),
             }
         }
@@ -443,6 +445,9 @@ impl Session {
                 let call = async move { self.client().execute(sql.as_str(), &[]).await };
                 pipeline.send(call).await;
             }
+            Ready::Keep(statement, keep) => {
+                pipeline.send(meanwhile::keep(self.client(), &self.config, statement, keep)).await;
+            }
             Ready::Truncate(sql) => pipeline.send(self.simple(sql)).await,
         }
     }
@@ -582,10 +587,16 @@ impl Session {
     async fn one(&mut self, change: &Change) -> Attempt<Option<u64>> {
         let former;
         let ready = match change {
-            Change::Chunk { shape, rows, again, keys, replace, text } => {
+            Change::Chunk { shape, text, meanwhile: Some(meanwhile), .. } => {
+                former = rows_of(text);
+                let rows = former.iter().map(|row| (*meanwhile, row.0.iter().collect())).collect();
+                vec![self.known.make_keep_ready(&self.connection, Keep { shape, rows }).await?]
+            }
+            Change::Chunk { shape, rows, again, keys, replace, meanwhile: None, text } => {
                 crash::point("apply.mid_chunk");
+                let under_snapshot = self.is_under_snapshot(shape);
                 // One that comes chunk by chunk meets changes to its rows meanwhile.
-                if !self.is_emptied_now(shape) && !self.known.finds_by_key(shape) {
+                if !under_snapshot && !self.is_emptied_now(shape) && !self.known.finds_by_key(shape) {
                     let message =
                         format!("{shape} has no unique index over the key that its rows are copied by");
                     return Err(Fault::new(Code::TableDiffers, message)
@@ -593,6 +604,7 @@ impl Session {
                         .into());
                 }
                 former = match keys {
+                    None if under_snapshot => Vec::new(),
                     Some(keys) => {
                         let rows = rows_of(keys);
                         self.known.require_found_by(shape, &rows)?;
@@ -609,9 +621,19 @@ impl Session {
                 self.known.make_chunk_ready(&self.connection, shape, chunk).await?
             }
             Change::Watermark { shapes, mark } => {
+                for shape in shapes {
+                    if *mark == Mark::Done && self.is_under_snapshot(shape) {
+                        let table = self.known.table(shape);
+                        meanwhile::make_up(&self.connection, &self.config, shape, table).await?;
+                    } else if self.is_under_snapshot(shape) {
+                        meanwhile::forget(&self.connection, &self.config, shape).await?;
+                    }
+                }
                 self.mark(shapes, *mark).await?;
                 match mark {
-                    Mark::Begin => shapes.iter().map(|shape| self.known.empty(shape)).collect(),
+                    Mark::Begin | Mark::Snapshot => {
+                        shapes.iter().map(|shape| self.known.empty(shape)).collect()
+                    }
                     Mark::Wait | Mark::Stale | Mark::Done => Vec::new(),
                 }
             }
@@ -634,6 +656,15 @@ impl Session {
         !self.is_emptied_now(shape) && self.touched.contains(&shape.to_string())
     }
 
+    /// Whether a table holds rows as they were under one snapshot.
+    fn is_under_snapshot(&self, shape: &Shape) -> bool {
+        let table = shape.to_string();
+        match self.marked.iter().rev().find(|(marked, _)| *marked == table) {
+            Some((_, mark)) => *mark == Mark::Snapshot,
+            None => self.known.joining.get(&table) == Some(&Joining::Snapshot),
+        }
+    }
+
     /// Whether the transaction that is open begins with this table.
     fn is_emptied_now(&self, shape: &Shape) -> bool {
         let table = shape.to_string();
@@ -647,7 +678,7 @@ impl Session {
             let (schema, table) = (&*shape.schema, &*shape.table);
             let client = &self.connection;
             let done = match mark {
-                Mark::Wait | Mark::Begin | Mark::Stale => {
+                Mark::Wait | Mark::Begin | Mark::Snapshot | Mark::Stale => {
                     let keep = "INSERT INTO landfall.joining (link, stream, schema_name, table_name, mark)
                                 VALUES ($1, $2, $3, $4, $5)
                                 ON CONFLICT (link, stream, schema_name, table_name)

@@ -9,14 +9,14 @@ use bytes::Bytes;
 use tokio_postgres::{Client, Statement};
 
 use super::{
-    statement,
+    meanwhile, statement,
     table::{self, Table},
     trouble::{self, Attempt},
 };
 use crate::{
     change::{Cell, Change, Fingerprint, Operation, Row, Shape},
     fault::{Code, Fault, Result},
-    plan::{Action, JoiningTables, Locator, Locators, Rows, Tables, all_gone, each, plan},
+    plan::{Action, JoiningTables, Keep, Locator, Locators, Rows, Tables, all_gone, each, plan},
     sink::Step,
 };
 
@@ -41,6 +41,8 @@ pub(super) enum Ready<'a> {
     Chunk(Statement, Bytes, u64),
     /// A backfill begins: the table is emptied.
     Empty(String),
+    /// Rows kept until their table is whole.
+    Keep(Statement, Keep<'a>),
     Truncate(String),
 }
 
@@ -50,6 +52,7 @@ impl Ready<'_> {
         match self {
             Self::Rows(_, rows) | Self::Copy(_, rows) => rows.exact.then_some(rows.count as u64),
             Self::Chunk(_, _, rows) => Some(*rows),
+            Self::Keep(_, keep) => Some(keep.rows.len() as u64),
             Self::Empty(_) | Self::Truncate(_) => None,
         }
     }
@@ -83,6 +86,8 @@ pub(super) struct Known {
     /// Tables that are not whole yet.
     pub(super) joining: JoiningTables,
     statements: HashMap<StatementName, Statement>,
+    /// Keeps rows of any table.
+    keep: Option<Statement>,
 }
 
 impl Known {
@@ -160,7 +165,7 @@ impl Known {
 
     /// What empties a table for the rows a backfill brings. Its table was looked at before.
     pub(super) fn empty<'a>(&self, shape: &Shape) -> Ready<'a> {
-        Ready::Empty(statement::empty_text(&self.tables[&shape.fingerprint()]))
+        Ready::Empty(statement::empty_text(self.table(shape)))
     }
 
     /// What brings a chunk's rows in, in place of those with the same keys. Its table was looked at before.
@@ -195,6 +200,7 @@ impl Known {
     async fn make_action_ready<'a>(&mut self, client: &Client, action: Action<'a>) -> Attempt<Ready<'a>> {
         let rows = match action {
             Action::Rows(rows) => rows,
+            Action::Keep(keep) => return self.make_keep_ready(client, keep).await,
             Action::Truncate { shapes } => {
                 let tables = shapes.iter().map(|shape| &self.tables[&shape.fingerprint()]);
                 return Ok(Ready::Truncate(statement::truncate_text(tables)));
@@ -211,6 +217,24 @@ impl Known {
         let text =
             if copied { statement::copy_text(table, &rows.set) } else { statement::text(table, &rows) };
         Ok(ready(self.prepare(client, name, &text).await?, rows))
+    }
+
+    /// What keeps rows until their table is whole.
+    pub(super) async fn make_keep_ready<'a>(
+        &mut self,
+        client: &Client,
+        keep: Keep<'a>,
+    ) -> Attempt<Ready<'a>> {
+        let statement = match &self.keep {
+            Some(statement) => statement.clone(),
+            None => client.prepare(meanwhile::KEEP).await.map_err(|error| trouble::of_guard(&error))?,
+        };
+        Ok(Ready::Keep(self.keep.insert(statement).clone(), keep))
+    }
+
+    /// A table that was looked at before.
+    pub(super) fn table(&self, shape: &Shape) -> &Table {
+        &self.tables[&shape.fingerprint()]
     }
 
     async fn prepare(&mut self, client: &Client, name: StatementName, text: &str) -> Attempt<Statement> {

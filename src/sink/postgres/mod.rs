@@ -7,6 +7,7 @@
 //!  guard      the progress row: compare-and-set that fails inside the server
 //!  trouble    what an error of the server means to a batch
 //!  known      tables looked at and statements prepared so far
+//!  meanwhile  what changes in tables that are copied under one snapshot
 //!  parked     what was kept aside, for whoever asks
 //!  standing   what a target keeps of a stream, for whoever only looks
 //!  table      whether the target's table takes a shape's rows, and how a row is found
@@ -21,6 +22,7 @@ mod apply;
 mod guard;
 mod inspect;
 mod known;
+mod meanwhile;
 pub mod parked;
 mod pipeline;
 mod session;

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
-use super::{PostgresSinkConfig, inspect, parked, wire::Timestamp};
+use super::{PostgresSinkConfig, inspect, meanwhile, parked, wire::Timestamp};
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
@@ -88,6 +88,7 @@ async fn take_hold(
         "progress",
         "shape",
         "joining",
+        "meanwhile",
         "verification",
         "verification_table",
         "verification_finding",
@@ -95,7 +96,8 @@ async fn take_hold(
         "parked_change",
         "parked_row",
     ];
-    own::make(&connection, &tables, &format!("{TABLES};{};{}", inspect::TABLES, parked::TABLES)).await?;
+    let tables_of_ours = [TABLES, inspect::TABLES, meanwhile::TABLE, parked::TABLES].join(";");
+    own::make(&connection, &tables, &tables_of_ours).await?;
     if let Some(former) = former {
         end(&connection, former).await?;
     }
@@ -126,17 +128,22 @@ async fn take_hold(
     let gone = "DELETE FROM landfall.joining
                  WHERE to_regclass(format('%I.%I', schema_name, table_name)) IS NULL";
     connection.execute(gone, &[]).await.map_err(sql("forget tables that were dropped"))?;
+    let abandoned = connection.execute(meanwhile::FORGET_ABANDONED, &[]).await;
+    abandoned.map_err(sql("forget what was kept of tables that are filled no more"))?;
     let rows = connection
         .query(
-            "SELECT schema_name || '.' || table_name, mark = 'wait' FROM landfall.joining
+            "SELECT schema_name || '.' || table_name, mark FROM landfall.joining
               WHERE link = $1 AND stream = $2",
             &[&link, &config.stream],
         )
         .await
         .map_err(sql("read which tables a backfill has begun"))?;
-    let joining =
-        rows.iter().map(|row| (row.get(0), if row.get(1) { Joining::Waiting } else { Joining::Copying }));
-    let joining = joining.collect();
+    let standing = |mark: &str| match mark {
+        "wait" => Joining::Waiting,
+        "snapshot" => Joining::Snapshot,
+        _ => Joining::Copying,
+    };
+    let joining = rows.iter().map(|row| (row.get(0), standing(row.get(1)))).collect();
     let recovers = "SELECT EXISTS (SELECT FROM landfall.recovery WHERE link = $1 AND stream = $2)";
     let recovers = connection
         .query_one(recovers, &[&link, &config.stream])

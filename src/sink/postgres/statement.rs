@@ -175,7 +175,7 @@ impl ToSql for Array<'_> {
 }
 
 /// An element is always quoted: so `NULL`, an empty text, blanks and braces are themselves.
-fn put_element(out: &mut BytesMut, mut text: &[u8]) {
+pub(super) fn put_element(out: &mut BytesMut, mut text: &[u8]) {
     out.reserve(text.len() + 3);
     out.put_u8(b'"');
     while let Some(at) = memchr::memchr2(b'"', b'\\', text) {

@@ -86,6 +86,11 @@ impl Table {
         self.direct(at).is_none().then(|| qualified(&column.type_schema, &column.type_name))
     }
 
+    /// The type a value is cast to that travels as text, as [`Table::cast`] has it.
+    pub(super) fn type_name(&self, at: usize) -> String {
+        self.direct(at).map_or_else(|| self.cast(at).unwrap_or_default(), str::to_owned)
+    }
+
     pub(super) fn equality_is_exact(&self, at: usize) -> bool {
         self.direct(at).is_some_and(|name| EXACT_TYPES.contains(&name))
     }
