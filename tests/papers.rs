@@ -198,7 +198,6 @@ fn sizing_reckons_with_the_limits_there_are() {
         ("producer's queue of 8 MiB", "queue_bytes: 8 << 20"),
         ("3 chunks of 4 MiB", "const CHUNK_BYTES: u64 = 4 << 20"),
         ("8 MiB of changes kept aside", "const ASIDE_BYTES: usize = 8 << 20"),
-        ("64 MiB for a table without a key", "const KEYLESS_BYTES: usize = 64 << 20"),
         ("fetch queue of 4 MiB", "\"queued.max.messages.kbytes\", \"4096\""),
         ("A fetch is 512 KiB", "\"fetch.message.max.bytes\", \"524288\""),
         ("4 helpings", "const HELPINGS: usize = 4;"),

@@ -154,9 +154,11 @@ pub struct Mend {
 pub struct Rows {
     /// The table.
     pub shape: Arc<Shape>,
-    /// The columns that tell its rows apart. None where nothing does: then these are all of its rows, and the table
-    /// begins and is done with them.
+    /// The columns that tell its rows apart. None where nothing does: then all of its rows are read under one snapshot,
+    /// portion by portion.
     pub key: Box<[usize]>,
+    /// Whether they are the first of a table that is read under one snapshot. Only before these a low watermark is sent.
+    pub first: bool,
     /// Which transactions the rows show. One whose commit stands before the low watermark in the log may be missing:
     /// a server shows a transaction to others a moment after it wrote its commit.
     pub seen: Snapshot,

@@ -10,6 +10,7 @@ mod setup;
 mod slot;
 mod table;
 mod throttle;
+mod whole;
 
 use std::{collections::HashMap, sync::Arc};
 

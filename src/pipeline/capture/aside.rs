@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::copy::Watermark;
 use crate::{
-    change::{Cell, Change, Row, Shape, copy_text},
+    change::{Cell, Change, Fingerprint, Meanwhile, Row, Shape, copy_text},
     source::{Mend, ReadFor, Rows, Snapshot},
     verify::{Answer, Found},
 };
@@ -29,6 +29,11 @@ const RECENT: usize = 65_536;
 /// What was read does not show a transaction that stands before its low watermark.
 const UNSHOWN: &str = "a transaction that had committed was not shown yet";
 
+/// The columns, or what tells rows apart, are others than those that were read.
+const RESHAPED: &str = "the table's shape changed meanwhile";
+/// What was read is gone, and what came after it may be there.
+const TRUNCATED: &str = "the table was truncated meanwhile";
+
 /// What capture knows of tables that are being read.
 pub(super) struct Aside {
     /// The names of those that are being filled.
@@ -37,6 +42,15 @@ pub(super) struct Aside {
     recent: VecDeque<u32>,
     /// The table that is read now, from its low watermark on: for a backfill, or for an answer.
     window: Option<Window>,
+    /// The table that is copied under one snapshot, once its first rows stand in the log.
+    under_snapshot: Option<UnderSnapshot>,
+}
+
+/// What happens to a table that is copied under one snapshot. Its changes are the sink's to keep.
+struct UnderSnapshot {
+    table: String,
+    shape: Fingerprint,
+    spoiled: Option<&'static str>,
 }
 
 /// What happened to a table since the low watermark.
@@ -53,7 +67,12 @@ struct Window {
 
 impl Aside {
     pub(super) fn new(filling: Vec<String>) -> Self {
-        Self { filling: filling.into_iter().collect(), recent: VecDeque::new(), window: None }
+        Self {
+            filling: filling.into_iter().collect(),
+            recent: VecDeque::new(),
+            window: None,
+            under_snapshot: None,
+        }
     }
 
     /// Whether no table is being read: asked with every change.
@@ -104,6 +123,9 @@ impl Aside {
         if let Change::Update { old: Some(old), new, .. } = change {
             complete(new, old);
         }
+        if let Some(copied) = self.under_snapshot.as_mut().filter(|copied| tables.contains(&copied.table)) {
+            copied.meet(change);
+        }
         if let Some(window) = self.window.as_mut().filter(|window| tables.contains(&window.table)) {
             window.take(xid, change);
         }
@@ -135,7 +157,7 @@ impl Aside {
             return Err(why);
         }
         if window.changes.iter().any(|(_, change)| change.shape().fingerprint() != shape.fingerprint()) {
-            return Err("the table's shape changed meanwhile");
+            return Err(RESHAPED);
         }
         Ok(window)
     }
@@ -224,19 +246,58 @@ impl Aside {
         watermark: &Watermark,
         rows: Rows,
     ) -> std::result::Result<Vec<Change>, &'static str> {
-        let window = self.taken(watermark, &rows.shape, &rows.seen)?;
         if rows.key.is_empty() {
-            let unseen = window.changes.into_iter().filter(|(xid, _)| !rows.seen.sees(*xid));
-            let unseen: Vec<Change> = unseen.map(|(_, change)| change).collect();
-            let texts = if unseen.is_empty() { rows.texts.clone() } else { recounted(&rows.texts, &unseen)? };
-            return Ok(texts.into_iter().map(|text| chunk(&rows, text)).collect());
+            return self.under_snapshot(watermark, &rows);
         }
+        let window = self.taken(watermark, &rows.shape, &rows.seen)?;
         let fates = fates(&rows.key, window.changes)?;
         let texts = rows.texts.iter().map(|text| match fates.is_empty() {
             true => text.clone(),
             false => overlaid(&rows.key, &fates, text),
         });
         Ok(texts.filter(|text| !text.is_empty()).map(|text| chunk(&rows, text)).collect())
+    }
+}
+
+impl Aside {
+    /// Rows of a table that is copied under one snapshot: as they were then. The sink keeps what changes; but what came
+    /// between the snapshot and its mark, with the first rows, stands in the log already, and comes a second time.
+    ///
+    /// What comes behind that mark the snapshot does not see: it was taken before the mark's message was written.
+    fn under_snapshot(
+        &mut self,
+        watermark: &Watermark,
+        rows: &Rows,
+    ) -> std::result::Result<Vec<Change>, &'static str> {
+        let mut changes: Vec<Change> = rows.texts.iter().map(|text| chunk(rows, text.clone())).collect();
+        if rows.first {
+            let window = self.taken(watermark, &rows.shape, &rows.seen)?;
+            let unseen = window.changes.iter().filter(|(xid, _)| !rows.seen.sees(*xid));
+            changes.extend(came_and_went(rows, unseen.map(|(_, change)| change))?);
+            let (table, shape) = (rows.shape.to_string(), rows.shape.fingerprint());
+            self.under_snapshot = Some(UnderSnapshot { table, shape, spoiled: None });
+            self.fill(std::slice::from_ref(&rows.shape));
+        }
+        let shape = rows.shape.fingerprint();
+        match &self.under_snapshot {
+            Some(UnderSnapshot { spoiled: Some(why), .. }) => return Err(why),
+            Some(copied) if copied.table == rows.shape.to_string() && copied.shape == shape => (),
+            _ => return Err(RESHAPED),
+        }
+        if rows.done {
+            self.under_snapshot = None;
+        }
+        Ok(changes)
+    }
+}
+
+impl UnderSnapshot {
+    fn meet(&mut self, change: &Change) {
+        if let Change::Truncate { .. } = change {
+            self.spoiled.get_or_insert(TRUNCATED);
+        } else if change.shape().fingerprint() != self.shape {
+            self.spoiled.get_or_insert(RESHAPED);
+        }
     }
 }
 
@@ -247,7 +308,7 @@ impl Window {
         }
         self.bytes += change.weight();
         if let Change::Truncate { .. } = change {
-            self.spoiled = Some("the table was truncated meanwhile");
+            self.spoiled = Some(TRUNCATED);
         } else if self.changes.len() >= ASIDE_CHANGES || self.bytes > ASIDE_BYTES {
             self.spoiled = Some("more changed meanwhile than is kept aside");
         }
@@ -281,47 +342,42 @@ fn chunk(rows: &Rows, text: Bytes) -> Change {
     }
 }
 
-/// Rows that nothing tells apart, as often as each is there after changes they do not show.
-fn recounted(texts: &[Bytes], unseen: &[Change]) -> std::result::Result<Vec<Bytes>, &'static str> {
-    const MISSING: &str = "a change names a row that was not read";
-    let line_of = |row: &Row| {
-        let given = row.0.iter().all(|cell| matches!(cell, Cell::Value(_) | Cell::Null));
-        let mut line = BytesMut::new();
-        given.then(|| copy_text::put_row(&mut line, &*row.0)).map(|()| line.freeze())
-    };
-    let mut counts: HashMap<Bytes, usize> = HashMap::new();
-    for line in texts.iter().flat_map(copy_text::lines) {
-        // Written anew: a server escapes some signs that need not be.
-        let line = line_of(&Row(copy_text::fields(&line).collect())).ok_or(MISSING)?;
-        *counts.entry(line).or_default() += 1;
-    }
-    for change in unseen {
-        let (gone, come) = match change {
-            Change::Insert { new, .. } => (None, Some(new)),
-            Change::Delete { old, .. } => (Some(old), None),
-            Change::Update { old: Some(old), new, .. } => (Some(old), Some(new)),
-            _ => return Err(MISSING),
-        };
-        if let Some(gone) = gone {
-            let count = counts.get_mut(&line_of(gone).ok_or(MISSING)?).filter(|count| **count > 0);
-            *count.ok_or(MISSING)? -= 1;
-        }
-        if let Some(come) = come {
-            *counts.entry(line_of(come).ok_or(MISSING)?).or_default() += 1;
+/// The rows that changes brought and took away, of a table whose rows nothing tells apart.
+fn came_and_went<'a>(
+    rows: &Rows,
+    changes: impl Iterator<Item = &'a Change>,
+) -> std::result::Result<Vec<Change>, &'static str> {
+    const PARTIAL: &str = "a change does not say all its row holds";
+    let (mut came, mut gone) = (Vec::new(), Vec::new());
+    for change in changes {
+        match change {
+            Change::Insert { new, .. } => came.push(new),
+            Change::Delete { old, .. } => gone.push(old),
+            Change::Update { old: Some(old), new, .. } => {
+                gone.push(old);
+                came.push(new);
+            }
+            _ => return Err(PARTIAL),
         }
     }
-    let mut recounted = Vec::new();
-    let mut text = BytesMut::new();
-    for line in counts.iter().flat_map(|(line, count)| std::iter::repeat_n(line, *count)) {
-        if !text.is_empty() && text.len() + line.len() > TEXT_BYTES {
-            recounted.push(text.split().freeze());
+    let mut chunks = Vec::new();
+    for (meanwhile, those) in [(Meanwhile::Came, came), (Meanwhile::Gone, gone)] {
+        let mut text = BytesMut::new();
+        for (at, row) in those.iter().enumerate() {
+            if !row.0.iter().all(|cell| matches!(cell, Cell::Value(_) | Cell::Null)) {
+                return Err(PARTIAL);
+            }
+            copy_text::put_row(&mut text, &*row.0);
+            if text.len() > TEXT_BYTES || at + 1 == those.len() {
+                let mut change = chunk(rows, text.split().freeze());
+                if let Change::Chunk { meanwhile: is, .. } = &mut change {
+                    *is = Some(meanwhile);
+                }
+                chunks.push(change);
+            }
         }
-        text.extend_from_slice(line);
     }
-    if !text.is_empty() {
-        recounted.push(text.freeze());
-    }
-    Ok(recounted)
+    Ok(chunks)
 }
 
 /// What became of a row.

@@ -484,8 +484,8 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                 Vec::new()
             }
             Content::Rows(rows) => {
-                // Between a mark of its own and them, changes would come whose rows nothing tells apart.
-                let (begin, done, replace) = (rows.key.is_empty(), rows.done, rows.replace);
+                // In one transaction with its first rows: from the mark on, nothing that the snapshot shows comes.
+                let (first, done, replace) = (rows.first, rows.done, rows.replace);
                 let shape = rows.shape.clone();
                 let rows = match self.aside.lay_over(watermark, rows) {
                     Ok(rows) => rows,
@@ -494,7 +494,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                         return Ok(false);
                     }
                 };
-                let begin = begin.then(|| marked(Mark::Begin, &shape));
+                let begin = first.then(|| marked(Mark::Snapshot, &shape));
                 if done {
                     self.aside.filled(&shape);
                 }

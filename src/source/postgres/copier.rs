@@ -16,6 +16,7 @@ use super::{
     PostgresSourceConfig, answer, backfill, publication,
     table::Table,
     throttle::{Limits, Strain},
+    whole::{self, Reading, Sessions},
 };
 use crate::{
     change::Mark,
@@ -91,6 +92,8 @@ pub struct PostgresCopier {
     chunk_rows: u64,
     /// Whether the server has time to spare.
     strain: Strain,
+    /// The table that is read under one snapshot, of the backfill in hand: that of this place.
+    reading: Option<(i32, Reading)>,
 }
 
 /// The backfill in hand.
@@ -154,6 +157,8 @@ enum Kept {
 struct ChunkTicket {
     /// Where the table stood before it.
     before: Standing,
+    /// Whether what was counted of the table before counts no more.
+    first: bool,
     done: bool,
     after: Option<Vec<String>>,
     rows: i64,
@@ -177,6 +182,7 @@ impl PostgresCopier {
             not_before: Instant::now(),
             chunk_rows: FIRST_ROWS,
             strain: Strain::default(),
+            reading: None,
         }
     }
 
@@ -266,7 +272,7 @@ impl PostgresCopier {
         let state = "select state in ('requested', 'running') from landfall.backfill where id = $1";
         let state = connection.query_opt(state, &[&id]).await.map_err(sql("ask whether to go on"))?;
         if !state.is_some_and(|row| row.get(0)) {
-            self.work = None;
+            self.put_down();
             return Ok(false);
         }
         let Some(slot) = catalog::slot(connection, &slot).await? else { return Ok(false) };
@@ -280,6 +286,11 @@ impl PostgresCopier {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Leaves the backfill in hand; a table that is read under one snapshot begins anew when it is taken up again.
+    fn put_down(&mut self) {
+        (self.work, self.reading) = (None, None);
     }
 
     async fn note_wait(&mut self, why: &str) -> Result<()> {
@@ -321,7 +332,8 @@ impl PostgresCopier {
         let (key_before, before) = (table.key.clone(), table.standing());
         let connection = self.connection().await?;
         let found = Table::look(connection, &schema, &table_name).await?;
-        let moved = key_before.is_some_and(|before| before != found.key_names());
+        // One that was begun while nothing told its rows apart has no key noted.
+        let moved = !begin && key_before.unwrap_or_default() != found.key_names();
         if condition.is_some() {
             backfill::require_key(&found)?;
         }
@@ -344,6 +356,9 @@ impl PostgresCopier {
             self.given.push_back(Ticket { backfill: id, place: Some(place), kept });
             return Ok(Some(Portion { to, content }));
         }
+        if found.key.is_empty() {
+            return self.some_of_all(at, &watermark).await;
+        }
         let sent = Instant::now();
         send(connection, &watermark).await?;
         let committed = sent.elapsed();
@@ -365,10 +380,11 @@ impl PostgresCopier {
         self.strain.note(committed);
 
         let is_last = if condition.is_some() { read.looked.is_none() } else { read.rows < limit };
-        let done = found.key.is_empty() || !read.cut && is_last;
+        let done = !read.cut && is_last;
         let last_key = read.looked.clone().filter(|_| !read.cut).or_else(|| read.last_key(&found));
         let ticket = ChunkTicket {
             before,
+            first: false,
             done,
             after: last_key.or(after),
             rows: i64::try_from(read.rows).unwrap_or(i64::MAX),
@@ -389,11 +405,71 @@ impl PostgresCopier {
             content: Content::Rows(Rows {
                 shape: found.shape,
                 key: found.key,
+                first: false,
                 seen: read.seen,
                 done,
                 again,
                 replace: condition.is_some(),
                 texts: read.texts,
+            }),
+        }))
+    }
+
+    /// The next rows of a table whose rows nothing tells apart.
+    async fn some_of_all(&mut self, at: usize, watermark: &str) -> Result<Option<Portion>> {
+        let Some(work) = &self.work else { return Ok(None) };
+        let table = &work.tables[at];
+        let (to, id, place, before) = (work.regions.clone(), work.id.clone(), table.place, table.standing());
+        let since = Instant::now();
+        if self.reading.as_ref().is_none_or(|(of, _)| *of != place) {
+            let (schema, name, rows_max) = (table.schema.clone(), table.table.clone(), work.chunk_rows);
+            self.reading = None;
+            let sessions = Sessions::open(&self.config).await?;
+            let sent = Instant::now();
+            send(self.connection().await?, watermark).await?;
+            self.strain.note(sent.elapsed());
+            let Some(reading) = sessions.read(&schema, &name, rows_max).await? else { return Ok(None) };
+            self.reading = Some((place, reading));
+        }
+        let Some((_, reading)) = &mut self.reading else { return Ok(None) };
+        let portion = match reading.next().await {
+            Ok(portion) => portion,
+            Err(fault) => {
+                self.reading = None;
+                return Err(fault);
+            }
+        };
+        let whole::Portion { texts, is_first, is_last, took } = portion;
+        let (shape, seen) = (reading.table.shape.clone(), reading.seen.clone());
+        let ticket = ChunkTicket {
+            before,
+            first: is_first,
+            done: is_last,
+            after: None,
+            rows: i64::try_from(texts.rows).unwrap_or(i64::MAX),
+            bytes: i64::try_from(texts.bytes).unwrap_or(i64::MAX),
+        };
+        if let Some(work) = &mut self.work {
+            let table = &mut work.tables[at];
+            (table.begun, table.done, table.after, table.key) = (true, is_last, None, None);
+            let share = self.strain.share();
+            self.not_before = since + work.limits.next_after(texts.rows, texts.bytes, took, share);
+        }
+        if is_last {
+            self.reading = None;
+        }
+        self.given.push_back(Ticket { backfill: id, place: Some(place), kept: Kept::Chunk(ticket) });
+        Ok(Some(Portion {
+            to,
+            content: Content::Rows(Rows {
+                shape,
+                key: Box::default(),
+                first: is_first,
+                seen,
+                done: is_last,
+                again: false,
+                replace: false,
+                texts: texts.into_texts(),
             }),
         }))
     }
@@ -451,7 +527,7 @@ impl Copier for PostgresCopier {
         match self.portion(low).await {
             Ok(portion) => {
                 if portion.is_none() && self.given.is_empty() {
-                    self.work = None;
+                    self.put_down();
                 }
                 Ok(portion)
             }
@@ -476,7 +552,13 @@ impl Copier for PostgresCopier {
     }
 
     async fn send(&mut self, watermark: &str) -> Result<()> {
-        send(self.connection().await?, watermark).await
+        let sent = Instant::now();
+        send(self.connection().await?, watermark).await?;
+        if self.reading.is_some() {
+            // No low watermark tells how the server bears it.
+            self.strain.note(sent.elapsed());
+        }
+        Ok(())
     }
 
     async fn answer(&mut self, question: &Question, low: impl Fn(&str) -> String + Send) -> Result<Portion> {
@@ -512,6 +594,7 @@ impl Copier for PostgresCopier {
             (Kept::TableBegun(_) | Kept::BothBegun(_), Some(table)) => table.begun = false,
             (Kept::Chunk(chunk), Some(table)) => {
                 (table.begun, table.after) = chunk.before;
+                self.reading = None;
                 table.done = false;
                 self.chunk_rows = (self.chunk_rows / 4).max(1);
             }
@@ -540,6 +623,7 @@ impl Copier for PostgresCopier {
                 && let Some(table) = work.tables.iter_mut().find(|table| table.place == place)
             {
                 (table.begun, table.done, table.after) = (false, false, None);
+                self.reading = self.reading.take().filter(|(of, _)| *of != place);
             }
         }
         Ok(())
@@ -588,8 +672,11 @@ impl Ticket {
                 // Held back meanwhile, it is over all the same where this was its last.
                 let kept = "with kept as (
                          update landfall.backfill_table
-                            set state = case when $3 then 'done' else 'copying' end, after = $4, rows = rows + $5,
-                                bytes = bytes + $6, chunks = chunks + 1, begun = coalesce(begun, now()),
+                            set state = case when $3 then 'done' else 'copying' end, after = $4,
+                                rows = case when $7 then 0 else rows end + $5,
+                                bytes = case when $7 then 0 else bytes end + $6,
+                                chunks = case when $7 then 0 else chunks end + 1,
+                                key = case when $7 then null else key end, begun = coalesce(begun, now()),
                                 ended = case when $3 then now() end
                           where backfill = $1 and place = $2)
                      update landfall.backfill
@@ -600,7 +687,10 @@ impl Ticket {
                                   where backfill = $1 and place <> $2 and state <> 'done') as over) o
                       where id = $1 and state in ('running', 'paused')";
                 connection
-                    .execute(kept, &[id, place, &chunk.done, &chunk.after, &chunk.rows, &chunk.bytes])
+                    .execute(
+                        kept,
+                        &[id, place, &chunk.done, &chunk.after, &chunk.rows, &chunk.bytes, &chunk.first],
+                    )
                     .await
                     .map(drop)
                     .map_err(failed)

@@ -18,8 +18,8 @@ use crate::{
 
 /// Rows travel in texts of about this size.
 const TEXT_BYTES: usize = 256 << 10;
-/// A table whose rows nothing tells apart is copied at once, and held in memory meanwhile.
-const KEYLESS_BYTES: usize = 64 << 20;
+/// A row that is larger is not sent to mend another region's: it would be held in memory several times at once.
+const MENDED_ROW_BYTES: usize = 64 << 20;
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)
@@ -32,6 +32,37 @@ pub(super) struct Table {
     only: &'static str,
     /// The columns of the index its rows are read along.
     pub(super) key: Box<[usize]>,
+}
+
+/// Rows as they come, in texts that are appended one by one.
+pub(super) struct Texts {
+    whole: Vec<Bytes>,
+    last: BytesMut,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+}
+
+impl Texts {
+    pub(super) fn new() -> Self {
+        Self { whole: Vec::new(), last: BytesMut::with_capacity(TEXT_BYTES), rows: 0, bytes: 0 }
+    }
+
+    /// Takes a row's line.
+    pub(super) fn push(&mut self, line: &[u8]) {
+        if !self.last.is_empty() && self.last.len() + line.len() > TEXT_BYTES {
+            self.whole.push(self.last.split().freeze());
+        }
+        self.last.put_slice(line);
+        self.rows += 1;
+        self.bytes += line.len() as u64;
+    }
+
+    pub(super) fn into_texts(mut self) -> Vec<Bytes> {
+        if !self.last.is_empty() {
+            self.whole.push(self.last.freeze());
+        }
+        self.whole
+    }
 }
 
 /// What was read.
@@ -123,6 +154,7 @@ impl Table {
         self.key.iter().map(|&at| self.shape.columns[at].name.to_string()).collect()
     }
 
+    /// The next rows, in the order of the key.
     pub(super) async fn read(
         &self,
         connection: &Connection,
@@ -134,13 +166,8 @@ impl Table {
         };
         let columns = names(&mut (0..self.shape.columns.len()));
         let key = names(&mut self.key.iter().copied());
-        let (only, name) = (self.only, &self.name);
-        let (rows, bytes_max) = if key.is_empty() {
-            (format!("SELECT {columns} FROM {only}{name}"), KEYLESS_BYTES)
-        } else {
-            (self.chunk(&columns, &key, after, limit), 2 * CHUNK_BYTES as usize)
-        };
-        let read = self.read_under_snapshot(connection, &rows, bytes_max).await;
+        let rows = self.chunk(&columns, &key, after, limit);
+        let read = self.read_under_snapshot(connection, &rows, 2 * CHUNK_BYTES as usize).await;
         // Where it was left half-way, or failed, the caller leaves the connection.
         if read.as_ref().is_ok_and(|read| !read.cut) {
             connection.batch_execute("ROLLBACK").await.map_err(sql("end the reading of a chunk"))?;
@@ -165,7 +192,7 @@ impl Table {
             tuples.join(", ")
         );
         // One row is larger than that only where it is larger than a chunk may be.
-        let bytes_max = if keys.len() == 1 { KEYLESS_BYTES } else { 2 * CHUNK_BYTES as usize };
+        let bytes_max = if keys.len() == 1 { MENDED_ROW_BYTES } else { 2 * CHUNK_BYTES as usize };
         let read = self.read_under_snapshot(connection, &rows, bytes_max).await?;
         let ended = if read.cut { Ok(()) } else { connection.batch_execute("ROLLBACK").await };
         ended.map_err(sql("end the reading of rows"))?;
@@ -221,6 +248,12 @@ impl Table {
         Ok(Read { looked, ..read })
     }
 
+    /// The statement that reads every row, in no order.
+    pub(super) fn every_row(&self) -> String {
+        let columns: Vec<String> = self.shape.columns.iter().map(|column| quoted(&column.name)).collect();
+        format!("SELECT {} FROM {}", columns.join(", "), self.from())
+    }
+
     /// What rows are read from.
     pub(super) fn from(&self) -> String {
         format!("{}{}", self.only, self.name)
@@ -247,32 +280,17 @@ impl Table {
             |error: tokio_postgres::Error| fault_of(&error).at(format_args!("copy rows of {}", self.shape));
         let copied = connection.copy_out(&format!("COPY ({rows}) TO STDOUT")).await.map_err(failed)?;
         let mut copied = pin!(copied);
-        let mut read = Read { texts: Vec::new(), rows: 0, bytes: 0, seen, cut: false, looked: None };
-        let mut text = BytesMut::with_capacity(TEXT_BYTES);
+        let mut texts = Texts::new();
+        let mut cut = false;
         while let Some(line) = copied.try_next().await.map_err(failed)? {
-            if !text.is_empty() && text.len() + line.len() > TEXT_BYTES {
-                read.texts.push(text.split().freeze());
-            }
-            text.put_slice(&line);
-            read.rows += 1;
-            read.bytes += line.len() as u64;
-            if read.bytes > bytes_max as u64 {
-                if self.key.is_empty() {
-                    let message = format!(
-                        "{} has no key, and is larger than the {bytes_max} bytes it can be copied in",
-                        self.shape
-                    );
-                    return Err(Fault::new(Code::TableDiffers, message)
-                        .remedied_by("give the table a primary key; the backfill goes on by itself"));
-                }
-                read.cut = true;
+            texts.push(&line);
+            if texts.bytes > bytes_max as u64 {
+                cut = true;
                 break;
             }
         }
-        if !text.is_empty() {
-            read.texts.push(text.freeze());
-        }
-        Ok(read)
+        let (rows, bytes) = (texts.rows, texts.bytes);
+        Ok(Read { texts: texts.into_texts(), rows, bytes, seen, cut, looked: None })
     }
 }
 

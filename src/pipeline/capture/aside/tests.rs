@@ -62,6 +62,7 @@ fn rows(text: &'static str, key: &[usize]) -> Rows {
     Rows {
         shape: shape(),
         key: key.into(),
+        first: false,
         seen: Snapshot { low: SEEN - 10, high: SEEN, open: vec![SEEN - 5] },
         done: false,
         again: false,
@@ -169,27 +170,82 @@ fn so_many_transactions_are_remembered_and_no_more() {
     assert_eq!((aside.recent.len(), aside.recent.front()), (RECENT, Some(&u32::try_from(RECENT).unwrap())));
 }
 
+/// The lines of what is appended: `+` or `-` before those that came or went since the snapshot.
+fn told(changes: &[Change]) -> String {
+    let line = |change: &Change| {
+        let Change::Chunk { meanwhile, .. } = change else { panic!("{change:?}") };
+        let sign = match meanwhile {
+            None => "",
+            Some(Meanwhile::Came) => "+",
+            Some(Meanwhile::Gone) => "-",
+        };
+        text_lines(change).iter().map(|line| format!("{sign}{}", line.replace('\t', " "))).collect::<Vec<_>>()
+    };
+    changes.iter().flat_map(line).collect::<Vec<_>>().join("; ")
+}
+
 #[test]
-fn rows_that_nothing_tells_apart_are_counted_anew() {
-    let read = || rows("1\ta\tb\n1\ta\tb\n2\tc\td\n", &[]);
+fn rows_that_nothing_tells_apart_come_as_they_were_and_what_changed_since_besides() {
+    let read = || Rows { first: true, ..rows("1\ta\tb\n1\ta\tb\n2\tc\td\n", &[]) };
     let laid = |after: &[(u32, Change)]| -> std::result::Result<String, &'static str> {
         let mut aside = Aside::new(vec!["public.t".into()]);
         let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
         aside.open(&low);
         after.iter().for_each(|(xid, change)| drop(aside.change(*xid, &mut change.clone())));
-        let changes = aside.lay_over(&Watermark { low: None, ..low }, read())?;
-        let mut lines: Vec<String> = changes.iter().flat_map(text_lines).collect();
-        lines.sort();
-        Ok(lines.join(" "))
+        Ok(told(&aside.lay_over(&Watermark { low: None, ..low }, read())?))
     };
     let whole = |text: &str| Change::Delete { shape: shape(), old: row(text) };
-    let same = Ok("1\ta\tb 1\ta\tb 2\tc\td".to_owned());
-    assert_eq!(laid(&[]), same);
-    assert_eq!(laid(&[(99, change("+1 a b"))]), same, "it was seen");
-    assert_eq!(laid(&[(95, change("+1 a b")), (101, whole("2 c d"))]), Ok("1\ta\tb 1\ta\tb 1\ta\tb".into()));
+    let same = "1 a b; 1 a b; 2 c d";
+    assert_eq!(laid(&[]), Ok(same.to_owned()));
+    assert_eq!(laid(&[(99, change("+1 a b"))]), Ok(same.to_owned()), "it was seen");
+    let both = [(95, change("+1 a b")), (101, whole("9 x y"))];
+    assert_eq!(laid(&both), Ok(format!("{same}; +1 a b; -9 x y")), "it may come with a later portion");
     let update = Change::Update { shape: shape(), old: Some(row("1 a b")), new: row("3 - e") };
-    assert_eq!(laid(&[(101, update)]), Ok("1\ta\tb 2\tc\td 3\ta\te".into()));
-    assert!(laid(&[(101, whole("9 x y"))]).is_err(), "it is not there");
+    assert_eq!(
+        laid(&[(101, update)]),
+        Ok(format!("{same}; +3 a e; -1 a b")),
+        "whole, though it does not say so"
+    );
+    assert!(laid(&[(101, change("-1"))]).is_err(), "it does not say which row it means");
+    assert!(laid(&[(101, change("+3 - -"))]).is_err(), "it does not say all it holds");
+}
+
+#[test]
+fn a_table_under_a_snapshot_goes_on_until_it_is_another() {
+    let other = || {
+        let mut columns = shape().columns.to_vec();
+        columns.pop();
+        Arc::new(Shape::new("public", "t", Identity::Default, columns))
+    };
+    let mut aside = Aside::new(vec!["public.t".into()]);
+    let watermark = |portion| Watermark { session: 0, portion, low: None };
+    let more = |done| Rows { done, ..rows("1\ta\tb\n", &[]) };
+    let begin = |aside: &mut Aside, portion| {
+        aside.open(&Watermark { session: 0, portion, low: Some("public.t".into()) });
+        let first = Rows { first: true, ..more(false) };
+        assert_eq!(
+            aside.lay_over(&watermark(portion), first).map(|changes| told(&changes)),
+            Ok("1 a b".into())
+        );
+    };
+    assert!(aside.lay_over(&watermark(1), more(false)).is_err(), "its first rows are not in the log");
+    begin(&mut aside, 1);
+    for portion in 2..5 {
+        // Whatever changes is kept elsewhere; and an answer is read in between.
+        (0..2 * ASIDE_CHANGES as u32).for_each(|xid| drop(aside.change(200 + xid, &mut change("-1"))));
+        aside.open(&Watermark { session: 0, portion: 77, low: Some("public.other".into()) });
+        let laid = aside.lay_over(&watermark(portion), more(false));
+        assert_eq!(laid.map(|changes| told(&changes)), Ok("1 a b".into()));
+    }
+    let truncate = Change::Truncate { shapes: vec![shape()], cascade: false, restart_identity: false };
+    let insert = Change::Insert { shape: other(), new: row("1 a") };
+    for (portion, mut spoils) in [(6, truncate), (8, insert)] {
+        aside.change(300, &mut spoils);
+        assert!(aside.lay_over(&watermark(portion), more(true)).is_err(), "{spoils:?}");
+        begin(&mut aside, portion + 1);
+    }
+    assert!(aside.lay_over(&watermark(10), more(true)).is_ok());
+    assert!(aside.lay_over(&watermark(11), more(true)).is_err(), "it is done");
 }
 
 fn text_lines(change: &Change) -> Vec<String> {
