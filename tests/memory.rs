@@ -2,13 +2,14 @@
 //! source and sink at once stays under its cap through a giant transaction in both directions and
 //! through a backlog of one-row transactions; and so do the daemons that fill a region.
 //!
+//! `LANDFALL_KEYLESS_ROWS` are the rows, of a KiB each, of the table that is filled without a key.
 //! `LANDFALL_BACKFILL_ROWS=10000000` is the size it is filled at with `make chaos`.
 //! `LANDFALL_MEMORY_ROWS=2000000 LANDFALL_MEMORY_TRANSACTIONS=5000000` are the sizes the cap is stated for
 //! (`make chaos`). CI runs a tenth and less: what grew with the size would show there too.
 
 use std::time::Duration;
 
-use testbed::{Daemon, TwoRegions, said};
+use testbed::{Daemon, TwoRegions, said, writers::Writers};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const CAP_KIB: u64 = 128 << 10;
@@ -102,5 +103,47 @@ async fn memory_does_not_grow_with_the_rows_of_a_backfill() {
     equal(&regions, &us, &eu).await;
     for daemon in [&us, &eu] {
         assert_under_cap(daemon, "a backfill");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow_with_a_table_without_a_key() {
+    // More than the cap, by itself.
+    let rows = number("LANDFALL_KEYLESS_ROWS", 150_000);
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let table = "create table bare (n int4, note text); alter table bare replica identity full";
+    regions.execute_both(table).await.unwrap();
+    let fill = format!(
+        "insert into bare select g % 1000, repeat(md5(g::text), 32)
+           from generate_series(1, {rows}) g"
+    );
+    regions.us.execute(&fill).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(Duration::from_secs(180)).await.unwrap();
+    regions.us.execute("grant select on bare to landfall").await.unwrap();
+    // More changes than capture keeps aside of any table, if the copy takes so long.
+    let writers = Writers::start(&regions.us, 1, 7, Duration::from_millis(50), |_, done, _| {
+        let some =
+            format!("update bare set n = -{done} where ctid = (select ctid from bare where n >= 0 limit 1)");
+        let more = "insert into bare select n, 'short' from generate_series(1, 1000) n";
+        let fewer = "delete from bare where ctid in (select ctid from bare limit 2)";
+        format!("{some}; {more}; {fewer}")
+    })
+    .await
+    .unwrap();
+    let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
+    let written = writers.stop().await.unwrap().statements;
+    println!("{written} statements meanwhile");
+    assert!(
+        filled.status.success(),
+        "{}\n--- us\n{}\n--- eu\n{}",
+        said(&filled),
+        us.log_tail(),
+        eu.log_tail()
+    );
+    equal(&regions, &us, &eu).await;
+    for daemon in [&us, &eu] {
+        assert_under_cap(daemon, "a table without a key");
     }
 }
