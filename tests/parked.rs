@@ -145,10 +145,10 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     us("insert into orders values (20, 'ours'), (21, 'ours')").await.unwrap();
     let parks = eventually(PATIENCE, "another is parked", async || Ok(stage.parked().await == 1));
     parks.await.unwrap();
-    let said = stage.command("parked discard --all", 1).await;
+    let said = stage.command("parked discard 3", 1).await;
     assert!(said.contains("nothing was changed"), "{said}");
     assert_eq!(stage.parked().await, 1);
-    assert_eq!(stage.command("parked discard --all --execute", 0).await, "1 discarded\n");
+    assert_eq!(stage.command("parked discard 3 --execute", 0).await, "1 discarded\n");
     assert!(stage.eu.log().contains("discarded, as was asked for"));
     let differ = stage.command("verify", 1).await;
     assert!(differ.contains("21") && differ.contains("20"), "{differ}");
@@ -165,8 +165,28 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     stage.regions.equal(PATIENCE).await.unwrap();
     let left = stage.command("parked", 1).await;
     assert!(left.contains("public.orders"), "of row 31 nothing differs, and nothing came anew: {left}");
-    stage.command("parked discard --all --execute", 0).await;
-    stage.command("status", 0).await;
+    // What is left of it came and went.
+    assert_eq!(stage.command("parked retry --all", 0).await, "2 applied\n");
+    stage.regions.equal(PATIENCE).await.unwrap();
+
+    // A link that has halted for something else still does what it is asked for at each of its looks.
+    eu("insert into orders values (40, 'somebody else''s')").await.unwrap();
+    us("insert into orders values (40, 'ours')").await.unwrap();
+    let parks = eventually(PATIENCE, "one is parked", async || Ok(stage.parked().await == 1));
+    parks.await.unwrap();
+    eu("alter table lines rename to others; delete from orders where id = 40").await.unwrap();
+    us("insert into lines values (2, 40, 'a table that is not there')").await.unwrap();
+    let halts = eventually(PATIENCE, "the link halts", async || {
+        Ok(stage.eu.http_get("/status").await?.1.contains("\"code\":\"LF-TABLE\""))
+    });
+    halts.await.unwrap();
+    assert_eq!(stage.command("parked retry --all", 0).await, "1 applied\n");
+    eu("alter table others rename to lines").await.unwrap();
+    stage.regions.equal(PATIENCE).await.unwrap();
+    let runs = eventually(PATIENCE, "the link runs", async || {
+        Ok(stage.eu.command(&["status"]).await?.status.success())
+    });
+    runs.await.unwrap();
 }
 
 /// Small transactions on few rows of two tables; now and then one that is larger than a batch.

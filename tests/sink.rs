@@ -206,5 +206,6 @@ promises! {
     a_transaction_larger_than_memory_is_parked_whole
     rows_that_come_anew_overtake_what_is_parked
     however_it_is_parked_it_ends_as_the_source
+    no_more_is_parked_than_may_be
     ;
 }

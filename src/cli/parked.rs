@@ -26,7 +26,7 @@ use crate::{
         conflict::key_of,
         postgres::{
             parked::{self, Content, Listed},
-            verification::require_daemon,
+            verification::require_tables,
         },
     },
 };
@@ -69,8 +69,9 @@ enum Action {
     },
     /// Forgets them: their changes never come here. Without --execute it says what would be lost.
     Discard {
-        #[command(flatten)]
-        which: Which,
+        /// Their numbers.
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<i64>,
         /// Does it.
         #[arg(long)]
         execute: bool,
@@ -117,8 +118,8 @@ async fn carry_out(settings: &Settings, arguments: Arguments, json: bool) -> Res
             let left = asking.ask(&chosen, Wish::Retry).await?;
             Ok(tell(&chosen, &left, "applied", json))
         }
-        Some(Action::Discard { which, execute, patience }) => {
-            let chosen = chosen(listed, &which)?;
+        Some(Action::Discard { ids, execute, patience }) => {
+            let chosen = chosen(listed, &Which { ids, all: false })?;
             if !execute {
                 let code = list(&chosen, json);
                 if !json && code == FOUND {
@@ -290,7 +291,7 @@ impl Asking {
             let from = from.parse().map_err(|_| {
                 Fault::new(Code::Internal, format!("`{from}` in landfall.parked is no region"))
             })?;
-            require_daemon(&self.connection, &from, stream).await?;
+            require_tables(&self.connection, &from, stream).await?;
         }
         let ids: Vec<ParkedId> = chosen.iter().map(|parked| parked.id).collect();
         parked::ask(&self.connection, &ids, wish).await?;

@@ -4,6 +4,9 @@
 //! after it and says something of the same rows must wait behind it, or an older row would take a newer one's place
 //! when it is applied at last. Rows are told apart by their keys as text: a row that takes another text for its key says
 //! so, with both. Where a key is not to be had, the whole table is spoken for.
+//!
+//! HAZARD: nothing else that is unique is known here, and two texts that are one key to the database are two. A row that
+//! comes later with such a value may be there before the parked one is tried again, which then stays refused.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -117,7 +117,7 @@ pub enum OnRefusal {
     Park,
 }
 
-/// How many changes of one link may be parked. Each of their rows is known in memory, in some 250 bytes; and a
+/// How many changes of one link may be parked. Each of their rows is known in memory, in some 250 bytes and its key; and a
 /// region that is short of more than this is no replica any longer, which somebody ought to look at. Where they are
 /// reached, the link stops ([`Code::ParkedFull`](crate::fault::Code::ParkedFull)).
 pub const PARKED_CHANGES_MAX: u64 = 100_000;
@@ -222,8 +222,8 @@ pub trait Sink: Send {
     /// Rolls an open target transaction back: its first slice is next again.
     fn abandon(&mut self) -> impl Future<Output = Result<()>> + Send;
 
-    /// Does what somebody asked for with what is parked, oldest first, for about a second at most: applies a
-    /// transaction, each in a commit of its own, or forgets it. One that is refused again stays, and so does one that
+    /// Does what somebody asked for with what is parked, oldest first: applies a transaction, each in a commit of its own,
+    /// or forgets it. After about a second it takes up no further one. One that is refused again stays, and so does one that
     /// stands behind another. Nothing where a target transaction is open. To be called now and then while something is
     /// parked.
     fn attend(&mut self) -> impl Future<Output = Result<Attended>> + Send;

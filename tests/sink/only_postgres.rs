@@ -6,7 +6,7 @@ use landfall::{
     change::{Cell, Change, Column, Identity, Mark, Meanwhile, Row, Shape},
     fault::{Code, Fault},
     position::Sequence,
-    sink::{Sink, Wish, postgres::PostgresSink},
+    sink::{PARKED_CHANGES_MAX, Sink, Wish, postgres::PostgresSink},
 };
 
 use crate::{
@@ -828,4 +828,37 @@ async fn a_row_that_went_meanwhile_and_is_not_there_stops_the_stream() {
     target.run("DELETE FROM landfall.joining").await;
     sink.claim().await.unwrap();
     assert_eq!(target.ask("SELECT count(*)::text FROM landfall.meanwhile").await.as_deref(), Some("0"));
+}
+
+#[tokio::test]
+async fn what_is_too_large_to_be_parked_halts_and_is_not_kept_again_and_again() {
+    let target = PostgresTarget::new("what_is_too_large_to_be_parked_halts").await;
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    target.put(7, "theirs").await;
+    let half = PARKED_CHANGES_MAX / 2 + 1;
+    let slice = |from: u64| (from..from + half).map(|id| insert(&shape(), row([&id.to_string(), "v"])));
+    let mut refused = vec![insert(&shape(), row(["7", "ours"]))];
+    refused.extend(slice(100));
+    let first = log.slice(refused, true, false);
+    let mut first = log.batch(vec![first]);
+    first.shapes = vec![shape()];
+    let last = log.slice(slice(100 + half).collect(), false, true);
+    let last = log.batch(vec![last]);
+    assert_eq!(sink.apply(&first).await.unwrap_err().code(), Code::Parking);
+    sink.claim().await.unwrap();
+    sink.apply(&first).await.unwrap();
+    let full = sink.apply(&last).await.unwrap_err();
+    assert_eq!(full.code(), Code::ParkedFull, "{full}");
+    // Each further look tries whether it can be applied by now.
+    for _ in 0..2 {
+        assert_eq!(sink.claim().await.unwrap().parked, 0);
+        assert_eq!(sink.apply(&first).await.unwrap_err().code(), Code::ParkedFull);
+    }
+    target.remove(7).await;
+    sink.claim().await.unwrap();
+    sink.apply(&first).await.unwrap();
+    sink.apply(&last).await.unwrap();
+    assert_eq!(target.rows().await.len() as u64, 2 * half + 1);
 }

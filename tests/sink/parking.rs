@@ -6,7 +6,7 @@ use landfall::{
     change::{Change, Mark},
     fault::Code,
     plan::parked::ParkedId,
-    sink::{Applied, Sink, Wish},
+    sink::{Applied, PARKED_CHANGES_MAX, Sink, Wish},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -256,6 +256,39 @@ pub(crate) async fn rows_that_come_anew_overtake_what_is_parked(target: &impl Ta
     assert_eq!(target.rows().await, rows(&[(9, "ours")]));
     sink.apply(&log.one(vec![become_("9", "newer")])).await.unwrap();
     assert_eq!(target.rows().await, rows(&[(9, "newer")]));
+}
+
+pub(crate) async fn no_more_is_parked_than_may_be(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    target.put(7, THEIRS).await;
+    let half = PARKED_CHANGES_MAX as usize / 2;
+    let large = |v: &'static str| -> Vec<Change> {
+        [if v == "a" { come("7", v) } else { become_("7", v) }]
+            .into_iter()
+            .chain(
+                (100..100 + half)
+                    .map(|id| if v == "a" { come(&id.to_string(), v) } else { become_(&id.to_string(), v) }),
+            )
+            .collect()
+    };
+    let mut batch = log.one(large("a"));
+    batch.shapes = vec![shape()];
+    assert_eq!(sink.apply(&batch).await.unwrap().parked, 1);
+    let behind = log.one(large("b"));
+    for _ in 0..2 {
+        assert_eq!(sink.apply(&behind).await.unwrap_err().code(), Code::ParkedFull);
+        let claim = sink.claim().await.unwrap();
+        assert_eq!((claim.parked, claim.progress.unwrap().through), (1, batch.through));
+    }
+    // With room again it goes on: with nothing in the way, by applying it.
+    target.remove(7).await;
+    let parked = target.parked().await;
+    assert_eq!(done(target, &mut sink, &parked, Wish::Retry).await, 0);
+    let applied = sink.apply(&behind).await.unwrap();
+    assert_eq!((applied.parked, applied.aside.len()), (0, 0));
+    assert!(target.rows().await.iter().all(|(_, v)| v == "b"));
 }
 
 /// Random histories of a source against a target into which somebody else writes: what is refused is parked, tried now

@@ -39,7 +39,11 @@ impl Aside {
     }
 
     pub(super) fn add(&mut self, id: ParkedId, parked: Parked) {
-        for (part, _) in parked.changes.iter().flat_map(|(_, parts)| parts) {
+        for (part, overtaken) in parked.changes.iter().flat_map(|(_, parts)| parts) {
+            if *overtaken && part.row.is_none() {
+                // A table that was copied anew is whole, whatever else is to be emptied along with it.
+                continue;
+            }
             self.rows.add(id, part);
         }
         self.transactions.insert(id, parked);

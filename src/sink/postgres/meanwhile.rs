@@ -28,6 +28,7 @@ use super::{
 use crate::{
     change::{Cell, Meanwhile, Shape},
     fault::{Code, Fault},
+    names::literal,
     plan::Keep,
 };
 
@@ -171,9 +172,12 @@ pub(super) async fn make_up(
             return Err(Fault::new(Code::TableDiffers, message)
                 .remedied_by(format!(
                     "end what else writes to it; then, at the target, run: DELETE FROM landfall.meanwhile WHERE \
-                     table_name = '{}'; it goes on by itself, and the table is to be copied once more: landfall \
-                     backfill --table {shape} --again",
-                    shape.table
+                     (link, stream, schema_name, table_name) = ({}, {}, {}, {}); it goes on by itself, and the table is \
+                     to be copied once more: landfall backfill --table {shape} --again",
+                    literal(link),
+                    literal(stream),
+                    literal(&shape.schema),
+                    literal(&shape.table),
                 ))
                 .into());
         }

@@ -51,7 +51,9 @@ pub(super) const TABLES: &str = "
         key bytea,
         overtaken bool NOT NULL DEFAULT false
     );
+    CREATE INDEX IF NOT EXISTS parked_asked ON landfall.parked (id) WHERE asked IS NOT NULL;
     CREATE INDEX IF NOT EXISTS parked_row_parked ON landfall.parked_row (parked, ordinal);
+    CREATE INDEX IF NOT EXISTS parked_row_key ON landfall.parked_row USING hash (key);
     COMMENT ON TABLE landfall.parked IS
         'Transactions that this database refused, and those that wait behind them: `landfall parked`.';
     COMMENT ON TABLE landfall.parked_change IS
@@ -231,6 +233,7 @@ pub(super) struct Kept {
     pub(super) rows: ParkedRows,
     /// How many changes each transaction has.
     pub(super) transactions: BTreeMap<ParkedId, u64>,
+    changes: u64,
 }
 
 impl Kept {
@@ -240,12 +243,13 @@ impl Kept {
         let parked = "SELECT id, (SELECT count(*) FROM landfall.parked_change c WHERE c.parked = p.id)
                         FROM landfall.parked p WHERE link = $1 AND stream = $2";
         for row in client.query(parked, &[&link, &stream]).await.map_err(&failed)? {
-            kept.transactions.insert(ParkedId(row.get(0)), number(row.get(1)));
+            kept.add(ParkedId(row.get(0)), number(row.get(1)));
         }
         if !kept.transactions.is_empty() {
+            // A table that was copied anew is whole, though what emptied another along with it has still to come.
             let rows = format!(
                 "SELECT {PART} FROM landfall.parked_row r JOIN landfall.parked p ON p.id = r.parked
-                  WHERE p.link = $1 AND p.stream = $2"
+                  WHERE p.link = $1 AND p.stream = $2 AND NOT (r.overtaken AND r.key IS NULL)"
             );
             for row in client.query(&rows, &[&link, &stream]).await.map_err(&failed)? {
                 let (id, part) = part_of(&row);
@@ -257,7 +261,18 @@ impl Kept {
 
     /// How many changes are parked.
     pub(super) fn changes(&self) -> u64 {
-        self.transactions.values().sum()
+        self.changes
+    }
+
+    /// A transaction is parked, or more of one.
+    pub(super) fn add(&mut self, id: ParkedId, changes: u64) {
+        *self.transactions.entry(id).or_default() += changes;
+        self.changes += changes;
+    }
+
+    /// A transaction is parked no more.
+    pub(super) fn remove(&mut self, id: ParkedId) {
+        self.changes -= self.transactions.remove(&id).unwrap_or_default();
     }
 }
 

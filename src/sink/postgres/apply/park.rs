@@ -16,7 +16,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Group, Open, Session, into_fault, wait_or_fail};
+use super::{Group, Open, Session, into_fault};
 use crate::{
     change::{Change, Frame, Mark, Ordered, Shape, TransactionHead},
     crash,
@@ -28,7 +28,7 @@ use crate::{
     progress::{Arrival, Cursor},
     region::Region,
     sink::{
-        Attended, Batch, OnRefusal, PARKED_CHANGES_MAX, Replayed, Step, Wish,
+        Attended, Batch, Conflict, ConflictKind, OnRefusal, PARKED_CHANGES_MAX, Replayed, Step, Wish,
         postgres::{
             parked::{self, Asked, Content, Kept, PART, part_of},
             pipeline::Pipeline,
@@ -39,6 +39,12 @@ use crate::{
     stamp::Micros,
     verify::TableName,
 };
+
+/// How often a deadlock or a conflict of transactions is met before a parked transaction stays.
+const RETRY_ATTEMPTS_MAX: u32 = 3;
+
+/// The stream waits meanwhile: not for a lock that somebody holds.
+const BEGIN_ATTENDING: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '1s'";
 
 /// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look.
 const ATTEND_FOR: Duration = Duration::from_secs(1);
@@ -59,12 +65,23 @@ pub(in crate::sink::postgres) struct Condemned {
     after: Sequence,
     committed: Micros,
     why: Why,
+    /// There was no room for it when so many changes were parked.
+    full_at: Option<u64>,
 }
 
 impl Condemned {
     pub(super) fn new(batch: &Batch, step: &Step, why: Why) -> Self {
         let committed = step.frame.head.time;
-        Self { incarnation: batch.incarnation, after: batch.after, committed, why }
+        Self { incarnation: batch.incarnation, after: batch.after, committed, why, full_at: None }
+    }
+
+    /// The same, for which there is no room where so many changes are parked.
+    pub(super) fn full(batch: &Batch, step: &Step, why: Why, full_at: u64) -> Self {
+        Self { full_at: Some(full_at), ..Self::new(batch, step, why) }
+    }
+
+    fn fits(&self, parked: u64) -> bool {
+        self.full_at.is_none_or(|full_at| parked < full_at)
     }
 
     /// Its source may have aborted it: then another one begins at the same place.
@@ -72,15 +89,23 @@ impl Condemned {
         (self.incarnation, self.after, self.committed)
             == (batch.incarnation, batch.after, step.frame.head.time)
     }
+}
 
-    /// What ends the session, so that the transaction is read again.
-    pub(super) fn read_again(&self) -> Fault {
-        let why = match &self.why {
-            Why::Refused(fault) => fault.message(),
-            Why::Behind(id) => behind(*id),
-        };
-        Fault::new(Code::Parking, why)
+impl Why {
+    fn message(&self) -> String {
+        match self {
+            Self::Refused(fault) => fault.message(),
+            Self::Behind(id) => behind(*id),
+        }
     }
+}
+
+fn full(parked: u64, why: &Why) -> Fault {
+    let message = format!(
+        "{parked} changes are parked, and no more than {PARKED_CHANGES_MAX} may be: {}",
+        why.message()
+    );
+    Fault::new(Code::ParkedFull, message)
 }
 
 fn behind(id: ParkedId) -> String {
@@ -156,23 +181,26 @@ impl Session {
 
     fn require_room(&self, step: &Step, why: &Why) -> Result<()> {
         let parked = self.kept.changes();
-        if parked + step.frame.changes.len() as u64 <= PARKED_CHANGES_MAX {
-            return Ok(());
+        let fits = parked + step.frame.changes.len() as u64 <= PARKED_CHANGES_MAX;
+        if fits { Ok(()) } else { Err(full(parked, why)) }
+    }
+
+    /// Has a transaction larger than memory read again, to be parked whole; where there is no room for it, says so.
+    pub(super) fn condemn(&mut self, batch: &Batch, step: &Step, why: Why) -> Fault {
+        let parked = self.kept.changes();
+        if let Some(condemned) = self.condemned.as_ref().filter(|it| it.is(batch, step) && !it.fits(parked)) {
+            return full(parked, &condemned.why);
         }
-        let why = match why {
-            Why::Refused(fault) => fault.message(),
-            Why::Behind(id) => behind(*id),
-        };
-        let message =
-            format!("{parked} changes are parked, and no more than {PARKED_CHANGES_MAX} may be: {why}");
-        Err(Fault::new(Code::ParkedFull, message))
+        let message = why.message();
+        self.condemned = Some(Condemned::new(batch, step, why));
+        Fault::new(Code::Parking, message)
     }
 
     /// Notes a parked transaction, in the transaction that is open.
     async fn keep_head(&self, head: &TransactionHead, why: &Why) -> Attempt<ParkedId> {
         let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
         let (code, reason) = match why {
-            Why::Refused(fault) => (Some(fault.code().as_str()), fault.message()),
+            Why::Refused(fault) => (Some(fault.code().as_str()), with_remedy(fault)),
             Why::Behind(id) => (None, behind(*id)),
         };
         let keep = "INSERT INTO landfall.parked (link, stream, position, committed, code, reason)
@@ -229,7 +257,7 @@ impl Session {
     }
 
     fn note_parked(&mut self, id: ParkedId, step: &Step) {
-        *self.kept.transactions.entry(id).or_default() += step.frame.changes.len() as u64;
+        self.kept.add(id, step.frame.changes.len() as u64);
         for part in step.changes().flat_map(|change| parts_of(change, self.known.locators())) {
             self.kept.rows.add(id, &part);
         }
@@ -237,7 +265,10 @@ impl Session {
 
     /// Begins to keep a transaction larger than memory aside, where it is to be.
     pub(super) async fn open_aside(&mut self, batch: &Batch, step: &Step) -> Attempt<()> {
-        let Some(condemned) = self.condemned.take_if(|it| it.is(batch, step)) else { return Ok(()) };
+        let Some(condemned) = self.condemned.take_if(|it| it.is(batch, step) && it.fits(self.kept.changes()))
+        else {
+            return Ok(());
+        };
         self.run("BEGIN").await?;
         let touch = self.guard.touch(self.client(), batch.after)?.await;
         touch.map_err(|error| trouble::of_guard(&error))?;
@@ -269,12 +300,15 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::require_room`], for a slice of a transaction that is being kept aside.
-    pub(super) fn require_room_for_slice(&self, step: &Step) -> Result<()> {
-        match self.open.as_ref().and_then(|open| open.aside.as_ref()) {
-            Some((_, why)) => self.require_room(step, why),
-            None => Ok(()),
-        }
+    /// As [`Session::require_room`], for a slice of a transaction that is being kept aside. Without room, the next session
+    /// tries to apply it, as one that halts does.
+    pub(super) fn require_room_for_slice(&mut self, batch: &Batch, step: &Step) -> Result<()> {
+        let Some((id, why)) = self.open.as_ref().and_then(|open| open.aside.as_ref()) else { return Ok(()) };
+        let Err(fault) = self.require_room(step, why) else { return Ok(()) };
+        let others = self.kept.changes() - self.kept.transactions.get(id).copied().unwrap_or_default();
+        let why = self.open.take().and_then(|open| open.aside).map(|(_, why)| why);
+        self.condemned = why.map(|why| Condemned::full(batch, step, why, others));
+        Err(fault)
     }
 
     /// Does what is asked for, oldest first.
@@ -301,9 +335,10 @@ impl Session {
 
     async fn discard(&mut self, asked: &Asked) -> Result<()> {
         let parts = self.parts(asked.id).await?;
-        self.run("BEGIN; SET LOCAL synchronous_commit = on").await?;
-        let discarded = self.take_away(asked.id).await;
-        self.end_of_attending(discarded).await.map_err(into_fault)?;
+        let discarded = self.try_discard(asked).await;
+        if !self.end_of_attending(discarded).await.map_err(into_fault)? {
+            return Ok(());
+        }
         let changes = self.kept.transactions.get(&asked.id).copied();
         self.forget_parked(asked.id, &parts);
         let (id, position) = (asked.id, asked.position);
@@ -321,22 +356,24 @@ impl Session {
         let parts = self.parts(id).await?;
         let ahead = parts.iter().filter_map(|part| self.kept.rows.holder(part)).min().filter(|it| *it < id);
         if let Some(ahead) = ahead {
-            return self.note_outcome(id, None, &behind(ahead)).await;
+            return self.note_behind(id, ahead).await;
         }
         let overtaken = "SELECT EXISTS (SELECT FROM landfall.parked_row WHERE parked = $1 AND overtaken)";
         let overtaken =
             self.client().query_one(overtaken, &[&id.0]).await.map_err(|error| fault_of(&error))?;
         if overtaken.get(0) {
-            let why = "a backfill or repair has brought newer rows for a part of it: `landfall repair --execute` brings the \
-                       rest, then it goes by itself; or discard it";
-            return self.note_outcome(id, Some(Code::Conflict), why).await;
+            let why = "a backfill or repair has brought newer rows for a part of it. It goes by itself once one has brought \
+                       the rest (`landfall repair --execute`; where it emptied a table, a backfill of that table); where \
+                       nothing of the rest differs, discard it";
+            return self.note_outcome(id, Code::Conflict, why).await;
         }
         let mut attempt = 1;
         loop {
             let mut counts = BTreeMap::new();
             let tried = self.try_retry(asked, &mut counts).await;
             match self.end_of_attending(tried).await {
-                Ok(()) => {
+                Ok(false) => return Ok(()),
+                Ok(true) => {
                     self.forget_parked(id, &parts);
                     for (name, count) in counts {
                         let sum: &mut Replayed =
@@ -346,16 +383,17 @@ impl Session {
                     tracing::info!(%id, position = %asked.position, "parked transaction applied");
                     return Ok(());
                 }
-                Err(Trouble::Fault(fault)) if is_of_rows(&fault) => {
-                    return self.note_outcome(id, Some(fault.code()), &fault.message()).await;
+                Err(Trouble::Again(fault)) if attempt < RETRY_ATTEMPTS_MAX => {
+                    tracing::debug!(%id, %fault, attempt, "parked transaction rolled back, tried again");
+                    attempt += 1;
                 }
-                Err(trouble) => match wait_or_fail(trouble, &mut attempt).await {
-                    // Somebody holds a lock: it is asked for again, the stream does not wait for it.
-                    Err(fault) if fault.code() == Code::TargetBusy => {
-                        return self.note_outcome(id, Some(fault.code()), &fault.message()).await;
+                Err(trouble) => {
+                    let fault = into_fault(trouble);
+                    if is_of_the_session(&fault) {
+                        return Err(fault);
                     }
-                    waited => waited?,
-                },
+                    return self.note_outcome(id, fault.code(), &with_advice(&fault)).await;
+                }
             }
         }
     }
@@ -364,10 +402,10 @@ impl Session {
         &mut self,
         asked: &Asked,
         counts: &mut BTreeMap<(String, &'static str), Replayed>,
-    ) -> Attempt<()> {
-        self.run("BEGIN; SET LOCAL synchronous_commit = on").await?;
-        let touch = self.guard.touch(self.client(), self.committed)?.await;
-        touch.map_err(|error| trouble::of_guard(&error))?;
+    ) -> Attempt<bool> {
+        if !self.begin_attending(asked).await? {
+            return Ok(false);
+        }
         let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
         let mut content = Content::of(self.client(), (link, stream), asked.id).await?;
         loop {
@@ -396,13 +434,28 @@ impl Session {
         drop(pipeline);
         self.take_away(asked.id).await?;
         crash::point("parked.before_commit");
-        Ok(())
+        Ok(true)
+    }
+
+    async fn try_discard(&self, asked: &Asked) -> Attempt<bool> {
+        if !self.begin_attending(asked).await? {
+            return Ok(false);
+        }
+        self.take_away(asked.id).await.map(|()| true)
+    }
+
+    /// Opens a transaction to do what is asked for; false where it is not asked for any more.
+    async fn begin_attending(&self, asked: &Asked) -> Attempt<bool> {
+        self.run(BEGIN_ATTENDING).await?;
+        let touch = self.guard.touch(self.client(), self.committed)?.await;
+        touch.map_err(|error| trouble::of_guard(&error))?;
+        let still = "SELECT FROM landfall.parked WHERE id = $1 AND asked = $2 FOR UPDATE";
+        let still = self.client().query_opt(still, &[&asked.id.0, &asked.wish.as_str()]).await;
+        Ok(still.map_err(|error| trouble::of_guard(&error))?.is_some())
     }
 
     /// Takes a parked transaction out of our tables, in the transaction that is open.
     async fn take_away(&self, id: ParkedId) -> Attempt<()> {
-        let touch = self.guard.touch(self.client(), self.committed)?.await;
-        touch.map_err(|error| trouble::of_guard(&error))?;
         let gone = "WITH changes AS (DELETE FROM landfall.parked_change WHERE parked = $1),
                          rows AS (DELETE FROM landfall.parked_row WHERE parked = $1)
                     DELETE FROM landfall.parked WHERE id = $1";
@@ -410,11 +463,11 @@ impl Session {
         Ok(())
     }
 
-    /// Commits what was done with a parked transaction, or rolls it back.
-    async fn end_of_attending(&mut self, done: Attempt<()>) -> Attempt<()> {
-        if let Err(trouble) = done {
+    /// Commits what was done with a parked transaction, or rolls it back; gives whether it was done.
+    async fn end_of_attending(&mut self, done: Attempt<bool>) -> Attempt<bool> {
+        if !matches!(done, Ok(true)) {
             let _ = self.run("ROLLBACK").await;
-            return Err(trouble);
+            return done;
         }
         if let Err(error) = self.client().batch_execute("COMMIT").await {
             return Err(match trouble::of_rows(&error) {
@@ -426,16 +479,24 @@ impl Session {
         }
         crash::point("parked.after_commit");
         self.note_commit(self.committed, true);
-        Ok(())
+        Ok(true)
     }
 
-    async fn note_outcome(&self, id: ParkedId, code: Option<Code>, why: &str) -> Result<()> {
-        let code = code.map(Code::as_str);
-        tracing::warn!(%id, code, "parked transaction stays: {why}");
+    /// It was tried, and stays.
+    async fn note_outcome(&self, id: ParkedId, code: Code, why: &str) -> Result<()> {
+        tracing::warn!(%id, %code, "parked transaction stays: {why}");
         let note = "UPDATE landfall.parked SET asked = NULL, attempts = attempts + 1, code = $2, reason = $3
-                     WHERE id = $1";
-        let noted = self.client().execute(note, &[&id.0, &code, &why]).await;
+                     WHERE id = $1 AND asked = 'retry'";
+        let noted = self.client().execute(note, &[&id.0, &code.as_str(), &why]).await;
         noted.map(drop).map_err(|error| fault_of(&error).at("note what became of a parked transaction"))
+    }
+
+    /// It stands behind another, and was not tried.
+    async fn note_behind(&self, id: ParkedId, ahead: ParkedId) -> Result<()> {
+        let note = "UPDATE landfall.parked SET asked = NULL, code = NULL, reason = $2
+                     WHERE id = $1 AND asked = 'retry'";
+        let noted = self.client().execute(note, &[&id.0, &behind(ahead)]).await;
+        noted.map(drop).map_err(|error| fault_of(&error).at("note what a parked transaction waits for"))
     }
 
     async fn parts(&self, id: ParkedId) -> Result<Vec<Part>> {
@@ -446,7 +507,7 @@ impl Session {
     }
 
     fn forget_parked(&mut self, id: ParkedId, parts: &[Part]) {
-        self.kept.transactions.remove(&id);
+        self.kept.remove(id);
         for part in parts {
             self.kept.rows.remove(id, part);
         }
@@ -496,7 +557,8 @@ impl Session {
         let columns: Vec<&str> = columns.iter().map(|name| &**name).collect();
         let overtaken = "UPDATE landfall.parked_row r SET overtaken = true FROM landfall.parked p
                           WHERE p.id = r.parked AND p.link = $1 AND p.stream = $2
-                            AND r.schema_name = $3 AND r.table_name = $4 AND r.columns = $5 AND r.key = ANY ($6)";
+                            AND r.schema_name = $3 AND r.table_name = $4 AND r.columns = $5
+                            AND r.key IN (SELECT unnest($6::bytea[]))";
         let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
             [&link, &stream, &whole.table.schema, &whole.table.table, &columns, &keys];
@@ -527,9 +589,26 @@ impl Session {
     }
 }
 
-/// Whether a fault is one of the transaction that met it, and of nothing else.
-fn is_of_rows(fault: &Fault) -> bool {
-    matches!(fault.code(), Code::Conflict | Code::RowRejected | Code::TableDiffers)
+/// Whether a fault ends the session, and says nothing of the transaction that met it.
+fn is_of_the_session(fault: &Fault) -> bool {
+    matches!(fault.code(), Code::DatabaseUnreachable | Code::DatabaseRefused | Code::Superseded)
+}
+
+fn with_remedy(fault: &Fault) -> String {
+    format!("{} (next: {})", fault.message(), fault.remedy())
+}
+
+/// As [`with_remedy`], for one that was tried again: what stands in its way may have come after it.
+fn with_advice(fault: &Fault) -> String {
+    let conflict = std::error::Error::source(fault).and_then(|cause| cause.downcast_ref::<Conflict>());
+    match conflict.map(|conflict| conflict.kind) {
+        Some(ConflictKind::InsertExists | ConflictKind::UpdateExists) => format!(
+            "{} (next: the row in the way may be newer than this transaction, by another unique value: compare it with the \
+             source's before you delete it; `landfall repair --execute` brings what differs)",
+            fault.message()
+        ),
+        _ => with_remedy(fault),
+    }
 }
 
 /// What is told of a transaction that was refused.

@@ -2,7 +2,7 @@
 
 use super::{
     Move, Open, Session, into_fault,
-    park::{Condemned, Why, refusal},
+    park::{Why, refusal},
     with_blocker,
 };
 use crate::{
@@ -25,16 +25,18 @@ impl Session {
             self.open_aside(batch, step).await.map_err(into_fault)?;
         }
         if self.open.as_ref().is_some_and(|open| open.aside.is_some()) {
-            self.require_room_for_slice(step)?;
+            self.require_room_for_slice(batch, step)?;
             self.slice_aside(batch, step).await.map_err(into_fault)?;
             return Ok(false);
         }
-        let sliced = match self.ahead_of(std::slice::from_ref(step)).await? {
-            Some(ahead) if !step.is_copy() => Err(self.condemn(batch, step, Why::Behind(ahead)).into()),
-            _ => self.try_slice(batch, step).await,
+        let copied = step.is_copy();
+        let ahead = if copied { None } else { self.ahead_of(std::slice::from_ref(step)).await? };
+        let sliced = match ahead {
+            Some(ahead) => Err(self.condemn(batch, step, Why::Behind(ahead)).into()),
+            None => self.try_slice(batch, step).await,
         };
         let sliced = match sliced {
-            Err(Trouble::Fault(fault)) if !step.is_copy() && self.parks(&fault) => {
+            Err(Trouble::Fault(fault)) if !copied && self.parks(&fault) => {
                 Err(self.condemn(batch, step, Why::Refused(fault)).into())
             }
             sliced => sliced,
@@ -48,11 +50,6 @@ impl Session {
             self.read_parked().await?;
         }
         sliced.map_err(into_fault)
-    }
-
-    /// Notes that the transaction is to be parked, and has it read again.
-    fn condemn(&mut self, batch: &Batch, step: &Step, why: Why) -> Fault {
-        self.condemned.insert(Condemned::new(batch, step, why)).read_again()
     }
 
     /// Keeps a slice aside; with the last, commits.
@@ -112,6 +109,9 @@ impl Session {
             Ok(()) => false,
             Err(Trouble::Stale(_) | Trouble::Differs(_)) => {
                 self.run("ROLLBACK TO SAVEPOINT slice").await?;
+                // Its tables may be others than those the statements were made for.
+                self.known.forget();
+                self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
                 self.one_by_one(step).await?;
                 true
             }
