@@ -8,6 +8,7 @@
 //!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
 //! ```
 
+mod attend;
 mod blocker;
 mod park;
 mod slice;
