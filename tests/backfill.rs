@@ -156,18 +156,6 @@ fn copied(backfill: &serde_json::Value) -> u64 {
     backfill["tables"].as_array().unwrap().iter().map(|it| it["rows"].as_u64().unwrap()).sum()
 }
 
-/// Starts a daemon that dies at `point`, and waits until it has.
-async fn die_at(daemon: &mut Daemon, point: &str, reach: u64) {
-    daemon.kill9().unwrap();
-    daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
-    daemon.start_again().unwrap();
-    let died = daemon.wait_exit(PATIENCE).await;
-    daemon.remove_env("LANDFALL_CRASH_AT");
-    assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
-    println!("killed at {point}, reached {reach} times");
-    daemon.start_again().unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     let seed = seed();
@@ -191,7 +179,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
         .unwrap();
         let daemon = if AT_SINK.contains(point) { &mut eu } else { &mut us };
         let reach = if at < AT_SOURCE.len() { 1 } else { random.random_range(1..=6) };
-        die_at(daemon, point, reach).await;
+        daemon.die_at(point, reach, PATIENCE).await.unwrap();
     }
     eventually(PATIENCE, "the last backfill is done", async || {
         Ok(noted(&us).await.iter().all(|it| it["state"] == "done"))
@@ -427,7 +415,7 @@ async fn rows_that_meet_a_condition_take_the_place_of_others_and_no_row_besides(
         .await
         .unwrap();
         let daemon = if AT_SINK.contains(point) { &mut eu } else { &mut us };
-        die_at(daemon, point, random.random_range(1..=2)).await;
+        daemon.die_at(point, random.random_range(1..=2), PATIENCE).await.unwrap();
         let joining = "select count(*)::text from landfall.joining";
         let joining = regions.eu.postgres.query_text("shop", joining).await.unwrap();
         assert_eq!(joining.as_deref(), Some("0"), "no table waits for its rows");

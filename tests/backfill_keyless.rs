@@ -73,18 +73,6 @@ async fn ends_equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
     assert_eq!(regions.eu.postgres.query_text("shop", kept).await.unwrap().as_deref(), Some("0"));
 }
 
-/// Starts a daemon that dies at `point`, and waits until it has.
-async fn die_at(daemon: &mut Daemon, point: &str, reach: u64) {
-    daemon.kill9().unwrap();
-    daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
-    daemon.start_again().unwrap();
-    let died = daemon.wait_exit(PATIENCE).await;
-    daemon.remove_env("LANDFALL_CRASH_AT");
-    assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
-    println!("killed at {point}, reached {reach} times");
-    daemon.start_again().unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_on_either_side_it_ends_equal_while_it_is_written() {
     let seed = seed();
@@ -135,7 +123,7 @@ async fn killed_on_either_side_it_ends_equal_while_it_is_written() {
         .await
         .unwrap();
         let daemon = if of_source { &mut us } else { &mut eu };
-        die_at(daemon, point, random.random_range(1..=reach_max)).await;
+        daemon.die_at(point, random.random_range(1..=reach_max), PATIENCE).await.unwrap();
     }
     eventually(PATIENCE, "the last backfill is done", async || Ok(newest(&us).await["state"] == "done"))
         .await

@@ -79,18 +79,6 @@ impl Stage {
     }
 }
 
-/// Starts a daemon that dies at `point`, and waits until it has.
-async fn die_at(daemon: &mut Daemon, point: &str, reach: u64) {
-    daemon.kill9().unwrap();
-    daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
-    daemon.start_again().unwrap();
-    let died = daemon.wait_exit(PATIENCE).await;
-    daemon.remove_env("LANDFALL_CRASH_AT");
-    assert!(died.is_some(), "{point}:{reach} was not reached\n{}", daemon.log_tail());
-    println!("killed at {point}, reached {reach} times");
-    daemon.start_again().unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_point_nothing_is_lost_or_doubled() {
     let seed = number("LANDFALL_SEED", rand::random);
@@ -105,7 +93,7 @@ async fn killed_at_every_point_nothing_is_lost_or_doubled() {
             (&mut stage.us, AT_SOURCE[(kill - kill / 3) % AT_SOURCE.len()])
         };
         let reach = if point == "capture.after_barrier" { 1 } else { random.random_range(1..60) };
-        die_at(daemon, point, reach).await;
+        daemon.die_at(point, reach, PATIENCE).await.unwrap();
     }
     stage.judge().await;
 }
@@ -194,9 +182,9 @@ async fn a_giant_transaction_cut_short_on_either_side_arrives_once() {
     stage.eu.kill9().unwrap();
     let giant = "insert into giant select g, 'row ' || g from generate_series(1, 100000) g";
     stage.regions.us.execute(giant).await.unwrap();
-    die_at(&mut stage.us, "capture.before_produce", 40_000).await;
+    stage.us.die_at("capture.before_produce", 40_000, PATIENCE).await.unwrap();
     // In the middle of its slices: the target transaction is open.
-    die_at(&mut stage.eu, "apply.mid_batch", 15).await;
+    stage.eu.die_at("apply.mid_batch", 15, PATIENCE).await.unwrap();
     stage.judge().await;
 }
 
@@ -217,7 +205,7 @@ async fn a_value_in_parts_whose_writer_dies_between_them_arrives_once() {
         );
         stage.us.kill9().unwrap();
         stage.regions.us.execute(&write).await.unwrap();
-        die_at(&mut stage.us, "capture.between_parts", random.random_range(1..12)).await;
+        stage.us.die_at("capture.between_parts", random.random_range(1..12), PATIENCE).await.unwrap();
     }
     stage.judge().await;
 }

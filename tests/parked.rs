@@ -233,14 +233,7 @@ async fn killed_at_any_point_what_is_parked_comes_once() {
     for kill in 0..kills {
         let point = CRASH_POINTS[kill % CRASH_POINTS.len()];
         let reach = if point.starts_with("parked") { 1 } else { random.random_range(1..60) };
-        stage.eu.kill9().unwrap();
-        stage.eu.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
-        stage.eu.start_again().unwrap();
-        let died = stage.eu.wait_exit(PATIENCE).await;
-        stage.eu.remove_env("LANDFALL_CRASH_AT");
-        assert!(died.is_some(), "{point}:{reach} was not reached\n{}", stage.eu.log_tail());
-        println!("killed at {point}, reached {reach} times");
-        stage.eu.start_again().unwrap();
+        stage.eu.die_at(point, reach, PATIENCE).await.unwrap();
     }
     let (written, _) = (writers.stop().await.unwrap(), strangers.stop().await.unwrap());
     println!("{} statements at the source", written.statements);

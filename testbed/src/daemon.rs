@@ -186,6 +186,21 @@ impl Daemon {
         self.process.as_mut()?.wait_exit(timeout).await
     }
 
+    /// Has it die at a crash point, reached so many times, and starts it again once it has.
+    ///
+    /// # Errors
+    /// With its log, where it has not died in time.
+    pub async fn die_at(&mut self, point: &str, reach: u64, patience: Duration) -> Result<()> {
+        self.kill9()?;
+        self.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
+        self.start_again()?;
+        let died = self.wait_exit(patience).await;
+        self.remove_env("LANDFALL_CRASH_AT");
+        ensure!(died.is_some(), "{point}:{reach} was not reached\n{}", self.log_tail());
+        println!("killed at {point}, reached {reach} times");
+        self.start_again()
+    }
+
     fn running(&mut self) -> Result<&mut Process> {
         self.process.as_mut().with_context(|| format!("{} was not started", self.spec.name))
     }

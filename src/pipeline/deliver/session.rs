@@ -445,19 +445,12 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         self.entry.changes.add(rows);
     }
 
-    /// Shows what is parked, and says what was parked just now because the target refuses it.
+    /// Shows what is parked, and counts the conflicts among what was parked just now.
     fn note_parked(&mut self, applied: &Applied) {
         for fault in &applied.refused {
             if let Some(conflict) = conflict_of(fault) {
                 self.metrics.conflict(conflict.kind.as_str(), "parked", &conflict.table);
             }
-            tracing::warn!(
-                road = self.entry.road(),
-                code = %fault.code(),
-                next = "landfall parked",
-                "{}",
-                fault.message()
-            );
         }
         self.show_parked(applied.parked);
     }

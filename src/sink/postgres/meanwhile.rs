@@ -11,19 +11,15 @@
 //! that went are taken away in one pass over the table, however many they are; and before one is put in, so a row that
 //! changed never stands beside its former self, whatever is unique here.
 
-use std::error::Error as StdError;
-
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio_postgres::{
-    Client, Statement,
-    types::{Format, IsNull, ToSql, Type},
-};
+use tokio_postgres::{Client, Statement, types::ToSql};
 
 use super::{
     PostgresSinkConfig,
     statement::put_element,
     table::Table,
     trouble::{self, Attempt},
+    wire::AsText,
 };
 use crate::{
     change::{Cell, Meanwhile, Shape},
@@ -61,29 +57,8 @@ pub(super) const KEEP: &str = "
 /// Those of one table.
 const OF_TABLE: &str = "(link, stream, schema_name, table_name) = ($1, $2, $3, $4)";
 
-/// A parameter in Postgres's own text.
-#[derive(Debug)]
-struct Literal(Bytes);
-
-impl ToSql for Literal {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
-        out.put_slice(&self.0);
-        Ok(IsNull::No)
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    tokio_postgres::types::to_sql_checked!();
-}
-
-fn parameters(config: &PostgresSinkConfig, keep: &Keep<'_>) -> [Literal; 6] {
-    let text = |text: &str| Literal(Bytes::copy_from_slice(text.as_bytes()));
+fn parameters(config: &PostgresSinkConfig, keep: &Keep<'_>) -> [AsText<Bytes>; 6] {
+    let text = |text: &str| AsText(Bytes::copy_from_slice(text.as_bytes()));
     let (mut came, mut rows, mut row) = (BytesMut::from("{"), BytesMut::from("{"), BytesMut::new());
     for (at, (what, cells)) in keep.rows.iter().enumerate() {
         if at > 0 {
@@ -103,8 +78,8 @@ fn parameters(config: &PostgresSinkConfig, keep: &Keep<'_>) -> [Literal; 6] {
         text(stream),
         text(&shape.schema),
         text(&shape.table),
-        Literal(came.freeze()),
-        Literal(rows.freeze()),
+        AsText(came.freeze()),
+        AsText(rows.freeze()),
     ]
 }
 

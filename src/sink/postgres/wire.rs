@@ -1,6 +1,6 @@
 //! Values of our own that travel to and from the target.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, fmt};
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type};
@@ -44,11 +44,11 @@ impl<'a> FromSql<'a> for Timestamp {
 
 /// A value in Postgres's own text, for whatever type the statement has in its place.
 #[derive(Clone, Debug)]
-pub(super) struct AsText(pub(super) String);
+pub(super) struct AsText<T = String>(pub(super) T);
 
-impl ToSql for AsText {
+impl<T: AsRef<[u8]> + fmt::Debug> ToSql for AsText<T> {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Refused> {
-        out.put_slice(self.0.as_bytes());
+        out.put_slice(self.0.as_ref());
         Ok(IsNull::No)
     }
 

@@ -372,10 +372,14 @@ pub(super) fn with_remedy(fault: &Fault) -> String {
     format!("{} (next: {})", fault.message(), fault.remedy())
 }
 
-/// What is told of a transaction that was refused.
+/// Says that a transaction was refused and is parked; gives what is counted of it. Said here and not by whoever is given
+/// it: what follows in the same batch may fail.
 pub(super) fn refusal(why: Why, id: ParkedId) -> Option<Fault> {
     match why {
-        Why::Refused(fault) => Some(fault.at(format_args!("parked as {id}"))),
+        Why::Refused(fault) => {
+            tracing::warn!(code = %fault.code(), next = "landfall parked", "parked as {id}: {}", fault.message());
+            Some(fault)
+        }
         Why::Behind(_) => None,
     }
 }
