@@ -1,5 +1,7 @@
 //! Proves that a region that has nothing is filled while everybody writes: rows that were there before the stream
 //! come across between its changes, each exactly once, and afterwards both regions are equal.
+//!
+//! `LANDFALL_SEED` repeats the dice; `LANDFALL_KILLS` sets how often a daemon dies (at each point once, unless set).
 
 use std::{
     sync::{
@@ -165,7 +167,10 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     let writers = Writers::start(&regions, 2, 30_000, seed).await;
     let ask =
         ["backfill", "--to", "eu-west-1", "--detach", "--chunk-rows", "500", "--max-rows-per-second", "4000"];
-    for (at, point) in AT_SOURCE.iter().chain(AT_SINK).chain(AT_SOURCE).enumerate() {
+    let every: Vec<&str> = AT_SOURCE.iter().chain(AT_SINK).copied().collect();
+    let kills = std::env::var("LANDFALL_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(every.len());
+    for at in 0..kills {
+        let point = every.get(at).copied().unwrap_or_else(|| every[random.random_range(0..every.len())]);
         eventually(PATIENCE, "a backfill has a good part of its way before it", async || {
             let noted = noted(&us).await;
             if let Some(now) = noted.iter().find(|it| it["state"] != "done") {
@@ -177,7 +182,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
         })
         .await
         .unwrap();
-        let daemon = if AT_SINK.contains(point) { &mut eu } else { &mut us };
+        let daemon = if AT_SINK.contains(&point) { &mut eu } else { &mut us };
         let reach = if at < AT_SOURCE.len() { 1 } else { random.random_range(1..=6) };
         daemon.die_at(point, reach, PATIENCE).await.unwrap();
     }

@@ -2,14 +2,14 @@
 //! replication's own initial copy, and `landfall backfill`, which goes through Kafka and lets both sides be used.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use testbed::home;
 use tokio::process::Command;
 
 use super::landfall::{self, Landfall};
-use super::measure::until;
+use super::measure::{Drain, Group, Watch, until};
 use super::report::Report;
 use super::site::{SOURCE, Site};
 use super::{Plan, native};
@@ -48,26 +48,26 @@ pub async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
                 _ => landfall::DATABASE,
             };
             site.target.execute(database, "truncate big; checkpoint").await?;
-            let began = Instant::now();
+            let mut groups = vec![
+                Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
+                Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
+            ];
+            if contender == "landfall" {
+                landfall.start().await?;
+                groups.push(Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) });
+                groups.extend(landfall.groups());
+            }
+            let watch = Watch::start(groups);
+            let mut peak = None;
             match contender {
                 "copy" => copy(&site).await?,
                 "native" => subscribe(&site).await?,
-                _ => {
-                    landfall.start().await?;
-                    let began = Instant::now();
-                    let peak = landfall.backfill().await.with_context(|| landfall.logs())?;
-                    report.add(
-                        format!("{NAME}/rate/landfall"),
-                        "rows/s",
-                        rows as f64 / began.elapsed().as_secs_f64(),
-                    );
-                    report.add(format!("{NAME}/peak/landfall"), "MiB", peak);
-                    landfall.stop().await?;
-                }
+                _ => peak = Some(landfall.backfill().await.with_context(|| landfall.logs())?),
             }
-            if contender != "landfall" {
-                let rate = rows as f64 / began.elapsed().as_secs_f64();
-                report.add(format!("{NAME}/rate/{contender}"), "rows/s", rate);
+            let drain = Drain { peak_mib: peak, ..watch.stop(rows, rows) };
+            report.drain(NAME, "rate", contender, &drain);
+            if contender == "landfall" {
+                landfall.stop().await?;
             }
             let equal = "select count(*)::text || ' ' || sum(hashtextextended(big::text, 0))::text from big";
             let (ours, theirs) = (

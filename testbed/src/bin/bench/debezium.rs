@@ -1,4 +1,7 @@
 //! Debezium's connector for Postgres and its JDBC sink, in one warm Kafka Connect worker.
+//!
+//! It reads a database of its own at the same server: what takes the others seconds takes it minutes, and a slot on
+//! theirs would have to be drained of all they are measured with.
 
 use std::time::Duration;
 
@@ -6,16 +9,20 @@ use anyhow::{Result, anyhow};
 use testbed::connect::State;
 use testbed::connect::debezium::{JdbcSink, PostgresSource};
 use testbed::{Connect, Kafka};
+use tokio_postgres::Client;
 
 use super::landfall::arrive;
 use super::measure::{Drain, Group, Watch, until, until_so};
-use super::site::{SOURCE, Site};
+use super::report::Report;
+use super::site::Site;
 use super::workload::{Workload, Written};
 
-/// Its database at the target.
+/// Its database, at the source and at the target.
 pub const DATABASE: &str = "debezium";
 const PREFIX: &str = "debezium";
 const START: Duration = Duration::from_secs(60);
+/// Of the rows the others are given it is given one in so many: a rate is as sure, for it takes as long.
+const SHARE: u64 = 3;
 /// Between two looks whether a connector has given up.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -23,18 +30,53 @@ const LOOK: Duration = Duration::from_secs(2);
 pub struct Debezium {
     connect: Connect,
     tables: Vec<String>,
+    writer: Client,
+    /// Transactions written so far.
+    last: u64,
 }
 
 impl Debezium {
-    /// Starts the worker, makes the target's tables, and the slot.
+    /// Starts the worker, makes the tables on both sides, and the slot.
     pub async fn set_up(site: &Site, workload: &Workload, schema: &str) -> Result<Self> {
-        site.target.create_database(DATABASE).await?;
-        site.target.execute(DATABASE, schema).await?;
+        for server in [&site.source, &site.target] {
+            server.create_database(DATABASE).await?;
+            server.execute(DATABASE, schema).await?;
+        }
         let tables = workload.tables.iter().map(|table| format!("public.{table}")).collect();
-        let debezium = Self { connect: Connect::start(&site.kafka).await?, tables };
+        let (connect, writer) = (Connect::start(&site.kafka).await?, site.source.connect(DATABASE).await?);
+        let debezium = Self { connect, tables, writer, last: 0 };
         debezium.read(site).await?;
         debezium.rest(site).await?;
         Ok(debezium)
+    }
+
+    /// Lets a share of so many rows through, unmeasured: a JVM that is cold, caches that are empty.
+    pub async fn warm(&mut self, site: &Site, workload: &Workload, rows: u64) -> Result<()> {
+        let written = self.write(workload, rows).await?;
+        self.whole(site, workload, &written).await.map(drop)
+    }
+
+    /// One round, of a share of so many rows.
+    pub async fn round(
+        &mut self,
+        site: &Site,
+        workload: &Workload,
+        rows: u64,
+        report: &mut Report,
+    ) -> Result<()> {
+        let written = self.write(workload, rows).await?;
+        let drain = self.capture(site, workload, &written).await?;
+        report.drain(workload.name, "capture", DATABASE, &drain);
+        let written = self.write(workload, rows).await?;
+        let drain = self.whole(site, workload, &written).await?;
+        report.drain(workload.name, "whole", DATABASE, &drain);
+        Ok(())
+    }
+
+    async fn write(&mut self, workload: &Workload, rows: u64) -> Result<Written> {
+        let written = workload.write(&self.writer, self.last, (rows / SHARE).max(1)).await?;
+        self.last = written.last;
+        Ok(written)
     }
 
     /// Lets the source read from now on.
@@ -42,7 +84,7 @@ impl Debezium {
         let tables: Vec<&str> = self.tables.iter().map(String::as_str).collect();
         let config = PostgresSource {
             port: site.source.port(),
-            database: SOURCE,
+            database: DATABASE,
             publication: "debezium",
             slot: "debezium",
             tables: &tables,
@@ -50,7 +92,7 @@ impl Debezium {
         };
         self.connect.create("source", &config.config()).await?;
         self.connect.wait_running("source", START).await?;
-        until(&site.source, SOURCE, "select active from pg_replication_slots where slot_name = 'debezium'")
+        until(&site.source, DATABASE, "select active from pg_replication_slots where slot_name = 'debezium'")
             .await
     }
 
@@ -66,7 +108,7 @@ impl Debezium {
         self.connect.delete("source").await?;
         until(
             &site.source,
-            SOURCE,
+            DATABASE,
             "select not active from pg_replication_slots where slot_name = 'debezium'",
         )
         .await
@@ -82,7 +124,7 @@ impl Debezium {
     }
 
     /// Source to Kafka alone; the rows are applied afterwards, unmeasured.
-    pub async fn capture(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+    async fn capture(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
         let before = self.records(&site.kafka).await;
         let mut watch = Watch::start(self.groups(site));
         self.read(site).await?;
@@ -103,7 +145,7 @@ impl Debezium {
     }
 
     /// The whole way.
-    pub async fn whole(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+    async fn whole(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
         let watch = Watch::start(self.groups(site));
         self.read(site).await?;
         self.apply(site).await?;

@@ -105,18 +105,24 @@ impl Landfall {
         let before = site.kafka.wan().bytes();
         self.us.start_again()?;
         self.eu.start_again()?;
-        let watch = Watch::start(vec![
+        let mut groups = vec![
             Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
             Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
             Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) },
-            Group { name: "Landfall source", pid: self.us.pid().unwrap_or(0) },
-            Group { name: "Landfall sink", pid: self.eu.pid().unwrap_or(0) },
-        ]);
+        ];
+        groups.extend(self.groups());
+        let watch = Watch::start(groups);
         let mut drain = arrive(site, workload, written, watch, DATABASE).await?;
         drain.bytes_per_row = Some((site.kafka.wan().bytes() - before) as f64 / written.all_rows as f64);
         drain.peak_mib = Some(self.us.vm_hwm_kib()?.max(self.eu.vm_hwm_kib()?) as f64 / 1024.0);
         self.stop().await?;
         Ok(drain)
+    }
+
+    /// The daemons that run.
+    pub fn groups(&self) -> [Group; 2] {
+        [("Landfall source", &self.us), ("Landfall sink", &self.eu)]
+            .map(|(name, daemon)| Group { name, pid: daemon.pid().unwrap_or(0) })
     }
 
     /// Copies every table there is into the target; gives the larger of the daemons' peaks, in MiB.

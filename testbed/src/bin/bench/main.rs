@@ -3,9 +3,12 @@
 //! ```text
 //!   for each workload                                   a site of its own
 //!     for each round
+//!       write ▶ debezium                                                   in a database of its own
 //!       write ▶ receiver ▶ landfall source ▶ landfall sink ▶ native        each drains the same log
-//!       write ▶ landfall, both ▶ native, durable ▶ debezium
-//!   latency of 200 rows/s at 0 and 80 ms
+//!       write ▶ landfall, both ▶ native                                    near and far
+//!       write ▶ native, durable
+//!   latency of 200 rows/s, near and far
+//!   growth: a million rows ▶ ten million
 //!   the first copy of a table: psql ▶ native ▶ landfall backfill
 //! ```
 //!
@@ -37,7 +40,8 @@ use landfall::Landfall;
 use native::{Native, Receiver};
 use report::{Goal, Report};
 use site::{SOURCE, Site};
-use workload::{ALL, Workload};
+use tokio_postgres::Client;
+use workload::{ALL, Workload, Written};
 
 const USAGE: &str = "usage: bench PATH-OF-LANDFALL [--quick] [--rounds N] [--scale X] [--only WORKLOAD,...] \
                      [--rtt MS,...] [--no-debezium] [--out DIRECTORY]";
@@ -49,6 +53,13 @@ const LATENCY: &str = "latency";
 const PACE: f64 = 200.0;
 /// Rows a transaction from which on it is a giant.
 const GIANT: u64 = 1_000_000;
+/// Stands in `--only` for how each grows with its rows.
+const GROWTH: &str = "growth";
+/// The workload that grows, how many rows it has at first, and what its figures are called then and later.
+const GROWS: &str = "insert-1000";
+const FEW: u64 = 1_000_000;
+const GROWTH_FEW: &str = "growth-1m";
+const GROWTH_MANY: &str = "growth-10m";
 /// What comes first and does not count, as a share of the rows.
 const WARM_SHARE: u64 = 3;
 /// Commits that wait for the disk are so slow that a small share of the rows tells.
@@ -109,6 +120,11 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The rows of one drain.
+    fn rows(&self, workload: &Workload) -> u64 {
+        ((workload.rows as f64 * self.scale) as u64).max(workload.rows_per_transaction)
+    }
+
     fn takes(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| only.iter().any(|it| it == name))
     }
@@ -154,6 +170,9 @@ async fn run(plan: &Plan) -> Result<()> {
             Err(error) => failed.push((LATENCY, error)),
         }
     }
+    if plan.takes(GROWTH) {
+        failed.extend(growth(plan, &mut report).await.err().map(|error| (GROWTH, error)));
+    }
     if plan.takes(backfill::NAME) {
         failed.extend(backfill::run(plan, &mut report).await.err().map(|error| (backfill::NAME, error)));
     }
@@ -182,90 +201,120 @@ async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result
     let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let receiver = Receiver::set_up(&site).await?;
-    // It takes minutes for what takes others seconds: one transaction of five million rows is left out.
+    // One transaction of five million rows is more than its queues bear on this machine.
     let mut debezium =
         if plan.debezium && testbed::home::has_rivals() && workload.rows_per_transaction < GIANT {
             Some(Debezium::set_up(&site, workload, &schema).await?)
         } else {
             None
         };
-    let writer = site.source.connect(SOURCE).await?;
+    let mut writer = Writer { client: site.source.connect(SOURCE).await?, workload, last: 0 };
     let name = workload.name;
-    let rows = ((workload.rows as f64 * plan.scale) as u64).max(workload.rows_per_transaction);
-    let mut last = 0;
+    let rows = plan.rows(workload);
+    let (lead, rounds) =
+        if workload.rows_per_transaction < GIANT { (rows / WARM_SHARE, plan.rounds) } else { (0, 1) };
     let outcome = async {
         // The first rows of each do not count: caches, a JVM of the rival's that compiles.
-        if workload.rows_per_transaction < GIANT {
-            let written = workload.write(&writer, last, (rows / WARM_SHARE).max(1)).await?;
-            last = written.last;
+        if lead > 0 {
+            let written = writer.write(lead).await?;
             receiver.drain(&site, &written).await?;
             landfall.whole(&site, workload, &written).await?;
             native.whole(&site, workload, &written, false).await?;
-            if let Some(rival) = &debezium
-                && let Err(error) = rival.whole(&site, workload, &written).await
+            if let Some(rival) = &mut debezium
+                && let Err(error) = rival.warm(&site, workload, lead).await
             {
                 report.missing(&format!("debezium on {name}"), &format!("{error:#}"));
                 debezium = None;
             }
         }
-        for _ in 0..plan.rounds {
-            let written = workload.write(&writer, last, rows).await?;
+        for _ in 0..rounds {
+            if let Some(debezium) = &mut debezium {
+                debezium.round(&site, workload, rows, report).await?;
+                // The others pass over what it was given before they are measured.
+                let written = writer.write(1).await?;
+                receiver.drain(&site, &written).await?;
+                landfall.whole(&site, workload, &written).await?;
+                native.whole(&site, workload, &written, false).await?;
+            }
+            let written = writer.write(rows).await?;
             report.drain(name, "capture", "receiver", &receiver.drain(&site, &written).await?);
             report.drain(name, "capture", "landfall", &landfall.capture(&site, &written).await?);
             report.drain(name, "apply", "landfall", &landfall.apply(&site, workload, &written).await?);
             report.drain(name, "whole", "native", &native.whole(&site, workload, &written, false).await?);
-            if let Some(debezium) = &debezium {
-                report.drain(
-                    name,
-                    "capture",
-                    "debezium",
-                    &debezium.capture(&site, workload, &written).await?,
-                );
-            }
-            last = written.last;
 
             for &rtt in &plan.rtts {
-                let (what, far) =
-                    if rtt == 0 { ("whole".to_owned(), false) } else { (format!("whole-{rtt}ms"), true) };
+                let what = if rtt == 0 { "whole".to_owned() } else { format!("whole-{rtt}ms") };
                 site.set_rtt(Duration::from_millis(rtt));
-                let written = workload.write(&writer, last, rows).await?;
-                last = written.last;
+                let written = writer.write(rows).await?;
                 report.drain(name, &what, "landfall", &landfall.whole(&site, workload, &written).await?);
                 report.drain(name, &what, "native", &native.whole(&site, workload, &written, false).await?);
                 receiver.drain(&site, &written).await?;
                 site.set_rtt(Duration::ZERO);
-                if let Some(debezium) = &debezium {
-                    let drain = debezium.whole(&site, workload, &written).await?;
-                    // Its one worker stands beside both: only near is it comparable.
-                    if !far {
-                        report.drain(name, &what, "debezium", &drain);
-                    }
-                }
             }
 
-            let written = workload.write(&writer, last, (rows / DURABLE_SHARE).max(1)).await?;
-            last = written.last;
-            report.drain(
-                name,
-                "whole",
-                "native-durable",
-                &native.whole(&site, workload, &written, true).await?,
-            );
-            landfall.whole(&site, workload, &written).await?;
-            receiver.drain(&site, &written).await?;
-            if let Some(debezium) = &debezium {
-                debezium.whole(&site, workload, &written).await?;
+            if lead > 0 {
+                let written = writer.write(rows / DURABLE_SHARE).await?;
+                let durable = native.whole(&site, workload, &written, true).await?;
+                report.drain(name, "whole", "native-durable", &durable);
+                landfall.whole(&site, workload, &written).await?;
+                receiver.drain(&site, &written).await?;
             }
         }
-        workload.require_equal(&site.source, &site.target, landfall::DATABASE).await?;
-        workload.require_equal(&site.source, &site.target, native::DATABASE).await?;
+        let source = (&site.source, SOURCE);
+        workload.require_equal(source, (&site.target, landfall::DATABASE)).await?;
+        workload.require_equal(source, (&site.target, native::DATABASE)).await?;
         match &debezium {
-            Some(_) => workload.require_equal(&site.source, &site.target, debezium::DATABASE).await,
+            Some(_) => {
+                let there = debezium::DATABASE;
+                workload.require_equal((&site.source, there), (&site.target, there)).await
+            }
             None => Ok(()),
         }
     };
     outcome.await.with_context(|| landfall.logs())?;
     site.about().await
+}
+
+/// Writes a workload at the source.
+struct Writer<'a> {
+    client: Client,
+    workload: &'a Workload,
+    /// Transactions written so far.
+    last: u64,
+}
+
+impl Writer<'_> {
+    async fn write(&mut self, rows: u64) -> Result<Written> {
+        let written = self.workload.write(&self.client, self.last, rows.max(1)).await?;
+        self.last = written.last;
+        Ok(written)
+    }
+}
+
+/// What ten times the rows cost: the same drain of [`FEW`] rows and of ten times as many, whatever the rounds.
+async fn growth(plan: &Plan, report: &mut Report) -> Result<()> {
+    let workload = ALL.iter().find(|workload| workload.name == GROWS).context("it is one of them")?;
+    println!("{GROWTH}: {} with {FEW} rows, and ten times as many", workload.name);
+    let site = Site::start().await?;
+    let schema = (workload.setup)();
+    site.source.execute(SOURCE, &schema).await?;
+    let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
+    let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
+    let mut writer = Writer { client: site.source.connect(SOURCE).await?, workload, last: 0 };
+    let few = (FEW as f64 * plan.scale) as u64;
+    let written = writer.write(few / WARM_SHARE).await?;
+    landfall.whole(&site, workload, &written).await?;
+    native.whole(&site, workload, &written, false).await?;
+    for (name, rows) in [(GROWTH_FEW, few), (GROWTH_MANY, 10 * few)] {
+        let written = writer.write(rows).await?;
+        let drain = landfall.whole(&site, workload, &written).await?;
+        let own: f64 =
+            drain.cpu.iter().filter(|(group, _)| group.starts_with("Landfall")).map(|(_, cpu)| cpu).sum();
+        report.add(format!("{name}/own-cpu/landfall"), "s per million rows", own);
+        report.drain(name, "whole", "landfall", &drain);
+        report.drain(name, "whole", "native", &native.whole(&site, workload, &written, false).await?);
+    }
+    workload.require_equal((&site.source, SOURCE), (&site.target, landfall::DATABASE)).await
 }
 
 /// Commit to visible, of each contender alone, near and far, and beside a key that never rests.
@@ -393,6 +442,15 @@ fn judge(plan: &Plan, report: &mut Report) {
             }
         }
     }
+    report.ratio(
+        "growth-own-cpu-10m-vs-1m",
+        &format!("{GROWTH_MANY}/own-cpu/landfall"),
+        &format!("{GROWTH_FEW}/own-cpu/landfall"),
+        Goal::AtMost(1.1),
+    );
+    if let Some(peak) = report.of(&format!("{GROWTH_MANY}/whole-peak/landfall")) {
+        report.judge("growth-10m-peak-mib", peak, Goal::AtMost(128.0));
+    }
     for (rival, least) in [("copy", 0.8), ("native", 1.0)] {
         report.ratio(
             &format!("backfill-vs-{rival}"),
@@ -401,7 +459,7 @@ fn judge(plan: &Plan, report: &mut Report) {
             Goal::AtLeast(least),
         );
     }
-    if let Some(peak) = report.of("backfill/peak/landfall") {
+    if let Some(peak) = report.of("backfill/rate-peak/landfall") {
         report.judge("backfill-peak-mib", peak, Goal::AtMost(128.0));
     }
     report.ratio(

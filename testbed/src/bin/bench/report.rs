@@ -123,6 +123,10 @@ impl Report {
             put(&file, &svg::bars(title, unit, &drawn))?;
             let _ = writeln!(page, "\n## {title}\n\n![{title}]({file})");
         }
+        page.push_str(COSTS);
+        for what in ["capture", "apply", "whole", "rate"] {
+            self.costs(what, &mut page);
+        }
         page.push_str(
             "\n## All figures\n\n| Figure | Median | Lowest | Highest | Unit |\n|---|---|---|---|---|\n",
         );
@@ -140,6 +144,32 @@ impl Report {
             );
         }
         put("README.md", &page)
+    }
+
+    /// What a million rows cost of the processors, and how many a second that allows.
+    fn costs(&self, what: &str, page: &mut String) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let middle = format!("/{what}/");
+        for name in self.figures.keys() {
+            let Some((workload, contender)) = name.split_once(&middle) else { continue };
+            let spent = |servers: bool| -> f64 {
+                let begins = format!("{workload}/{what}-cpu ");
+                let ends = format!("/{contender}");
+                self.figures
+                    .iter()
+                    .filter_map(|(name, figure)| {
+                        let group = name.strip_prefix(&begins)?.strip_suffix(&ends)?;
+                        (!servers || group.ends_with("Postgres")).then(|| median(figure.values.clone()))?
+                    })
+                    .sum()
+            };
+            let (all, servers, rate) = (spent(false), spent(true), self.of(name).unwrap_or(f64::NAN));
+            let most = cores * 1e6 / all;
+            let _ = writeln!(
+                page,
+                "| {workload} | {what} | {contender} | {all:.1} | {servers:.1} | {most:.0} | {rate:.0} |"
+            );
+        }
     }
 
     fn bars(&self, what: &str) -> Vec<Bar> {
@@ -168,10 +198,23 @@ const PICTURES: &[(&str, &str)] = &[
     ("capture", "Source to Kafka"),
     ("whole", "From the source to rows in the target"),
     ("apply", "Catching up from Kafka"),
+    ("rate", "The first copy of a table"),
     ("whole-bytes", "Bytes on the line"),
     ("p50", "Commit to visible, the middle row"),
     ("p99", "Commit to visible, 99 of 100 rows"),
 ];
+
+const COSTS: &str = "
+## What the processors allow
+
+Seconds of processor time a million rows cost, of all processes that take part and of the two database servers among them;
+how many rows a second that allows, were every core busy with nothing else; and how many there were. Where the last
+two are near each other, the machine is the limit, and only what costs less can be quicker. Not on this account: the
+line's proxy, which whoever sends more bytes keeps busier, and a receiver's own process.
+
+| Workload | Of it | Contender | All | The servers | Rows/s allowed | Rows/s |
+|---|---|---|---|---|---|---|
+";
 
 const PREFACE: &str = "# Benchmarks
 
@@ -188,7 +231,10 @@ How the contenders are set, and how durable what they do is:
 - **receiver**: `pg_recvlogical` with pgoutput over TCP into nothing: what the server's decoder gives one
   reader. Nothing is stored.
 - **debezium**: Debezium's Postgres connector (to Kafka, zstd) and its JDBC sink in one Kafka Connect worker,
-  set as their documentation recommends for throughput (`testbed/src/connect/debezium.rs` says each setting).
+  set as their documentation recommends for throughput (`testbed/src/connect/debezium.rs` says each setting). It
+  reads a database of its own at the same server, with a third of the rows.
+
+One transaction of five million rows (giant) is measured in one round, without Debezium; growth in one round as well.
 
 The broker is set as Kafka's own start script has it, with half the heap, and warmed up by a load of its own before
 anybody is measured. Now and then its collector stops it, and whatever goes through it waits. Latency is the time from a

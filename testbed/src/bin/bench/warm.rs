@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use rdkafka::ClientConfig;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use testbed::Kafka;
@@ -22,7 +23,8 @@ const STEP: Duration = Duration::from_micros(500);
 /// How long the last requests may take.
 const END: Duration = Duration::from_secs(30);
 
-/// Writes and reads a topic of its own, near and through the line, the way everybody here does: idempotent, zstd.
+/// Writes and reads a topic of its own, near and through the line, the way everybody here does: idempotent, zstd,
+/// a header to each record. A code path that was not taken before is one that is compiled anew.
 pub async fn warm_up(kafka: &Kafka) -> Result<()> {
     kafka.create_topic(TOPIC, 1, &[("message.timestamp.type", "LogAppendTime")]).await?;
     let (near, far) = (kafka.local(), kafka.remote());
@@ -51,11 +53,14 @@ fn write(brokers: &str) -> Result<()> {
         let mut at = 0u64;
         while began.elapsed() < time {
             let row = format!(
-                "{at:020}|{:020}|a row as long as most are|{:x}",
+                "{at:020}|{:020}|{}|{:x}",
                 at % 97,
+                "as much around a row as an envelope has. ".repeat(12),
                 at.wrapping_mul(0x9e37_79b9)
             );
-            match producer.send(BaseRecord::to(TOPIC).key(&at.to_be_bytes()[..]).payload(&row)) {
+            let mark = at.to_be_bytes();
+            let headers = OwnedHeaders::new().insert(Header { key: TOPIC, value: Some(&mark[..]) });
+            match producer.send(BaseRecord::to(TOPIC).key(&mark[..]).payload(&row).headers(headers)) {
                 Ok(()) => at += 1,
                 Err(_) => {
                     producer.poll(Duration::from_millis(2));

@@ -252,16 +252,18 @@ impl Workload {
         (self.arrived)(transaction)
     }
 
-    /// Requires both databases to hold the same rows.
-    pub async fn require_equal(&self, source: &Postgres, target: &Postgres, database: &str) -> Result<()> {
+    /// Requires a database at the source and one at the target to hold the same rows.
+    pub async fn require_equal(
+        &self,
+        (source, from): (&Postgres, &str),
+        (target, database): (&Postgres, &str),
+    ) -> Result<()> {
         for table in self.tables {
             let sql = format!(
                 "select count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 0)), 0) from {table} t"
             );
-            let (here, there) = tokio::try_join!(
-                source.query_text(super::site::SOURCE, &sql),
-                target.query_text(database, &sql)
-            )?;
+            let (here, there) =
+                tokio::try_join!(source.query_text(from, &sql), target.query_text(database, &sql))?;
             anyhow::ensure!(here == there, "{table}: the source has {here:?}, {database} has {there:?}");
         }
         Ok(())
