@@ -168,7 +168,8 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     let ask =
         ["backfill", "--to", "eu-west-1", "--detach", "--chunk-rows", "500", "--max-rows-per-second", "4000"];
     let every: Vec<&str> = AT_SOURCE.iter().chain(AT_SINK).copied().collect();
-    let kills = std::env::var("LANDFALL_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(every.len());
+    let kills =
+        std::env::var("LANDFALL_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(every.len());
     for at in 0..kills {
         let point = every.get(at).copied().unwrap_or_else(|| every[random.random_range(0..every.len())]);
         eventually(PATIENCE, "a backfill has a good part of its way before it", async || {

@@ -291,7 +291,8 @@ impl Writer<'_> {
     }
 }
 
-/// What ten times the rows cost: the same drain of [`FEW`] rows and of ten times as many, whatever the rounds.
+/// What ten times the rows cost: the same drain of [`FEW`] rows and of ten times as many, whatever the rounds and the
+/// scale.
 async fn growth(plan: &Plan, report: &mut Report) -> Result<()> {
     let workload = ALL.iter().find(|workload| workload.name == GROWS).context("it is one of them")?;
     println!("{GROWTH}: {} with {FEW} rows, and ten times as many", workload.name);
@@ -301,11 +302,10 @@ async fn growth(plan: &Plan, report: &mut Report) -> Result<()> {
     let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let mut writer = Writer { client: site.source.connect(SOURCE).await?, workload, last: 0 };
-    let few = (FEW as f64 * plan.scale) as u64;
-    let written = writer.write(few / WARM_SHARE).await?;
+    let written = writer.write(FEW / WARM_SHARE).await?;
     landfall.whole(&site, workload, &written).await?;
     native.whole(&site, workload, &written, false).await?;
-    for (name, rows) in [(GROWTH_FEW, few), (GROWTH_MANY, 10 * few)] {
+    for (name, rows) in [(GROWTH_FEW, FEW), (GROWTH_MANY, 10 * FEW)] {
         let written = writer.write(rows).await?;
         let drain = landfall.whole(&site, workload, &written).await?;
         let own: f64 =
