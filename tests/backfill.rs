@@ -3,17 +3,13 @@
 //!
 //! `LANDFALL_SEED` repeats the dice; `LANDFALL_KILLS` sets how often a daemon dies (at each point once, unless set).
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use testbed::{Daemon, TwoRegions, eventually, said};
-use tokio::task::JoinHandle;
+use testbed::{
+    Daemon, TwoRegions, eventually, said,
+    writers::{Writers, seed},
+};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -39,72 +35,26 @@ fn rows(count: u64) -> String {
     )
 }
 
-fn seed() -> u64 {
-    let seed = std::env::var("LANDFALL_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("seed {seed}");
-    seed
-}
-
-/// Writes to the same rows that are being copied, until it is told to stop.
-struct Writers {
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    tasks: Vec<JoinHandle<u64>>,
-}
-
-impl Writers {
-    async fn start(regions: &TwoRegions, count: u64, rows: u64, seed: u64) -> Self {
-        let (stop, all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut tasks = Vec::new();
-        for writer in 0..count {
-            let client = regions.us.connect().await.unwrap();
-            let (stop, all) = (Arc::clone(&stop), Arc::clone(&all));
-            let mut random = StdRng::seed_from_u64(seed ^ writer);
-            tasks.push(tokio::spawn(async move {
-                let mut written = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let id = random.random_range(1..=rows);
-                    let fresh = rows + written * count + writer + 1;
-                    let small = random.random_range(1..=rows / 100);
-                    // Ids of this writer's own, so that none deadlocks: the row, its new self, its end.
-                    let statement = match random.random_range(0..9) {
-                        0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
-                        1 => format!("delete from numbered where id = {id}"),
-                        2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
-                        3 => format!("update wide set n = n + 1 where id = {small}"),
-                        4 => format!("update wide set document = 'short {fresh}' where id = {small}"),
-                        5 => "insert into bare values (3, 'twice or more')".to_owned(),
-                        6 => "delete from bare where ctid = (select ctid from bare limit 1)".to_owned(),
-                        7 => format!("update named set n = n + 1 where a = 'Ä{}'", id % 100),
-                        _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
-                    };
-                    // A deadlock or a key that is taken: nothing was written.
-                    let done = u64::from(client.batch_execute(&statement).await.is_ok());
-                    written += done;
-                    all.fetch_add(done, Ordering::Relaxed);
-                }
-                written
-            }));
+/// Writes to the same rows that are being copied. A deadlock, or a key that is taken: nothing was written.
+async fn writers(regions: &TwoRegions, count: u64, rows: u64, seed: u64) -> Writers {
+    let start = Writers::start(&regions.us, count, seed, Duration::ZERO, move |writer, done, random| {
+        let id = random.random_range(1..=rows);
+        let fresh = rows + done * count + writer + 1;
+        let small = random.random_range(1..=rows / 100);
+        // Ids of this writer's own: the row, its new self, its end.
+        match random.random_range(0..9) {
+            0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+            1 => format!("delete from numbered where id = {id}"),
+            2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
+            3 => format!("update wide set n = n + 1 where id = {small}"),
+            4 => format!("update wide set document = 'short {fresh}' where id = {small}"),
+            5 => "insert into bare values (3, 'twice or more')".to_owned(),
+            6 => "delete from bare where ctid = (select ctid from bare limit 1)".to_owned(),
+            7 => format!("update named set n = n + 1 where a = 'Ä{}'", id % 100),
+            _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
         }
-        Self { stop, written: all, tasks }
-    }
-
-    /// Ends them, once so many statements were written: on a busy machine they take their time.
-    async fn stop_after(self, enough: u64) -> u64 {
-        eventually(PATIENCE, "enough is written", async || {
-            Ok(self.written.load(Ordering::Relaxed) > enough
-                || self.tasks.iter().any(JoinHandle::is_finished))
-        })
-        .await
-        .unwrap();
-        self.stop.store(true, Ordering::Relaxed);
-        let mut written = 0;
-        for task in self.tasks {
-            written += task.await.unwrap();
-        }
-        written
-    }
+    });
+    start.await.unwrap()
 }
 
 /// A source with rows, and a target with none.
@@ -164,7 +114,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     let mut random = StdRng::seed_from_u64(seed);
     let (regions, mut us, mut eu) = stage(30_000).await;
     allow(&regions, &us).await;
-    let writers = Writers::start(&regions, 2, 30_000, seed).await;
+    let writers = writers(&regions, 2, 30_000, seed).await;
     let ask =
         ["backfill", "--to", "eu-west-1", "--detach", "--chunk-rows", "500", "--max-rows-per-second", "4000"];
     let every: Vec<&str> = AT_SOURCE.iter().chain(AT_SINK).copied().collect();
@@ -192,7 +142,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     })
     .await
     .unwrap();
-    assert!(writers.stop_after(100).await > 100);
+    writers.stop_after(100, PATIENCE).await.unwrap();
     equal(&regions, &us, &eu).await;
 }
 
@@ -330,13 +280,11 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
 async fn an_empty_region_is_filled_while_the_other_is_written() {
     let (regions, us, eu) = stage(30_000).await;
     allow(&regions, &us).await;
-    let writers = Writers::start(&regions, 4, 30_000, seed()).await;
+    let writers = writers(&regions, 4, 30_000, seed()).await;
     let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
     println!("{}", said(&filled));
     assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
-    let written = writers.stop_after(100).await;
-    println!("{written} statements meanwhile");
-    assert!(written > 100);
+    writers.stop_after(100, PATIENCE).await.unwrap();
     equal(&regions, &us, &eu).await;
 }
 
@@ -384,28 +332,19 @@ async fn rows_that_meet_a_condition_take_the_place_of_others_and_no_row_besides(
     let kept = "select count(*)::text from numbered where id % 2 <> 0 and id % 3 <> 1 and note = 'wrong'";
     let kept_before = regions.eu.postgres.query_text("shop", kept).await.unwrap();
 
-    let (stop, mut tasks) = (Arc::new(AtomicBool::new(false)), Vec::new());
-    for writer in 0..2 {
-        let (client, stop) = (regions.us.connect().await.unwrap(), Arc::clone(&stop));
-        let mut random = StdRng::seed_from_u64(seed ^ writer);
-        tasks.push(tokio::spawn(async move {
-            let mut written = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let id = 6 * random.random_range(0..COUNT / 6) + [1, 4][random.random_range(0..2)];
-                let fresh = 30 * (COUNT + 2 * written + writer) + 4;
-                let written_by_none = "id % 5 <> 0";
-                let statement = match random.random_range(0..6) {
-                    0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
-                    1 => format!("delete from numbered where id = {id} and {written_by_none}"),
-                    2 => format!("update numbered set id = {fresh} where id = {id} and {written_by_none}"),
-                    _ => format!("update numbered set n = n + 1 where id = {id} and {written_by_none}"),
-                };
-                written += u64::from(client.batch_execute(&statement).await.is_ok());
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            written
-        }));
-    }
+    let pause = Duration::from_millis(2);
+    let writers = Writers::start(&regions.us, 2, seed, pause, |writer, done, random| {
+        let id = 6 * random.random_range(0..COUNT / 6) + [1, 4][random.random_range(0..2)];
+        let fresh = 30 * (COUNT + 2 * done + writer) + 4;
+        let written_by_none = "id % 5 <> 0";
+        match random.random_range(0..6) {
+            0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+            1 => format!("delete from numbered where id = {id} and {written_by_none}"),
+            2 => format!("update numbered set id = {fresh} where id = {id} and {written_by_none}"),
+            _ => format!("update numbered set n = n + 1 where id = {id} and {written_by_none}"),
+        }
+    });
+    let writers = writers.await.unwrap();
 
     let slowly = ["--detach", "--chunk-rows", "300", "--max-rows-per-second", "2000"];
     let ask = ["backfill", "--to", "eu-west-1", "--table", "public.numbered", "--where", "id % 2 = 0"];
@@ -433,13 +372,7 @@ async fn rows_that_meet_a_condition_take_the_place_of_others_and_no_row_besides(
     .unwrap();
     let whole = us.command(&ask).await.unwrap();
     assert!(whole.status.success() && said(&whole).contains("has applied it"), "{}", said(&whole));
-    stop.store(true, Ordering::Relaxed);
-    let mut written = 0;
-    for task in tasks {
-        written += task.await.unwrap();
-    }
-    println!("{written} statements meanwhile");
-    assert!(written > 100);
+    writers.stop_after(100, PATIENCE).await.unwrap();
     arrived(&regions).await;
     let logs = || format!("{}\n{}", us.log_tail(), eu.log_tail());
     // What meets the condition is as it is there; what is gone there is gone here.

@@ -1,17 +1,13 @@
 //! Proves that a link that lost a part of its stream, or met a conflict, is brought up again without a full copy, while
 //! the source is written to: what it missed comes anew, deletions included, and both regions are equal.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
-use testbed::{Daemon, Region, TwoRegions, eventually, said};
-use tokio::task::JoinHandle;
+use rand::Rng;
+use testbed::{
+    Daemon, Region, TwoRegions, eventually, said,
+    writers::{Writers, seed},
+};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -24,13 +20,6 @@ const TABLES: &str = "
     alter table bare replica identity full;
     create table wide (id int4 primary key, n int4, document text);
     alter table wide alter document set storage external";
-
-fn seed() -> u64 {
-    let seed = std::env::var("LANDFALL_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("seed {seed}");
-    seed
-}
 
 /// Two regions that hold the same rows.
 async fn stage() -> (TwoRegions, Daemon, Daemon) {
@@ -75,52 +64,22 @@ async fn ready(daemon: &Daemon) {
 }
 
 /// Writes to every row there is, among them keys that move and leave an out-of-line value unmentioned.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    task: JoinHandle<u64>,
-}
-
-impl Writer {
-    async fn start(region: &Region, seed: u64) -> Self {
-        let client = region.connect().await.unwrap();
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&written));
-        let mut random = StdRng::seed_from_u64(seed);
-        let task = tokio::spawn(async move {
-            let mut written = 0;
-            while !stopped.load(Ordering::Relaxed) {
-                let (id, small) = (random.random_range(1..=10_000), random.random_range(1..=400));
-                let fresh = 100_000 + written;
-                let statement = match random.random_range(0..7) {
-                    0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
-                    1 => format!("delete from numbered where id = {id}"),
-                    2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
-                    3 => format!("update wide set id = {fresh} where id = {small}"),
-                    4 => format!("update wide set n = n + 1 where id = {small}"),
-                    5 => format!("update named set n = n + 1 where b = {small}"),
-                    _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
-                };
-                client.batch_execute(&statement).await.unwrap();
-                written += 1;
-                counted.store(written, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            written
-        });
-        Self { stop, written, task }
-    }
-
-    /// Ends it, once so many statements were written: on a busy machine they take their time.
-    async fn stop_after(self, enough: u64) -> u64 {
-        eventually(PATIENCE, "enough is written", async || {
-            Ok(self.written.load(Ordering::Relaxed) > enough || self.task.is_finished())
-        })
-        .await
-        .unwrap();
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.unwrap()
-    }
+async fn writer(region: &Region) -> Writers {
+    let pause = Duration::from_millis(2);
+    let start = Writers::start(region, 1, seed(), pause, |_, done, random| {
+        let (id, small) = (random.random_range(1..=10_000), random.random_range(1..=400));
+        let fresh = 100_000 + done;
+        match random.random_range(0..7) {
+            0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+            1 => format!("delete from numbered where id = {id}"),
+            2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
+            3 => format!("update wide set id = {fresh} where id = {small}"),
+            4 => format!("update wide set n = n + 1 where id = {small}"),
+            5 => format!("update named set n = n + 1 where b = {small}"),
+            _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
+        }
+    });
+    start.await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +104,7 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     eu.start_again().unwrap();
     halts(&eu, "LF-RETENTION-PASSED").await;
 
-    let writer = Writer::start(&regions.us, seed()).await;
+    let writer = writer(&regions.us).await;
     let plan = eu.command(&["recover"]).await.unwrap();
     assert!(plan.status.success() && said(&plan).contains("--execute"), "{}", said(&plan));
     halts(&eu, "LF-RETENTION-PASSED").await;
@@ -158,7 +117,7 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
         us.log_tail(),
         eu.log_tail()
     );
-    assert!(writer.stop_after(200).await > 200);
+    assert_eq!(writer.stop_after(200, PATIENCE).await.unwrap().refused, [""; 0]);
     equal(&regions, &us, &eu).await;
     ready(&eu).await;
     // Strict again: what does not find its row halts.

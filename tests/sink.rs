@@ -3,6 +3,8 @@
 
 #[path = "sink/log.rs"]
 mod log;
+#[path = "sink/not_whole.rs"]
+mod not_whole;
 #[path = "sink/only_postgres.rs"]
 mod only_postgres;
 #[path = "sink/parking.rs"]

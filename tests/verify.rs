@@ -1,18 +1,14 @@
 //! Proves that two regions are compared while they are written to: what differs is found, each row of it, and what
 //! does not is not, whatever changes between the reading there and the looking here.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::Rng;
 use serde_json::Value;
-use testbed::{Daemon, Region, TwoRegions, eventually, said};
-use tokio::task::JoinHandle;
+use testbed::{
+    Daemon, Region, TwoRegions, eventually, said,
+    writers::{Writers, seed},
+};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -24,13 +20,6 @@ const TABLES: &str = "
     create table bare (n int4, note text);
     alter table bare replica identity full;
     create table empty (id int4 primary key)";
-
-fn seed() -> u64 {
-    let seed = std::env::var("LANDFALL_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("seed {seed}");
-    seed
-}
 
 /// Two regions that hold the same `count` rows, as the stream brought them.
 async fn stage(count: u64) -> (TwoRegions, Daemon, Daemon) {
@@ -97,71 +86,32 @@ fn findings(found: &Value) -> Vec<String> {
     all
 }
 
-/// Writes some five hundred transactions a second to even ids, until it is told to stop.
-struct Writers {
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    tasks: Vec<JoinHandle<u64>>,
-}
-
-impl Writers {
-    async fn start(region: &Region, count: u64, rows: u64, seed: u64) -> Self {
-        let (stop, all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut tasks = Vec::new();
-        for writer in 0..count {
-            let client = region.connect().await.unwrap();
-            let (stop, all) = (Arc::clone(&stop), Arc::clone(&all));
-            let mut random = StdRng::seed_from_u64(seed ^ writer);
-            tasks.push(tokio::spawn(async move {
-                let mut written = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    // Ids of this writer's own, so that none deadlocks.
-                    let mine = |at: u64| 2 * (at * count + writer);
-                    let (id, fresh) = (mine(random.random_range(1..rows / 2 / count)), mine(rows + written));
-                    let statement = match written % 100 {
-                        // A row that is hardly ever still.
-                        at if at % 4 == 0 => format!("update numbered set n = n + 1 where id = {}", mine(1)),
-                        at if at % 4 == 1 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
-                        2 => "insert into bare values (3, 'twice or more')".to_owned(),
-                        at if at % 4 == 2 => {
-                            format!("delete from numbered where id = {id} and id > {}", mine(1))
-                        }
-                        7 if writer == 0 => format!("update named set n = n + 1 where a = 'Ä{}'", id % 100),
-                        _ => format!("update numbered set n = n + 1, at = now() where id = {id}"),
-                    };
-                    client.batch_execute(&statement).await.unwrap();
-                    written += 1;
-                    all.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                written
-            }));
+/// Writes some five hundred transactions a second to even ids.
+async fn writers(region: &Region, rows: u64) -> Writers {
+    const COUNT: u64 = 3;
+    let pause = Duration::from_millis(2);
+    let start = Writers::start(region, COUNT, seed(), pause, move |writer, done, random| {
+        // Ids of this writer's own, so that none deadlocks.
+        let mine = |at: u64| 2 * (at * COUNT + writer);
+        let (id, fresh) = (mine(random.random_range(1..rows / 2 / COUNT)), mine(rows + done));
+        match done % 100 {
+            // A row that is hardly ever still.
+            at if at % 4 == 0 => format!("update numbered set n = n + 1 where id = {}", mine(1)),
+            at if at % 4 == 1 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
+            2 => "insert into bare values (3, 'twice or more')".to_owned(),
+            at if at % 4 == 2 => format!("delete from numbered where id = {id} and id > {}", mine(1)),
+            7 if writer == 0 => format!("update named set n = n + 1 where a = 'Ä{}'", id % 100),
+            _ => format!("update numbered set n = n + 1, at = now() where id = {id}"),
         }
-        Self { stop, written: all, tasks }
-    }
-
-    /// Ends them, once so many statements were written: on a busy machine they take their time.
-    async fn stop_after(self, enough: u64) -> u64 {
-        eventually(PATIENCE, "enough is written", async || {
-            Ok(self.written.load(Ordering::Relaxed) > enough
-                || self.tasks.iter().any(JoinHandle::is_finished))
-        })
-        .await
-        .unwrap();
-        self.stop.store(true, Ordering::Relaxed);
-        let mut written = 0;
-        for task in self.tasks {
-            written += task.await.unwrap();
-        }
-        written
-    }
+    });
+    start.await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_rows_made_wrong_are_found_and_no_other_while_it_is_written() {
     let (regions, us, eu) = stage(40_000).await;
     allow(&regions, &eu).await;
-    let writers = Writers::start(&regions.us, 3, 40_000, seed()).await;
+    let writers = writers(&regions.us, 40_000).await;
     let began = Instant::now();
     let (code, found) = verify(&eu, &[]).await;
     assert_eq!(findings(&found), [""; 0], "{found}\n{}", us.log_tail());
@@ -198,9 +148,9 @@ async fn a_hundred_rows_made_wrong_are_found_and_no_other_while_it_is_written() 
     assert!(shown.contains("wrong") && !shown.contains("more (--list"), "{shown}");
     assert_eq!(verify(&eu, &["--table", "public.em*", "--table", "public.bare"]).await.0, Some(0));
 
-    let written = writers.stop_after(500).await;
-    println!("{:.0} transactions a second", written as f64 / began.elapsed().as_secs_f64());
-    assert!(written > 500);
+    let written = writers.stop_after(500, PATIENCE).await.unwrap();
+    assert_eq!(written.refused, [""; 0]);
+    println!("{:.0} transactions a second", written.statements as f64 / began.elapsed().as_secs_f64());
 
     // Rows that no key names are counted.
     arrived(&regions).await;
@@ -214,7 +164,7 @@ async fn a_hundred_rows_made_wrong_are_found_and_no_other_while_it_is_written() 
 async fn what_differs_is_put_right_while_it_is_written() {
     let (regions, us, eu) = stage(20_000).await;
     allow(&regions, &eu).await;
-    let writers = Writers::start(&regions.us, 3, 20_000, seed()).await;
+    let writers = writers(&regions.us, 20_000).await;
     let wrong = "
         update numbered set note = 'wrong' where id % 200 = 1;
         delete from numbered where id % 500 = 3;
@@ -237,7 +187,7 @@ async fn what_differs_is_put_right_while_it_is_written() {
         eu.log_tail()
     );
     assert!(eu.log().contains("a row is mended"), "each is told in the log");
-    assert!(writers.stop_after(500).await > 500);
+    assert_eq!(writers.stop_after(500, PATIENCE).await.unwrap().refused, [""; 0]);
     arrived(&regions).await;
     regions.equal(PATIENCE).await.unwrap();
 

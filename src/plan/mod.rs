@@ -55,6 +55,9 @@ pub enum Joining {
     /// It holds some of its rows, and those exactly. A change to a row that has not come passes; a row that
     /// comes takes the place of what is there.
     Copying,
+    /// Its rows may be older than the place the stream has come to, or missing, and are mended one by one. Changes are
+    /// taken as while it is copied.
+    Stale,
     /// It holds some of its rows as they were under one snapshot. What changed since is kept until the last has come.
     Snapshot,
 }
@@ -170,7 +173,7 @@ pub fn plan<'a>(
         let mut table = segment.table(change.shape(), tables);
         match segment.tables[table].joining {
             Some(Joining::Waiting) => continue,
-            Some(Joining::Copying) => {
+            Some(Joining::Copying | Joining::Stale) => {
                 segment.cut(&mut actions);
                 actions.extend(each(change, tables)?);
                 continue;
@@ -216,7 +219,7 @@ pub fn each<'a>(change: &'a Change, tables: Tables<'_>) -> Result<Vec<Action<'a>
     match tables.joining(shape) {
         None => Ok(vec![Action::Rows(alone(change, locator)?)]),
         Some(Joining::Waiting) => Ok(Vec::new()),
-        Some(Joining::Copying) => in_place(change, locator),
+        Some(Joining::Copying | Joining::Stale) => in_place(change, locator),
         Some(Joining::Snapshot) => {
             let keep = kept_of(change);
             Ok(if keep.rows.is_empty() { Vec::new() } else { vec![Action::Keep(keep)] })

@@ -303,7 +303,7 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
     if joining == Some(Joining::Waiting) && !change.is_copy() {
         return Ok(());
     }
-    let copying = joining == Some(Joining::Copying);
+    let copying = matches!(joining, Some(Joining::Copying | Joining::Stale));
     if joining == Some(Joining::Snapshot) && !matches!(change, Change::Truncate { .. }) && !change.is_copy() {
         let kept = state.meanwhile.entry(name).or_default();
         for row in came_and_went(change) {
@@ -326,7 +326,7 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
                         state.joining.insert(name, Joining::Snapshot);
                     }
                     Mark::Wait => drop(state.joining.insert(name, Joining::Waiting)),
-                    Mark::Stale => drop(state.joining.insert(name, Joining::Copying)),
+                    Mark::Stale => drop(state.joining.insert(name, Joining::Stale)),
                     Mark::Begin => {
                         empty(state, before, &name);
                         state.joining.insert(name, Joining::Copying);

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -12,7 +12,7 @@ use anyhow::Result;
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::task::JoinHandle;
 
-use crate::Region;
+use crate::{Region, wait::eventually};
 
 /// The seed of this run: `LANDFALL_SEED`, or a new one. Printed, so that a run can be repeated.
 pub fn seed() -> u64 {
@@ -25,6 +25,7 @@ pub fn seed() -> u64 {
 /// Writers at work.
 pub struct Writers {
     stop: Arc<AtomicBool>,
+    statements: Arc<AtomicU64>,
     tasks: Vec<JoinHandle<Written>>,
 }
 
@@ -47,18 +48,21 @@ impl Writers {
         pause: Duration,
         statement: impl Fn(u64, u64, &mut StdRng) -> String + Clone + Send + 'static,
     ) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, statements) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
         for writer in 0..count {
             let client = region.connect().await?;
-            let (stop, statement) = (Arc::clone(&stop), statement.clone());
+            let (stop, all, statement) = (Arc::clone(&stop), Arc::clone(&statements), statement.clone());
             let mut random = StdRng::seed_from_u64(seed ^ writer);
             tasks.push(tokio::spawn(async move {
                 let mut written = Written::default();
                 while !stop.load(Ordering::Relaxed) {
                     let statement = statement(writer, written.statements, &mut random);
                     match client.batch_execute(&statement).await {
-                        Ok(()) => written.statements += 1,
+                        Ok(()) => {
+                            written.statements += 1;
+                            all.fetch_add(1, Ordering::Relaxed);
+                        }
                         Err(error) => written.refused.push(format!("{error:?}: {statement}")),
                     }
                     tokio::time::sleep(pause).await;
@@ -66,7 +70,19 @@ impl Writers {
                 written
             }));
         }
-        Ok(Self { stop, tasks })
+        Ok(Self { stop, statements, tasks })
+    }
+
+    /// Ends them, once so many statements went through: on a busy machine they take their time.
+    ///
+    /// # Errors
+    /// Where they do not within `patience`.
+    pub async fn stop_after(self, enough: u64, patience: Duration) -> Result<Written> {
+        eventually(patience, "enough is written", async || {
+            Ok(self.statements.load(Ordering::Relaxed) > enough)
+        })
+        .await?;
+        self.stop().await
     }
 
     /// Ends them; all they did.

@@ -8,10 +8,13 @@
 //!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
 //! ```
 
+mod alone;
 mod attend;
 mod blocker;
+mod joining;
 mod park;
 mod slice;
+mod stale;
 
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
@@ -28,7 +31,7 @@ use self::{
 use super::{
     PostgresSinkConfig,
     guard::{Guard, Move},
-    known::{Chunk, Known, Ready},
+    known::{Known, Ready},
     meanwhile,
     parked::Kept,
     pipeline::Pipeline,
@@ -38,10 +41,10 @@ use super::{
     wire::{AsText, Timestamp},
 };
 use crate::{
-    change::{Cell, Change, Mark, Row, Shape, copy_text},
+    change::{Cell, Change, Mark, Shape},
     crash,
     fault::{Code, Fault, Result},
-    plan::{Joining, Keep, parked::ParkedId},
+    plan::{Joining, parked::ParkedId},
     position::{Position, Sequence},
     postgres::{Connection, fault_of},
     progress::Heartbeat,
@@ -258,7 +261,8 @@ impl Session {
             }
             match mark {
                 Mark::Wait => drop(self.known.joining.insert(table, Joining::Waiting)),
-                Mark::Begin | Mark::Stale => drop(self.known.joining.insert(table, Joining::Copying)),
+                Mark::Begin => drop(self.known.joining.insert(table, Joining::Copying)),
+                Mark::Stale => drop(self.known.joining.insert(table, Joining::Stale)),
                 Mark::Snapshot => drop(self.known.joining.insert(table, Joining::Snapshot)),
                 Mark::Done => drop(self.known.joining.remove(&table)),
             }
@@ -341,23 +345,6 @@ impl Session {
             return Err(with_blocker(trouble, blocker));
         }
         self.commit(group).await
-    }
-
-    /// Notes the tables being filled that changes may insert into.
-    fn note_touched(&mut self, steps: &[Step]) {
-        if self.known.joining.is_empty() {
-            return;
-        }
-        for change in steps.iter().flat_map(Step::changes) {
-            let brings = match change {
-                Change::Insert { .. } | Change::Update { old: Some(_), .. } => true,
-                Change::Chunk { keys, replace, .. } => keys.is_some() || !replace.is_empty(),
-                _ => false,
-            };
-            if brings {
-                self.touched.insert(change.shape().to_string());
-            }
-        }
     }
 
     /// Everything of a transaction but its end, sent without waiting in between but before a copy. Returns once every
@@ -471,245 +458,6 @@ impl Session {
         Ok(())
     }
 
-    /// Change by change in the order they came, each source transaction a transaction of its own:
-    /// ends at the culprit with everything before its transaction committed, or, where only the set
-    /// was at odds with itself (two rows that swap a unique value), goes through.
-    async fn redo(&mut self, group: Group<'_>) -> Result<bool> {
-        tracing::info!(after = %group.to.after, transactions = group.steps.len(), "redone change by change");
-        self.each_alone(group).await.map(|()| true)
-    }
-
-    async fn each_alone(&mut self, group: Group<'_>) -> Result<()> {
-        for alone in group.split() {
-            let copied = alone.steps.iter().any(Step::is_copy);
-            if !copied && let Some(ahead) = self.ahead_of(alone.steps).await? {
-                self.park(&alone, Why::Behind(ahead)).await?;
-                continue;
-            }
-            let mut attempt = 1;
-            while let Err(trouble) = self.try_alone(&alone).await {
-                match trouble {
-                    Trouble::Fault(fault) if !copied && self.parks(&fault) => {
-                        self.park(&alone, Why::Refused(fault)).await?;
-                        break;
-                    }
-                    trouble => wait_or_fail(trouble, &mut attempt).await?,
-                }
-            }
-            if self.overtakes {
-                self.read_parked().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn try_alone(&mut self, group: &Group<'_>) -> Attempt<()> {
-        self.marked.clear();
-        self.note_touched(group.steps);
-        self.known.look_at_tables(&self.connection, group.steps).await?;
-        let config = self.config.clone();
-        let ask = ask_blocker(&config, self.pid);
-        let (answered, blocker) = watch(self.alone(group), config.lock_timeout / 2, ask).await;
-        if let Err(trouble) = answered {
-            let _ = self.run("ROLLBACK").await;
-            return Err(with_blocker(trouble, blocker));
-        }
-        match self.commit(group).await {
-            Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
-                Err(Trouble::Fault(trouble::of_commit(refusal, group.position())))
-            }
-            committed => committed,
-        }
-    }
-
-    /// Everything of a transaction but its end, change by change.
-    async fn alone(&mut self, group: &Group<'_>) -> Attempt<()> {
-        let mut pipeline = Pipeline::default();
-        let own = self.send_head(&mut pipeline, group).await?;
-        for _ in 0..own {
-            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
-        }
-        drop(pipeline);
-        for step in group.steps {
-            self.one_by_one(step).await?;
-        }
-        Ok(())
-    }
-
-    async fn one_by_one(&mut self, step: &Step) -> Attempt<()> {
-        let position = step.frame.head.position;
-        for ordered in &step.frame.changes {
-            let change = &ordered.change;
-            if let Change::Chunk { keys: Some(_), .. } = change {
-                self.mend(change).await?;
-                continue;
-            }
-            let named = |refusal| trouble::of_change(refusal, change, position, ordered.ordinal);
-            match self.one(change).await {
-                Ok(None) => {
-                    if let Change::Chunk { .. } = change {
-                        self.overtake_rows(change).await?;
-                    }
-                }
-                Ok(Some(touched)) => {
-                    let fault = trouble::of_count(touched, change, position, ordered.ordinal);
-                    return Err(Trouble::Fault(fault));
-                }
-                Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
-                    return Err(Trouble::Fault(named(refusal)));
-                }
-                Err(trouble) => return Err(trouble),
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts rows right. Where they do not go in, for a row that somebody made here, everything stays as it was: whoever
-    /// asked for it looks afterwards, and the stream goes on.
-    async fn mend(&mut self, change: &Change) -> Attempt<()> {
-        self.run("SAVEPOINT mend").await?;
-        let why = match self.one(change).await {
-            Ok(None) => {
-                self.overtake_rows(change).await?;
-                return Ok(self.run("RELEASE SAVEPOINT mend").await?);
-            }
-            Ok(Some(touched)) => format!("{touched} rows were touched, {} ought to be", change.rows()),
-            Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => trouble::of_slice(refusal).message(),
-            Err(Trouble::Fault(fault)) if fault.code() == Code::TableDiffers => fault.message(),
-            // A row that the stream would not touch must not hold it up.
-            Err(Trouble::Locked(fault)) => fault.message(),
-            Err(trouble) => return Err(trouble),
-        };
-        tracing::warn!(table = %change.shape(), why, "rows could not be mended");
-        Ok(self.run("ROLLBACK TO SAVEPOINT mend; RELEASE SAVEPOINT mend").await?)
-    }
-
-    /// Applies one change; gives how many rows it touched where that is not what it holds.
-    async fn one(&mut self, change: &Change) -> Attempt<Option<u64>> {
-        let former;
-        let ready = match change {
-            Change::Chunk { shape, text, meanwhile: Some(meanwhile), .. } => {
-                former = rows_of(text);
-                let rows = former.iter().map(|row| (*meanwhile, row.0.iter().collect())).collect();
-                vec![self.known.make_keep_ready(&self.connection, Keep { shape, rows }).await?]
-            }
-            Change::Chunk { shape, rows, again, keys, replace, meanwhile: None, text } => {
-                crash::point("apply.mid_chunk");
-                let under_snapshot = self.is_under_snapshot(shape);
-                // One that comes chunk by chunk meets changes to its rows meanwhile.
-                if !under_snapshot && !self.is_emptied_now(shape) && !self.known.finds_by_key(shape) {
-                    let message =
-                        format!("{shape} has no unique index over the key that its rows are copied by");
-                    return Err(Fault::new(Code::TableDiffers, message)
-                        .remedied_by("make the source's primary key at the target, it goes on by itself")
-                        .into());
-                }
-                former = match keys {
-                    None if under_snapshot => Vec::new(),
-                    Some(keys) => {
-                        let rows = rows_of(keys);
-                        self.known.require_found_by(shape, &rows)?;
-                        rows
-                    }
-                    None if !replace.is_empty() => {
-                        self.known.require_found_within(shape, replace)?;
-                        rows_of(text)
-                    }
-                    None if *again || self.is_touched(shape) => rows_of(text),
-                    None => Vec::new(),
-                };
-                let chunk = Chunk { text, rows: u64::from(*rows), former: &former, replace };
-                self.known.make_chunk_ready(&self.connection, shape, chunk).await?
-            }
-            Change::Watermark { shapes, mark } => {
-                for shape in shapes {
-                    if *mark == Mark::Done && self.is_under_snapshot(shape) {
-                        let table = self.known.table(shape);
-                        meanwhile::make_up(&self.connection, &self.config, shape, table).await?;
-                    } else if self.is_under_snapshot(shape) {
-                        meanwhile::forget(&self.connection, &self.config, shape).await?;
-                    }
-                }
-                self.mark(shapes, *mark).await?;
-                match mark {
-                    Mark::Begin | Mark::Snapshot => {
-                        shapes.iter().map(|shape| self.known.empty(shape)).collect()
-                    }
-                    Mark::Wait | Mark::Stale | Mark::Done => Vec::new(),
-                }
-            }
-            change => self.known.make_ready_alone(&self.connection, change).await?,
-        };
-        let mut pipeline = Pipeline::default();
-        for action in &ready {
-            // One at a time: a copy that is sent behind a statement that fails takes the connection down with it.
-            self.send(&mut pipeline, action).await;
-            let touched = pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
-            if action.expected().is_some_and(|expected| touched != expected) {
-                return Ok(Some(touched));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether a table being filled may hold rows of a chunk that has not come.
-    fn is_touched(&self, shape: &Shape) -> bool {
-        !self.is_emptied_now(shape) && self.touched.contains(&shape.to_string())
-    }
-
-    /// Whether a table holds rows as they were under one snapshot.
-    fn is_under_snapshot(&self, shape: &Shape) -> bool {
-        let table = shape.to_string();
-        match self.marked.iter().rev().find(|(marked, _)| *marked == table) {
-            Some((_, mark)) => *mark == Mark::Snapshot,
-            None => self.known.joining.get(&table) == Some(&Joining::Snapshot),
-        }
-    }
-
-    /// Whether the transaction that is open begins with this table.
-    fn is_emptied_now(&self, shape: &Shape) -> bool {
-        let table = shape.to_string();
-        self.marked.iter().any(|(marked, mark)| *marked == table && *mark == Mark::Begin)
-    }
-
-    /// Notes how a backfill stands with tables, in the transaction that is open.
-    async fn mark(&mut self, shapes: &[Arc<Shape>], mark: Mark) -> Attempt<()> {
-        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
-        for shape in shapes {
-            let (schema, table) = (&*shape.schema, &*shape.table);
-            let client = &self.connection;
-            let done = match mark {
-                Mark::Wait | Mark::Begin | Mark::Snapshot | Mark::Stale => {
-                    let keep = "INSERT INTO landfall.joining (link, stream, schema_name, table_name, mark)
-                                VALUES ($1, $2, $3, $4, $5)
-                                ON CONFLICT (link, stream, schema_name, table_name)
-                                DO UPDATE SET mark = excluded.mark, since = now()";
-                    client.execute(keep, &[&link, &stream, &schema, &table, &mark.as_str()]).await
-                }
-                Mark::Done => {
-                    let forget = "DELETE FROM landfall.joining
-                                   WHERE (link, stream, schema_name, table_name) = ($1, $2, $3, $4)";
-                    let forgotten = client.execute(forget, &[&link, &stream, &schema, &table]).await;
-                    // With the last table a recovery is over.
-                    let over = "DELETE FROM landfall.recovery
-                                 WHERE link = $1 AND stream = $2 AND NOT EXISTS (
-                                       SELECT FROM landfall.joining j
-                                        WHERE j.link = $1 AND j.stream = $2 AND j.mark = 'stale')";
-                    match forgotten {
-                        Ok(_) => client.execute(over, &[&link, &stream]).await,
-                        failed => failed,
-                    }
-                }
-            };
-            done.map_err(|error| trouble::of_guard(&error))?;
-            self.marked.push((shape.to_string(), mark));
-        }
-        for shape in shapes {
-            self.overtake_table(shape, mark).await?;
-        }
-        Ok(())
-    }
-
     /// Runs `work`; where it takes long, asks the server meanwhile who is in its way.
     async fn watched<T>(&self, work: impl Future<Output = T>) -> (T, Option<String>) {
         watch(work, self.config.lock_timeout / 2, ask_blocker(&self.config, self.pid)).await
@@ -728,10 +476,6 @@ async fn answers(pipeline: &mut Pipeline<'_>, own: usize, ready: &[Ready<'_>]) -
         }
     }
     Ok(())
-}
-
-fn rows_of(text: &Bytes) -> Vec<Row> {
-    copy_text::lines(text).map(|line| Row(copy_text::fields(&line).collect())).collect()
 }
 
 fn begin(synchronous: bool) -> &'static str {

@@ -141,6 +141,7 @@ async fn take_hold(
     let standing = |mark: &str| match mark {
         "wait" => Joining::Waiting,
         "snapshot" => Joining::Snapshot,
+        "stale" => Joining::Stale,
         _ => Joining::Copying,
     };
     let joining = rows.iter().map(|row| (row.get(0), standing(row.get(1)))).collect();

@@ -33,12 +33,29 @@ pub(super) enum Trouble {
 pub(super) struct Refusal {
     state: Option<SqlState>,
     text: String,
+    clash: Option<Clash>,
+}
+
+/// A unique index that a row would have violated.
+pub(super) struct Clash {
+    /// The schema of both the table and the index.
+    pub(super) schema: String,
+    /// The table that holds the row in the way: a partition, where the table is partitioned.
+    pub(super) table: String,
+    /// The index.
+    pub(super) index: String,
 }
 
 impl Refusal {
     /// A statement touched another number of rows than it holds.
     pub(super) fn count(expected: u64, touched: u64) -> Self {
-        Self { state: None, text: format!("{touched} rows touched where {expected} were meant") }
+        let text = format!("{touched} rows touched where {expected} were meant");
+        Self { state: None, text, clash: None }
+    }
+
+    /// The unique index it violates, where it does.
+    pub(super) fn clash(&self) -> Option<&Clash> {
+        self.clash.as_ref()
     }
 }
 
@@ -67,7 +84,11 @@ pub(super) fn of_rows(error: &Error) -> Trouble {
     if let Some(detail) = server.detail() {
         text = format!("{text}; {detail}");
     }
-    let refusal = Refusal { state: Some(state.clone()), text };
+    let names = server.schema().zip(server.table()).zip(server.constraint());
+    let clash = names.filter(|_| *state == SqlState::UNIQUE_VIOLATION).map(|((schema, table), index)| {
+        Clash { schema: schema.to_owned(), table: table.to_owned(), index: index.to_owned() }
+    });
+    let refusal = Refusal { state: Some(state.clone()), text, clash };
     let fault = fault_of(error);
     match state.code() {
         "55P03" => Trouble::Locked(fault),

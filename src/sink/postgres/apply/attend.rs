@@ -11,7 +11,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Session, into_fault,
+    Session,
+    alone::InTheWay,
+    into_fault,
     park::{behind, with_remedy},
 };
 use crate::{
@@ -156,7 +158,7 @@ impl Session {
             let step = step_of(self.config.from.clone(), asked, changes);
             self.known.look_at_tables(&self.connection, std::slice::from_ref(&step)).await?;
             self.note_touched(std::slice::from_ref(&step));
-            self.one_by_one(&step).await?;
+            self.one_by_one(&step, InTheWay::Stays).await?;
         }
         let mut pipeline = Pipeline::default();
         let step = step_of(self.config.from.clone(), asked, Vec::new());

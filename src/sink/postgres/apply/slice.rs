@@ -1,7 +1,9 @@
 //! A transaction larger than memory: slice after slice into one target transaction that stays open.
 
 use super::{
-    Move, Open, Session, into_fault,
+    Move, Open, Session,
+    alone::InTheWay,
+    into_fault,
     park::{Why, refusal},
     with_blocker,
 };
@@ -103,7 +105,7 @@ impl Session {
         let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
         drop(ready);
         if copied && answered.is_ok() {
-            self.one_by_one(step).await?;
+            self.one_by_one(step, InTheWay::Goes).await?;
         }
         let redone = match answered {
             Ok(()) => false,
@@ -112,7 +114,7 @@ impl Session {
                 // Its tables may be others than those the statements were made for.
                 self.known.forget();
                 self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
-                self.one_by_one(step).await?;
+                self.one_by_one(step, InTheWay::Goes).await?;
                 true
             }
             Err(trouble) => return Err(with_blocker(trouble, blocker)),
