@@ -18,6 +18,7 @@ const TABLES: &str = "
     create table named (a text, b int4, n int4, primary key (b, a));
     create table bare (n int4, note text);
     alter table bare replica identity full;
+    create table seated (id int4 primary key, seat int4 not null unique);
     create table wide (id int4 primary key, n int4, document text);
     alter table wide alter document set storage external";
 
@@ -32,6 +33,7 @@ async fn stage() -> (TwoRegions, Daemon, Daemon) {
          insert into named select 'Ä' || g % 100, g, g from generate_series(1, 1000) g;
          insert into bare select g % 10, 'twice or more' from generate_series(1, 100) g;
          insert into wide select g, g, repeat(md5(g::text), 200) from generate_series(1, 400) g;
+         insert into seated select g, g from generate_series(1, 400) g;
          grant select on all tables in schema public to public";
     regions.us.execute(rows).await.unwrap();
     equal(&regions, &us, &eu).await;
@@ -69,13 +71,14 @@ async fn writer(region: &Region) -> Writers {
     let start = Writers::start(region, 1, seed(), pause, |_, done, random| {
         let (id, small) = (random.random_range(1..=10_000), random.random_range(1..=400));
         let fresh = 100_000 + done;
-        match random.random_range(0..7) {
+        match random.random_range(0..8) {
             0 => format!("insert into numbered values ({fresh}, 0, 'fresh')"),
             1 => format!("delete from numbered where id = {id}"),
             2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
             3 => format!("update wide set id = {fresh} where id = {small}"),
             4 => format!("update wide set n = n + 1 where id = {small}"),
             5 => format!("update named set n = n + 1 where b = {small}"),
+            6 => format!("update seated set seat = seat where id = {small}"),
             _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
         }
     });
@@ -86,7 +89,9 @@ async fn writer(region: &Region) -> Writers {
 async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     let (regions, us, mut eu) = stage().await;
     eu.kill9().unwrap();
-    let missed = "update numbered set note = 'changed' where id % 50 = 0; delete from numbered where id % 70 = 0;
+    // Everybody takes the next one's seat: whoever is written to finds it taken here.
+    let missed = "update seated set seat = -seat; update seated set seat = 1 + -seat % 400;
+         update numbered set note = 'changed' where id % 50 = 0; delete from numbered where id % 70 = 0;
          insert into numbered select 20000 + g, g, 'new' from generate_series(1, 200) g;
          update named set a = a || '!' where b % 100 = 0; update wide set document = 'short' where id % 40 = 0;
          update wide set id = id + 1000 where id % 40 = 1; delete from wide where id % 40 = 2";
@@ -112,11 +117,12 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     let told = said(&recovered);
     println!("{told}");
     assert!(
-        recovered.status.success() && told.contains("recovered: 4 tables"),
+        recovered.status.success() && told.contains("recovered: 5 tables"),
         "{told}\n{}\n{}",
         us.log_tail(),
         eu.log_tail()
     );
+    assert!(eu.log().contains("was in the way"), "a seat was taken by one who has another by now");
     assert_eq!(writer.stop_after(200, PATIENCE).await.unwrap().refused, [""; 0]);
     equal(&regions, &us, &eu).await;
     ready(&eu).await;
