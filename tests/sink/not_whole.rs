@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use landfall::{
     change::{Cell, Change, Identity, Mark, Meanwhile, Row, Shape},
     fault::Code,
-    sink::{Sink, postgres::PostgresSink},
+    sink::{Sink, Wish, postgres::PostgresSink},
 };
 
 use crate::{
@@ -92,6 +92,24 @@ async fn a_row_that_may_be_stale_gives_way_to_one_that_has_its_unique_value() {
     let fault = sink.apply(&log.one(vec![insert(&shape(), row(["12", "x"]))])).await.unwrap_err();
     assert_eq!(fault.code(), Code::Conflict, "it is strict as before: {fault}");
     assert_eq!(target.rows().await, rows);
+}
+
+#[tokio::test]
+async fn what_was_parked_takes_no_row_away_that_may_be_newer() {
+    let target = PostgresTarget::new("what_was_parked_takes_no_row_away").await;
+    target.run("CREATE UNIQUE INDEX ON t (v); ALTER TABLE t ADD CONSTRAINT others CHECK (id <> 1)").await;
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![mark(Mark::Stale)])).await.unwrap();
+    let mut refused = log.one(vec![insert(&shape(), row(["1", "taken"]))]);
+    refused.shapes = vec![shape()];
+    assert_eq!(sink.apply(&refused).await.unwrap().parked, 1);
+    sink.apply(&log.one(vec![insert(&shape(), row(["7", "taken"]))])).await.unwrap();
+    target.run("ALTER TABLE t DROP CONSTRAINT others").await;
+    target.wish(&target.parked().await, Wish::Retry).await;
+    assert_eq!(sink.attend().await.unwrap().parked, 1);
+    assert_eq!(target.rows().await, [(7, "taken".to_owned())]);
 }
 
 #[tokio::test]
