@@ -1,20 +1,20 @@
 //! The benchmark: Landfall and what users have today, in turn, on one machine, over the same rows.
 //!
 //! ```text
+//!   latency of 200 rows/s, near and far
+//!   growth: a million rows ▶ ten million
+//!   the first copy of a table: psql ▶ native ▶ landfall backfill
 //!   for each workload                                   a site of its own
 //!     for each round
 //!       write ▶ debezium                                                   in a database of its own
 //!       write ▶ receiver ▶ landfall source ▶ landfall sink ▶ native        each drains the same log
 //!       write ▶ landfall, both ▶ native                                    near and far
 //!       write ▶ native, durable
-//!   latency of 200 rows/s, near and far
-//!   growth: a million rows ▶ ten million
-//!   the first copy of a table: psql ▶ native ▶ landfall backfill
 //! ```
 //!
 //! `make bench` and `make bench-quick` build what is needed and start it. Prints a line for each figure as it
 //! is taken, `ratio NAME VALUE GOAL` for each goal, and writes docs/benchmarks. Ends with 0 where all was
-//! measured, whether or not a goal is met.
+//! measured, whether or not a goal is met. Interrupted (Ctrl-C), it reports what it has measured until then.
 
 mod backfill;
 mod debezium;
@@ -156,25 +156,11 @@ async fn run(plan: &Plan) -> Result<()> {
     let stalls = stalls::watch();
     println!("machine: {stalls}");
     let mut about = Vec::new();
-    // What fails is said; what was measured besides is worth the hours it took.
+    // What fails, or is interrupted, is said; what was measured besides is worth the hours it took.
     let mut failed = Vec::new();
-    for workload in ALL.iter().filter(|workload| plan.takes(workload.name)) {
-        match drains(plan, workload, &mut report).await {
-            Ok(site) => about = site,
-            Err(error) => failed.push((workload.name, error)),
-        }
-    }
-    if plan.takes(LATENCY) {
-        match latencies(plan, &mut report).await {
-            Ok(site) => about = site,
-            Err(error) => failed.push((LATENCY, error)),
-        }
-    }
-    if plan.takes(GROWTH) {
-        failed.extend(growth(plan, &mut report).await.err().map(|error| (GROWTH, error)));
-    }
-    if plan.takes(backfill::NAME) {
-        failed.extend(backfill::run(plan, &mut report).await.err().map(|error| (backfill::NAME, error)));
+    tokio::select! {
+        () = measure(plan, &mut report, &mut about, &mut failed) => (),
+        _ = tokio::signal::ctrl_c() => report.missing("the rest", "the run was interrupted"),
     }
     for (name, error) in &failed {
         report.missing(name, &format!("{error:#}"));
@@ -190,6 +176,33 @@ async fn run(plan: &Plan) -> Result<()> {
     }
     anyhow::ensure!(failed.is_empty(), "{} of the workloads failed", failed.len());
     Ok(())
+}
+
+/// Everything there is to measure; what takes longest comes last.
+async fn measure(
+    plan: &Plan,
+    report: &mut Report,
+    about: &mut Vec<(String, String)>,
+    failed: &mut Vec<(&'static str, anyhow::Error)>,
+) {
+    if plan.takes(LATENCY) {
+        match latencies(plan, report).await {
+            Ok(site) => *about = site,
+            Err(error) => failed.push((LATENCY, error)),
+        }
+    }
+    if plan.takes(GROWTH) {
+        failed.extend(growth(plan, report).await.err().map(|error| (GROWTH, error)));
+    }
+    if plan.takes(backfill::NAME) {
+        failed.extend(backfill::run(plan, report).await.err().map(|error| (backfill::NAME, error)));
+    }
+    for workload in ALL.iter().filter(|workload| plan.takes(workload.name)) {
+        match drains(plan, workload, report).await {
+            Ok(site) => *about = site,
+            Err(error) => failed.push((workload.name, error)),
+        }
+    }
 }
 
 /// Every drain of one workload.
