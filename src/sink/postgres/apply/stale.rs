@@ -21,12 +21,15 @@ use crate::{
 /// that finds more is refused as it is elsewhere.
 const IN_THE_WAY_MAX: usize = 32;
 
-/// The expressions a unique index is over, and its condition, as they are written in a statement about its table.
+/// The expressions a unique index is over, and its condition, as they are written in a statement about its table; none
+/// where it is no index of this table or of a part of it: a trigger may have met the one of another.
 const INDEX: &str = "SELECT ARRAY(SELECT pg_get_indexdef(i.indexrelid, at, true)
                                   FROM generate_series(1, i.indnkeyatts::int) at ORDER BY at),
                             pg_get_expr(i.indpred, i.indrelid, true)
                        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace n ON n.oid = x.relnamespace
-                      WHERE n.nspname = $1 AND x.relname = $2";
+                      WHERE n.nspname = $1 AND x.relname = $2
+                        AND (i.indrelid = $3::text::regclass
+                             OR i.indrelid IN (SELECT relid FROM pg_partition_tree($3::text::regclass)))";
 
 impl Session {
     /// Applies one change to a table that may be stale; gives how many rows it touched where that is not what it holds.
@@ -57,16 +60,13 @@ impl Session {
     /// Takes away the rows that have a value of one of `come` under the unique index that was violated; gives how many.
     async fn take_out_of_the_way(&self, shape: &Shape, come: &[Row], clash: &Clash) -> Attempt<u64> {
         let failed = |error: tokio_postgres::Error| trouble::of_rows(&error);
-        let Some(index) =
-            self.client().query_opt(INDEX, &[&clash.schema, &clash.index]).await.map_err(failed)?
-        else {
-            return Ok(0);
-        };
+        let table = self.known.table(shape);
+        let index = self.client().query_opt(INDEX, &[&clash.schema, &clash.index, &table.name]).await;
+        let Some(index) = index.map_err(failed)? else { return Ok(0) };
         let (expressions, condition): (Vec<String>, Option<String>) = (index.get(0), index.get(1));
         let mut taken = 0;
         for row in come {
-            let take =
-                take_away(self.known.table(shape), shape, row, clash, &expressions, condition.as_deref());
+            let take = take_away(table, shape, row, clash, &expressions, condition.as_deref());
             taken += self.client().execute(take.as_str(), &[]).await.map_err(failed)?;
         }
         let (table, index) = (shape.to_string(), clash.index.as_str());
