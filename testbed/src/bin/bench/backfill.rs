@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use testbed::home;
+use testbed::{Kafka, home};
 use tokio::process::Command;
 
 use super::landfall::{self, Landfall};
@@ -24,10 +24,10 @@ const SCHEMA: &str =
     h timestamptz, i uuid)";
 
 /// Every contender in each round, each into an empty table.
-pub async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
+pub async fn run(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> {
     let rows = (ROWS * plan.scale) as u64;
     println!("{NAME}: {rows} rows of ten columns into an empty table");
-    let site = Site::start().await?;
+    let site = Site::start(NAME, kafka).await?;
     site.source.execute(SOURCE, SCHEMA).await?;
     let fill = format!(
         "insert into big select g, g % 1000, g, g * 7, g / 3.0, 'name of row ' || g, md5(g::text), g % 2 = 0,
@@ -83,7 +83,7 @@ pub async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-async fn copy(site: &Site) -> Result<()> {
+async fn copy(site: &Site<'_>) -> Result<()> {
     let psql = |url: String, sql: &str| -> Result<Command> {
         let mut command = Command::new(home::program("psql")?);
         command.args(["-qX", "-v", "ON_ERROR_STOP=1", "-c", sql, &url]).kill_on_drop(true);
@@ -96,7 +96,7 @@ async fn copy(site: &Site) -> Result<()> {
     Ok(())
 }
 
-async fn subscribe(site: &Site) -> Result<()> {
+async fn subscribe(site: &Site<'_>) -> Result<()> {
     let subscription = format!(
         "create subscription copied connection 'host=127.0.0.1 port={} user=postgres dbname={SOURCE}' publication copied",
         site.source.port()

@@ -1,4 +1,4 @@
-//! Debezium's connector for Postgres and its JDBC sink, in one warm Kafka Connect worker.
+//! Debezium's connector for Postgres and its JDBC sink, in one warm Kafka Connect worker for all workloads.
 //!
 //! It reads a database of its own at the same server: what takes the others seconds takes it minutes, and a slot on
 //! theirs would have to be drained of all they are measured with.
@@ -19,39 +19,45 @@ use super::workload::{Workload, Written};
 
 /// Its database, at the source and at the target.
 pub const DATABASE: &str = "debezium";
-const PREFIX: &str = "debezium";
 const START: Duration = Duration::from_secs(60);
 /// Of the rows the others are given it is given one in so many: a rate is as sure, for it takes as long.
 const SHARE: u64 = 3;
 /// Between two looks whether a connector has given up.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// A worker, its connectors deleted between two measurements: it keeps where they stood.
-pub struct Debezium {
-    connect: Connect,
+/// A workload's connectors, deleted between two measurements: the worker keeps where they stood.
+pub struct Debezium<'a> {
+    connect: &'a Connect,
+    /// What both connectors' names and all topics begin with.
+    prefix: String,
     tables: Vec<String>,
     writer: Client,
     /// Transactions written so far.
     last: u64,
 }
 
-impl Debezium {
-    /// Starts the worker, makes the tables on both sides, and the slot.
-    pub async fn set_up(site: &Site, workload: &Workload, schema: &str) -> Result<Self> {
+impl<'a> Debezium<'a> {
+    /// Makes the tables on both sides, and the slot.
+    pub async fn set_up(
+        connect: &'a Connect,
+        site: &Site<'_>,
+        workload: &Workload,
+        schema: &str,
+    ) -> Result<Self> {
         for server in [&site.source, &site.target] {
             server.create_database(DATABASE).await?;
             server.execute(DATABASE, schema).await?;
         }
         let tables = workload.tables.iter().map(|table| format!("public.{table}")).collect();
-        let (connect, writer) = (Connect::start(&site.kafka).await?, site.source.connect(DATABASE).await?);
-        let debezium = Self { connect, tables, writer, last: 0 };
+        let writer = site.source.connect(DATABASE).await?;
+        let debezium = Self { connect, prefix: format!("debezium-{}", site.name), tables, writer, last: 0 };
         debezium.read(site).await?;
         debezium.rest(site).await?;
         Ok(debezium)
     }
 
     /// Lets a share of so many rows through, unmeasured: a JVM that is cold, caches that are empty.
-    pub async fn warm(&mut self, site: &Site, workload: &Workload, rows: u64) -> Result<()> {
+    pub async fn warm(&mut self, site: &Site<'_>, workload: &Workload, rows: u64) -> Result<()> {
         let written = self.write(workload, rows).await?;
         self.whole(site, workload, &written).await.map(drop)
     }
@@ -59,7 +65,7 @@ impl Debezium {
     /// One round, of a share of so many rows.
     pub async fn round(
         &mut self,
-        site: &Site,
+        site: &Site<'_>,
         workload: &Workload,
         rows: u64,
         report: &mut Report,
@@ -79,8 +85,13 @@ impl Debezium {
         Ok(written)
     }
 
+    /// The name of its source or its sink.
+    fn connector(&self, end: &str) -> String {
+        format!("{}-{end}", self.prefix)
+    }
+
     /// Lets the source read from now on.
-    async fn read(&self, site: &Site) -> Result<()> {
+    async fn read(&self, site: &Site<'_>) -> Result<()> {
         let tables: Vec<&str> = self.tables.iter().map(String::as_str).collect();
         let config = PostgresSource {
             port: site.source.port(),
@@ -88,24 +99,25 @@ impl Debezium {
             publication: "debezium",
             slot: "debezium",
             tables: &tables,
-            topic_prefix: PREFIX,
+            topic_prefix: &self.prefix,
         };
-        self.connect.create("source", &config.config()).await?;
-        self.connect.wait_running("source", START).await?;
+        let name = self.connector("source");
+        self.connect.create(&name, &config.config()).await?;
+        self.connect.wait_running(&name, START).await?;
         until(&site.source, DATABASE, "select active from pg_replication_slots where slot_name = 'debezium'")
             .await
     }
 
     /// Lets the sink apply from now on.
-    async fn apply(&self, site: &Site) -> Result<()> {
-        let topics = format!("{PREFIX}\\.public\\..*");
+    async fn apply(&self, site: &Site<'_>) -> Result<()> {
+        let topics = format!("{}\\.public\\..*", self.prefix);
         let config = JdbcSink { port: site.target.port(), database: DATABASE, topics_regex: &topics };
-        self.connect.create("sink", &config.config()).await
+        self.connect.create(&self.connector("sink"), &config.config()).await
     }
 
     /// Stops the source, and waits until it has let go of the slot.
-    async fn rest(&self, site: &Site) -> Result<()> {
-        self.connect.delete("source").await?;
+    async fn rest(&self, site: &Site<'_>) -> Result<()> {
+        self.connect.delete(&self.connector("source")).await?;
         until(
             &site.source,
             DATABASE,
@@ -114,7 +126,7 @@ impl Debezium {
         .await
     }
 
-    fn groups(&self, site: &Site) -> Vec<Group> {
+    fn groups(&self, site: &Site<'_>) -> Vec<Group> {
         vec![
             Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
             Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
@@ -124,12 +136,12 @@ impl Debezium {
     }
 
     /// Source to Kafka alone; the rows are applied afterwards, unmeasured.
-    async fn capture(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
-        let before = self.records(&site.kafka).await;
+    async fn capture(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
+        let before = self.records(site.kafka).await;
         let mut watch = Watch::start(self.groups(site));
         self.read(site).await?;
         for (rows, lead_in) in [(written.all_rows - written.rows, true), (written.all_rows, false)] {
-            let all_there = async || Ok(self.records(&site.kafka).await >= before + rows);
+            let all_there = async || Ok(self.records(site.kafka).await >= before + rows);
             until_so("every record is in its topic", all_there).await?;
             if lead_in {
                 watch.lead_in();
@@ -140,12 +152,12 @@ impl Debezium {
         self.rest(site).await?;
         self.apply(site).await?;
         until(&site.target, DATABASE, &workload.arrived(written.last)).await?;
-        self.connect.delete("sink").await?;
+        self.connect.delete(&self.connector("sink")).await?;
         Ok(drain)
     }
 
     /// The whole way.
-    async fn whole(&self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+    async fn whole(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
         let watch = Watch::start(self.groups(site));
         self.read(site).await?;
         self.apply(site).await?;
@@ -155,16 +167,16 @@ impl Debezium {
         };
         drain.peak_mib = Some(self.connect.vm_hwm_kib()? as f64 / 1024.0);
         self.rest(site).await?;
-        self.connect.delete("sink").await?;
+        self.connect.delete(&self.connector("sink")).await?;
         Ok(drain)
     }
 
     /// Returns once one of its connectors has given up, with the reason.
     async fn failure(&self) -> anyhow::Error {
         loop {
-            for name in ["source", "sink"] {
-                if let Ok(State::Failed { trace }) = self.connect.state(name).await {
-                    return anyhow!("the {name} has given up: {trace}");
+            for end in ["source", "sink"] {
+                if let Ok(State::Failed { trace }) = self.connect.state(&self.connector(end)).await {
+                    return anyhow!("the {end} has given up: {trace}");
                 }
             }
             tokio::time::sleep(LOOK).await;
@@ -175,7 +187,8 @@ impl Debezium {
     async fn records(&self, kafka: &Kafka) -> u64 {
         let mut records = 0;
         for table in &self.tables {
-            records += kafka.end_offset(&format!("{PREFIX}.{table}")).await.unwrap_or(0).cast_unsigned();
+            records +=
+                kafka.end_offset(&format!("{}.{table}", self.prefix)).await.unwrap_or(0).cast_unsigned();
         }
         records
     }

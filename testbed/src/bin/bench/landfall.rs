@@ -23,7 +23,7 @@ pub struct Landfall {
 
 impl Landfall {
     /// Makes the target's tables and begins the stream; both daemons are stopped again.
-    pub async fn set_up(binary: &Path, site: &Site, schema: &str) -> Result<Self> {
+    pub async fn set_up(binary: &Path, site: &Site<'_>, schema: &str) -> Result<Self> {
         site.target.create_database(DATABASE).await?;
         site.target.execute(DATABASE, schema).await?;
         let daemon = |region: &str, rest: String, database: String| -> Result<Daemon> {
@@ -37,8 +37,9 @@ impl Landfall {
             "[kafka]\nbrokers = [\"{}\"]\nreplication_factor = 1\nmin_insync_replicas = 1\n[source]\ntables = [\"public.*\"]",
             site.kafka.local()
         );
-        let link = format!("[[link]]\nfrom = \"us\"\nbrokers = [\"{}\"]", site.kafka.remote());
-        let us = daemon("us", source, site.source.url(SOURCE))?;
+        let region = format!("us-{}", site.name);
+        let link = format!("[[link]]\nfrom = \"{region}\"\nbrokers = [\"{}\"]", site.kafka.remote());
+        let us = daemon(&region, source, site.source.url(SOURCE))?;
         let eu = daemon("eu", link, site.target.url(DATABASE))?;
         let mut landfall = Self { us, eu };
         landfall.start().await?;
@@ -66,7 +67,7 @@ impl Landfall {
     }
 
     /// Source to Kafka alone.
-    pub async fn capture(&mut self, site: &Site, written: &Written) -> Result<Drain> {
+    pub async fn capture(&mut self, site: &Site<'_>, written: &Written) -> Result<Drain> {
         self.us.start_again()?;
         let mut watch = Watch::start(vec![
             Group { name: "source Postgres", pid: site.source.pid().unwrap_or(0) },
@@ -87,7 +88,7 @@ impl Landfall {
     }
 
     /// Kafka to the target alone: a backlog, caught up with.
-    pub async fn apply(&mut self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+    pub async fn apply(&mut self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
         self.eu.start_again()?;
         let watch = Watch::start(vec![
             Group { name: "target Postgres", pid: site.target.pid().unwrap_or(0) },
@@ -101,7 +102,7 @@ impl Landfall {
     }
 
     /// The whole way, both daemons at work.
-    pub async fn whole(&mut self, site: &Site, workload: &Workload, written: &Written) -> Result<Drain> {
+    pub async fn whole(&mut self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
         let before = site.kafka.wan().bytes();
         self.us.start_again()?;
         self.eu.start_again()?;
@@ -142,7 +143,7 @@ impl Landfall {
 
 /// Waits for both sentinels at the target.
 pub async fn arrive(
-    site: &Site,
+    site: &Site<'_>,
     workload: &Workload,
     written: &Written,
     mut watch: Watch,

@@ -29,7 +29,7 @@ impl Latency {
 }
 
 /// Inserts so many rows a second into `probe` for some time, each a transaction, and watches them arrive.
-pub async fn measure(site: &Site, database: &str, per_second: f64, time: Duration) -> Result<Latency> {
+pub async fn measure(site: &Site<'_>, database: &str, per_second: f64, time: Duration) -> Result<Latency> {
     let committed: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let done = Arc::new(AtomicBool::new(false));
     let seen = Arc::new(AtomicI64::new(0));

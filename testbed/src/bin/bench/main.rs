@@ -1,10 +1,12 @@
 //! The benchmark: Landfall and what users have today, in turn, on one machine, over the same rows.
 //!
 //! ```text
+//!   a broker for all that follows
 //!   latency of 200 rows/s, near and far
 //!   growth: a million rows ▶ ten million
 //!   the first copy of a table: psql ▶ native ▶ landfall backfill
-//!   for each workload                                   a site of its own
+//!   a Kafka Connect worker for all of Debezium's
+//!   for each workload                                   database servers of its own
 //!     for each round
 //!       write ▶ debezium                                                   in a database of its own
 //!       write ▶ receiver ▶ landfall source ▶ landfall sink ▶ native        each drains the same log
@@ -40,6 +42,7 @@ use landfall::Landfall;
 use native::{Native, Receiver};
 use report::{Goal, Report};
 use site::{SOURCE, Site};
+use testbed::{Connect, Kafka};
 use tokio_postgres::Client;
 use workload::{ALL, Workload, Written};
 
@@ -185,20 +188,33 @@ async fn measure(
     about: &mut Vec<(String, String)>,
     failed: &mut Vec<(&'static str, anyhow::Error)>,
 ) {
+    let kafka = match site::broker().await {
+        Ok(kafka) => kafka,
+        Err(error) => return failed.push(("Kafka", error)),
+    };
     if plan.takes(LATENCY) {
-        match latencies(plan, report).await {
+        match latencies(plan, &kafka, report).await {
             Ok(site) => *about = site,
             Err(error) => failed.push((LATENCY, error)),
         }
     }
     if plan.takes(GROWTH) {
-        failed.extend(growth(plan, report).await.err().map(|error| (GROWTH, error)));
+        failed.extend(growth(plan, &kafka, report).await.err().map(|error| (GROWTH, error)));
     }
     if plan.takes(backfill::NAME) {
-        failed.extend(backfill::run(plan, report).await.err().map(|error| (backfill::NAME, error)));
+        failed.extend(backfill::run(plan, &kafka, report).await.err().map(|error| (backfill::NAME, error)));
     }
-    for workload in ALL.iter().filter(|workload| plan.takes(workload.name)) {
-        match drains(plan, workload, report).await {
+    let mut workloads = ALL.iter().filter(|workload| plan.takes(workload.name)).peekable();
+    // Not before somebody needs it: it is another JVM beside what is measured.
+    let connect = match workloads.peek() {
+        Some(_) if plan.debezium && testbed::home::has_rivals() => match Connect::start(&kafka).await {
+            Ok(connect) => Some(connect),
+            Err(error) => return failed.push(("Kafka Connect", error)),
+        },
+        _ => None,
+    };
+    for workload in workloads {
+        match drains(plan, workload, (&kafka, connect.as_ref()), report).await {
             Ok(site) => *about = site,
             Err(error) => failed.push((workload.name, error)),
         }
@@ -206,21 +222,26 @@ async fn measure(
 }
 
 /// Every drain of one workload.
-async fn drains(plan: &Plan, workload: &Workload, report: &mut Report) -> Result<Vec<(String, String)>> {
+async fn drains(
+    plan: &Plan,
+    workload: &Workload,
+    (kafka, connect): (&Kafka, Option<&Connect>),
+    report: &mut Report,
+) -> Result<Vec<(String, String)>> {
     println!("{}: {}", workload.name, workload.about);
-    let site = Site::start().await?;
+    let site = Site::start(workload.name, kafka).await?;
     let schema = (workload.setup)();
     site.source.execute(SOURCE, &schema).await?;
     let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let receiver = Receiver::set_up(&site).await?;
     // One transaction of five million rows is more than its queues bear on this machine.
-    let mut debezium =
-        if plan.debezium && testbed::home::has_rivals() && workload.rows_per_transaction < GIANT {
-            Some(Debezium::set_up(&site, workload, &schema).await?)
-        } else {
-            None
-        };
+    let mut debezium = match connect {
+        Some(connect) if workload.rows_per_transaction < GIANT => {
+            Some(Debezium::set_up(connect, &site, workload, &schema).await?)
+        }
+        _ => None,
+    };
     let mut writer = Writer { client: site.source.connect(SOURCE).await?, workload, last: 0 };
     let name = workload.name;
     let rows = plan.rows(workload);
@@ -306,10 +327,10 @@ impl Writer<'_> {
 
 /// What ten times the rows cost: the same drain of [`FEW`] rows and of ten times as many, whatever the rounds and the
 /// scale.
-async fn growth(plan: &Plan, report: &mut Report) -> Result<()> {
+async fn growth(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> {
     let workload = ALL.iter().find(|workload| workload.name == GROWS).context("it is one of them")?;
     println!("{GROWTH}: {} with {FEW} rows, and ten times as many", workload.name);
-    let site = Site::start().await?;
+    let site = Site::start(GROWTH, kafka).await?;
     let schema = (workload.setup)();
     site.source.execute(SOURCE, &schema).await?;
     let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
@@ -331,9 +352,9 @@ async fn growth(plan: &Plan, report: &mut Report) -> Result<()> {
 }
 
 /// Commit to visible, of each contender alone, near and far, and beside a key that never rests.
-async fn latencies(plan: &Plan, report: &mut Report) -> Result<Vec<(String, String)>> {
+async fn latencies(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<Vec<(String, String)>> {
     println!("latency: {PACE} rows/s, each a transaction");
-    let site = Site::start().await?;
+    let site = Site::start(LATENCY, kafka).await?;
     let schema = "create table probe (id int8 primary key, at timestamptz not null default now());
         create table hot (id int8 primary key, n int8 not null); insert into hot values (1, 0)";
     site.source.execute(SOURCE, schema).await?;
@@ -371,14 +392,14 @@ async fn latencies(plan: &Plan, report: &mut Report) -> Result<Vec<(String, Stri
 }
 
 /// The query that is true at a target that has every row of the probe.
-async fn caught_up(site: &Site) -> Result<String> {
+async fn caught_up(site: &Site<'_>) -> Result<String> {
     let largest = site.source.query_text(SOURCE, "select coalesce(max(id), 0) from probe").await?;
     Ok(format!("select coalesce(max(id), 0) >= {} from probe", largest.unwrap_or_default()))
 }
 
 async fn measure_into(
     report: &mut Report,
-    site: &Site,
+    site: &Site<'_>,
     plan: &Plan,
     name: &str,
     contender: &str,
@@ -392,7 +413,7 @@ async fn measure_into(
 }
 
 /// One session that updates one row as fast as it can be acknowledged.
-async fn hot_key(site: &Site) -> Result<tokio::task::JoinHandle<()>> {
+async fn hot_key(site: &Site<'_>) -> Result<tokio::task::JoinHandle<()>> {
     let client = site.source.connect(SOURCE).await?;
     let update = client.prepare("update hot set n = n + 1 where id = 1").await?;
     Ok(tokio::spawn(async move { while client.execute(&update, &[]).await.is_ok() {} }))

@@ -20,7 +20,7 @@ pub struct Native;
 impl Native {
     /// Makes the publication, the slot, the target's tables and the subscription, disabled. Without an
     /// initial copy: both sides are filled alike. Everything else is as `CREATE SUBSCRIPTION` has it.
-    pub async fn set_up(site: &Site, workload_tables: &str, schema: &str) -> Result<Self> {
+    pub async fn set_up(site: &Site<'_>, workload_tables: &str, schema: &str) -> Result<Self> {
         site.target.create_database(DATABASE).await?;
         site.target.execute(DATABASE, schema).await?;
         site.source
@@ -38,7 +38,7 @@ impl Native {
     }
 
     /// Lets it apply from now on. `durable`: its commits wait for the disk, which they do not unless asked.
-    pub async fn enable(&self, site: &Site, durable: bool) -> Result<()> {
+    pub async fn enable(&self, site: &Site<'_>, durable: bool) -> Result<()> {
         let durable = if durable { "on" } else { "off" };
         site.target
             .execute(DATABASE, &format!("alter subscription native set (synchronous_commit = {durable})"))
@@ -47,7 +47,7 @@ impl Native {
     }
 
     /// Stops it, and waits until it has let go of the slot.
-    pub async fn disable(&self, site: &Site) -> Result<()> {
+    pub async fn disable(&self, site: &Site<'_>) -> Result<()> {
         site.target.execute(DATABASE, "alter subscription native disable").await?;
         let free = "select not active from pg_replication_slots where slot_name = 'native'";
         until(&site.source, SOURCE, free).await
@@ -56,7 +56,7 @@ impl Native {
     /// The whole way.
     pub async fn whole(
         &self,
-        site: &Site,
+        site: &Site<'_>,
         workload: &Workload,
         written: &Written,
         durable: bool,
@@ -79,14 +79,14 @@ pub struct Receiver;
 
 impl Receiver {
     /// Makes its slot; what is written from now on is what it reads.
-    pub async fn set_up(site: &Site) -> Result<Self> {
+    pub async fn set_up(site: &Site<'_>) -> Result<Self> {
         let sql = "select pg_create_logical_replication_slot('receiver', 'pgoutput')";
         site.source.execute(SOURCE, sql).await?;
         Ok(Self)
     }
 
     /// Reads everything that was written since the last time, over TCP.
-    pub async fn drain(&self, site: &Site, written: &Written) -> Result<Drain> {
+    pub async fn drain(&self, site: &Site<'_>, written: &Written) -> Result<Drain> {
         let end = written.last_lsn;
         let mut command = tokio::process::Command::new(home::program("pg_recvlogical")?);
         command

@@ -1,5 +1,5 @@
 //! The servers every contender is measured on: one source, one target with a database for each contender,
-//! one Kafka, and a line of a length to choose before each.
+//! one Kafka for all sites of a run, and a line of a length to choose before each.
 
 use std::time::Duration;
 
@@ -11,14 +11,16 @@ use super::warm::warm_up;
 /// The source's database.
 pub const SOURCE: &str = "bench";
 
-/// The servers.
-pub struct Site {
+/// The servers of one part of a run.
+pub struct Site<'a> {
+    /// What its regions, topics and connectors are told apart from other sites' by.
+    pub name: &'a str,
     /// Where changes are made.
     pub source: Postgres,
     /// Where they go.
     pub target: Postgres,
     /// The buffer of those who have one.
-    pub kafka: Kafka,
+    pub kafka: &'a Kafka,
     /// The line before the source, for those who have none.
     pub line: Wan,
     /// The source's port at the far end of that line.
@@ -36,20 +38,28 @@ const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "on"),
 ];
 
-impl Site {
-    /// Starts the servers, and warms the broker up.
-    pub async fn start() -> Result<Self> {
+/// Starts a broker, and warms it up: one that is new is slow for a minute, and so is each new one.
+pub async fn broker() -> Result<Kafka> {
+    let kafka = Kafka::start_lasting().await?;
+    warm_up(&kafka).await?;
+    Ok(kafka)
+}
+
+impl<'a> Site<'a> {
+    /// Starts its database servers, beside a broker that others have used.
+    pub async fn start(name: &'a str, kafka: &'a Kafka) -> Result<Self> {
         let server = |name| {
             let builder = Postgres::builder(15, name);
             SETTINGS.iter().fold(builder, |builder, (setting, value)| builder.setting(setting, value)).start()
         };
-        let (source, target, kafka) =
-            tokio::try_join!(server("source"), server("target"), Kafka::start_lasting())?;
-        warm_up(&kafka).await?;
+        let (source, target) = tokio::try_join!(server("source"), server("target"))?;
         source.create_database(SOURCE).await?;
         let line = Wan::new()?;
         let far = line.forward(testbed::ports::loopback(source.port()))?;
-        Ok(Self { source, target, kafka, line, far_port: far.port() })
+        let site = Self { name, source, target, kafka, line, far_port: far.port() };
+        // Whoever had the broker before may have failed far away from it.
+        site.set_rtt(Duration::ZERO);
+        Ok(site)
     }
 
     /// Puts source and target this far apart.
