@@ -455,10 +455,7 @@ async fn pump(
     let leave = async {
         let mut conditions = cable.conditions.subscribe();
         while let Some(UnderWay { due, mut bytes }) = line_out.recv().await {
-            // A timer rounds up to a millisecond, which a cable without delay must not add.
-            if due > Instant::now() {
-                tokio::time::sleep_until(due).await;
-            }
+            arrive(due).await;
             let lane = {
                 let Ok(now) = conditions.wait_for(|now| !now.holds(direction)).await else {
                     return Ok(());
@@ -499,6 +496,21 @@ fn chunk_bytes(lane: &Lane) -> usize {
             // At least a small packet, or a slow wire would starve.
             (turn as usize).clamp(256, CHUNK_BYTES)
         }
+    }
+}
+
+/// Waits until bytes come out of a delay line. A timer of tokio's rounds up to a millisecond, which is a mile in a lane
+/// of a few and more than none has; so the last of the way is slept on a thread.
+async fn arrive(due: Instant) {
+    const ROUNDING: Duration = Duration::from_millis(2);
+    let left = || due.saturating_duration_since(Instant::now());
+    if left() > ROUNDING {
+        tokio::time::sleep_until(due - ROUNDING).await;
+    }
+    let left = left();
+    if !left.is_zero() {
+        // What breaks it is the end of the runtime, and of the cable.
+        let _ = tokio::task::spawn_blocking(move || std::thread::sleep(left)).await;
     }
 }
 
