@@ -16,10 +16,10 @@ use testbed::Kafka;
 const TOPIC: &str = "warm-up";
 /// At full speed, many records a request.
 const HOT: Duration = Duration::from_secs(8);
-/// And a request for each.
-const CALM: Duration = Duration::from_secs(4);
+/// And a request for each: a code path is compiled for good after some ten thousand of them.
+const CALM: Duration = Duration::from_secs(10);
 /// Between two records of the calm part.
-const STEP: Duration = Duration::from_micros(500);
+const STEP: Duration = Duration::from_micros(250);
 /// How long the last requests may take.
 const END: Duration = Duration::from_secs(30);
 
