@@ -10,6 +10,8 @@ pub const PUBLICATION: &str = "landfall";
 pub const STREAM: &str = "main";
 /// The prefix of our heartbeats in a database's log (`pg_logical_emit_message`).
 pub const HEARTBEAT_PREFIX: &str = "landfall.heartbeat";
+/// The prefix of messages that are there to be committed and flushed: nobody reads them.
+pub const FLUSH_PREFIX: &str = "landfall.flush";
 /// The prefix of a backfill's watermarks there.
 pub const WATERMARK_PREFIX: &str = "landfall.watermark";
 /// What every replication origin of ours begins with.

@@ -14,6 +14,8 @@ mod promises;
 #[path = "sink/server.rs"]
 mod server;
 
+use std::sync::Arc;
+
 use landfall::{
     change::Cell,
     plan::parked::ParkedId,
@@ -26,7 +28,7 @@ use landfall::{
 
 use crate::{
     log::{row, shape},
-    server::{Database, server},
+    server::{Database, Server, server},
 };
 
 /// A target with the table `public.t (id int8 primary key, v text)`, seen from outside.
@@ -100,7 +102,11 @@ struct PostgresTarget {
 
 impl PostgresTarget {
     async fn new(name: &str) -> Self {
-        let database = server().database(name).await;
+        Self::on(&server(), name).await
+    }
+
+    async fn on(server: &Arc<Server>, name: &str) -> Self {
+        let database = server.database(name).await;
         let ddl = "CREATE TABLE t (id int8 PRIMARY KEY, v text)";
         database.client.batch_execute(ddl).await.unwrap();
         Self { database, stream: name.to_owned() }

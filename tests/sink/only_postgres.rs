@@ -1,6 +1,9 @@
 //! What only a real Postgres can show.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
@@ -12,6 +15,7 @@ use landfall::{
 use crate::{
     PostgresTarget, Target,
     log::{Log, TIME, delete, insert, row, shape, update, value},
+    server::Server,
 };
 
 /// The shape of a table as a source would describe it.
@@ -463,7 +467,40 @@ async fn only_what_is_flushed_is_told() {
     assert_eq!(sink.apply(&second).await.unwrap().flushed, first.through.sequence);
     tokio::time::sleep(Duration::from_millis(450)).await;
     let third = next();
-    assert_eq!(sink.apply(&third).await.unwrap().flushed, third.through.sequence);
+    let told = sink.apply(&third).await.unwrap().flushed;
+    assert!(told == first.through.sequence, "nobody waits for the disk, and nothing is told before: {told}");
+    // While batch follows batch it is flushed beside them, and told with one that comes.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while sink.apply(&next()).await.unwrap().flushed < third.through.sequence {
+        assert!(Instant::now() < deadline, "what was committed long ago is not flushed");
+    }
+}
+
+#[tokio::test]
+async fn a_target_whose_standby_does_not_answer_is_waited_for_before_long() {
+    let target = PostgresTarget::on(&Server::alone(), "a_standby_does_not_answer").await;
+    let mut config = target.config();
+    config.flush_interval = Duration::from_millis(1);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let mut next = || {
+        let id = log.sequence.to_string();
+        log.one(vec![insert(&shape(), row([&id, "x"]))])
+    };
+    sink.apply(&next()).await.unwrap();
+    // Whoever commits and waits for the disk waits for a standby that never comes from now on.
+    target.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+    target.run("SELECT pg_reload_conf()").await;
+    // Applied all the same, and not told; what is not told of is kept, so this has an end.
+    let mut applied = 1;
+    while let Ok(outcome) = tokio::time::timeout(Duration::from_secs(3), sink.apply(&next())).await {
+        outcome.unwrap();
+        applied += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(applied > 5, "nobody waits for the disk at once: {applied}");
+    assert_eq!(target.rows().await.len(), applied + 1, "what waits is applied");
 }
 
 #[tokio::test]

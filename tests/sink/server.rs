@@ -35,7 +35,7 @@ pub fn server() -> Arc<Server> {
     if let Some(server) = shared.upgrade() {
         return server;
     }
-    let server = Arc::new(Server::start());
+    let server = Server::alone();
     *shared = Arc::downgrade(&server);
     server
 }
@@ -60,6 +60,11 @@ fn unprivileged() -> Option<(u32, u32)> {
 }
 
 impl Server {
+    /// One for a test that changes its settings.
+    pub fn alone() -> Arc<Self> {
+        Arc::new(Self::start())
+    }
+
     fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         if let Some((uid, gid)) = unprivileged() {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  whole frames ▶ plan ▶ one transaction, pipelined ▶ every count as expected? ▶ commit
+//!                           │                         (of a few rows the server asks, and nobody waits in between)
 //!                           │ deadlock, lock: again        │ no, or a row refused
 //!                           │ table changed: look again    ▼
 //!                           └──────────────▶ redo: each source transaction its own, change by change
@@ -21,7 +22,7 @@ use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio::time::{Instant, sleep};
-use tokio_postgres::{Client, Statement, types::PgLsn};
+use tokio_postgres::{Client, Statement};
 
 pub(super) use self::park::Condemned;
 use self::{
@@ -30,7 +31,8 @@ use self::{
 };
 use super::{
     PostgresSinkConfig,
-    guard::{Guard, Move},
+    flusher::{Flushed, Flusher},
+    guard::{Guard, Move, Origin},
     known::{Known, Ready},
     meanwhile,
     parked::Kept,
@@ -38,7 +40,7 @@ use super::{
     session::Held,
     statement::{Array, copy_data},
     trouble::{self, Attempt, Refusal, Trouble},
-    wire::{AsText, Timestamp},
+    wire::AsText,
 };
 use crate::{
     change::{Cell, Change, Mark, Shape},
@@ -68,6 +70,7 @@ pub(super) struct Session {
     flushed: Sequence,
     /// When the first commit that is not known to be flushed was made.
     unflushed_since: Option<Instant>,
+    flusher: Flusher,
     open: Option<Open>,
     /// What the transaction that is open marks, for when it is committed.
     marked: Vec<(String, Mark)>,
@@ -99,11 +102,10 @@ struct Group<'a> {
     steps: &'a [Step],
     shapes: &'a [Arc<Shape>],
     to: Move,
-    synchronous: bool,
 }
 
 impl<'a> Group<'a> {
-    fn of(batch: &'a Batch, synchronous: bool) -> Self {
+    fn of(batch: &'a Batch) -> Self {
         let to = Move {
             incarnation: batch.incarnation,
             after: batch.after,
@@ -111,7 +113,7 @@ impl<'a> Group<'a> {
             heartbeat: batch.heartbeat,
             grouped: batch.steps.len() > 1,
         };
-        Self { steps: &batch.steps, shapes: &batch.shapes, to, synchronous }
+        Self { steps: &batch.steps, shapes: &batch.shapes, to }
     }
 
     /// Each source transaction alone. The last goes as far as the group does, and carries what the
@@ -136,12 +138,18 @@ impl<'a> Group<'a> {
         let through = steps.last().expect("some are taken").through;
         let to = Move { through, heartbeat: None, grouped: steps.len() > 1, ..self.to };
         let rest_to = Move { after: through.sequence, grouped: behind.len() > 1, ..self.to };
-        let head = Self { steps, shapes: self.shapes, to, synchronous: false };
-        (head, Some(Self { steps: behind, shapes: &[], to: rest_to, synchronous: self.synchronous }))
+        let head = Self { steps, shapes: self.shapes, to };
+        (head, Some(Self { steps: behind, shapes: &[], to: rest_to }))
     }
 
     fn position(&self) -> Option<Position> {
         self.steps.last().map(|step| step.frame.head.position)
+    }
+
+    /// That of the last source transaction.
+    fn origin(&self) -> Option<Origin> {
+        let time = self.steps.last().map(|step| step.frame.head.time);
+        Origin::of(self.position().or(self.to.through.position), time)
     }
 }
 
@@ -166,6 +174,7 @@ impl Session {
             committed,
             flushed: committed,
             unflushed_since: None,
+            flusher: Flusher::default(),
             open: None,
             marked: Vec::new(),
             touched,
@@ -196,6 +205,7 @@ impl Session {
                 return Err(Fault::new(Code::Internal, message));
             }
         };
+        self.flush_beside().await?;
         Ok(Applied {
             flushed: self.flushed,
             redone,
@@ -211,14 +221,28 @@ impl Session {
         self.condemned
     }
 
+    /// Has flushed what was committed `flush_interval` ago: nobody asks for it while batch follows batch.
+    async fn flush_beside(&mut self) -> Result<()> {
+        if let Some(flushed) = self.flusher.flushed().await? {
+            self.note_flushed(flushed);
+        }
+        if self.unflushed_since.is_some_and(|since| since.elapsed() >= self.config.flush_interval) {
+            self.flusher.begin(&self.config, self.committed);
+        }
+        Ok(())
+    }
+
     /// Commits a transaction that changes nothing where something is unflushed.
     pub(super) async fn flush(&mut self) -> Result<Sequence> {
+        if let Some(flushed) = self.flusher.finish().await? {
+            self.note_flushed(flushed);
+        }
         if self.open.is_some() || self.committed == self.flushed {
             self.run("SELECT 1").await?;
             return Ok(self.flushed);
         }
         self.touch().await.map_err(into_fault)?;
-        self.note_commit(self.committed, true);
+        self.note_all_flushed();
         Ok(self.flushed)
     }
 
@@ -226,7 +250,7 @@ impl Session {
     /// what the server makes of the COMMIT behind it is a rollback.
     async fn touch(&self) -> Attempt<()> {
         let mut pipeline = Pipeline::default();
-        pipeline.send(self.simple(begin(true))).await;
+        pipeline.send(self.simple("BEGIN; SET LOCAL synchronous_commit = on")).await;
         pipeline.send(self.guard.touch(self.client(), self.committed)?).await;
         pipeline.send(self.simple("COMMIT")).await;
         for _ in 0..3 {
@@ -251,8 +275,9 @@ impl Session {
         self.client().batch_execute(sql).await.map_err(|error| fault_of(&error))
     }
 
-    fn note_commit(&mut self, through: Sequence, synchronous: bool) {
+    fn note_commit(&mut self, through: Sequence) {
         self.committed = through;
+        self.unflushed_since.get_or_insert_with(Instant::now);
         for (table, mark) in self.marked.drain(..) {
             // A table that keeps its rows may hold any of them.
             match mark {
@@ -267,21 +292,21 @@ impl Session {
                 Mark::Done => drop(self.known.joining.remove(&table)),
             }
         }
-        if synchronous {
-            self.flushed = through;
-            self.unflushed_since = None;
-        } else {
-            self.unflushed_since.get_or_insert_with(Instant::now);
-        }
     }
 
-    /// Whether the next commit waits for the disk: while batch follows batch nobody asks for a flush.
-    fn is_synchronous(&self) -> bool {
-        self.unflushed_since.is_some_and(|since| since.elapsed() >= self.config.flush_interval)
+    fn note_flushed(&mut self, flushed: Flushed) {
+        self.flushed = self.flushed.max(flushed.through);
+        self.unflushed_since = (self.flushed < self.committed).then_some(flushed.since);
+    }
+
+    /// A commit of this session waited for the disk.
+    fn note_all_flushed(&mut self) {
+        self.flushed = self.committed;
+        self.unflushed_since = None;
     }
 
     async fn apply_whole(&mut self, batch: &Batch) -> Result<bool> {
-        let whole = Group::of(batch, self.is_synchronous());
+        let whole = Group::of(batch);
         match batch.grouping {
             Grouping::Many => self.apply_run(whole).await,
             Grouping::One => {
@@ -338,13 +363,40 @@ impl Session {
     async fn try_group(&mut self, group: &Group<'_>) -> Attempt<()> {
         self.note_touched(group.steps);
         let ready = self.known.make_ready(&self.connection, group.steps).await?;
-        let (answered, blocker) = self.watched(self.in_transaction(group, &ready)).await;
+        let at_once = ready.iter().all(Ready::is_counted);
+        let (answered, blocker) = if at_once {
+            self.watched(self.at_once(group, &ready)).await
+        } else {
+            self.watched(self.in_transaction(group, &ready)).await
+        };
         if let Err(trouble) = answered {
             // Nothing is lost where this fails: so does whatever comes next.
             let _ = self.run("ROLLBACK").await;
             return Err(with_blocker(trouble, blocker));
         }
+        drop(ready);
+        if at_once {
+            self.note_commit(group.to.through.sequence);
+            return Ok(());
+        }
         self.commit(group).await
+    }
+
+    /// The whole of a transaction whose rows the server counts. Its end is sent right behind them: where one of them
+    /// failed, it is a rollback.
+    async fn at_once(&self, group: &Group<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
+        let mut pipeline = Pipeline::default();
+        let own = self.send_head(&mut pipeline, group).await?;
+        for action in ready {
+            self.send(&mut pipeline, action).await;
+        }
+        crash::point("apply.mid_batch");
+        crash::point("apply.before_commit");
+        pipeline.send(self.simple("COMMIT")).await;
+        answers(&mut pipeline, own, ready).await?;
+        pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
+        crash::point("apply.after_commit");
+        Ok(())
     }
 
     /// Everything of a transaction but its end, sent without waiting in between but before a copy. Returns once every
@@ -376,38 +428,16 @@ impl Session {
         answers(pipeline, own, &ready[answered..]).await
     }
 
-    /// BEGIN, the guard, the origin, new shapes: returns how many statements that is.
+    /// BEGIN, the guard with the origin, new shapes: returns how many statements that is.
     async fn send_head<'a>(&'a self, pipeline: &mut Pipeline<'a>, group: &Group<'_>) -> Result<usize> {
-        pipeline.send(self.simple(begin(group.synchronous))).await;
-        pipeline.send(self.guard.advance(self.client(), &group.to)?).await;
-        let position = group.position().or(group.to.through.position);
-        let origin = self.send_origin(pipeline, position, group.steps.last()).await;
+        pipeline.send(self.simple("BEGIN")).await;
+        pipeline.send(self.guard.advance(self.client(), &group.to, group.origin())?).await;
         let shapes = self.send_shapes(pipeline, group.shapes).await?;
-        Ok(2 + origin + shapes)
+        Ok(2 + shapes)
     }
 
     async fn simple(&self, sql: &str) -> std::result::Result<u64, tokio_postgres::Error> {
         self.client().batch_execute(sql).await.map(|()| 0)
-    }
-
-    /// Sends the replication origin's place and time: the commit timestamp of the target's
-    /// transaction is then the last source transaction's.
-    async fn send_origin<'a>(
-        &'a self,
-        pipeline: &mut Pipeline<'a>,
-        position: Option<Position>,
-        step: Option<&Step>,
-    ) -> usize {
-        let Some(Position::Postgres(at)) = position else { return 0 };
-        let time = Timestamp::from(step.map_or(at.time, |step| step.frame.head.time));
-        let lsn = PgLsn::from(at.end.0);
-        let call = async move {
-            let parameters: [Box<dyn tokio_postgres::types::ToSql + Send + Sync>; 2] =
-                [Box::new(lsn), Box::new(time)];
-            self.client().execute_raw(&self.guard.origin, parameters).await
-        };
-        pipeline.send(call).await;
-        1
     }
 
     async fn send_shapes<'a>(&'a self, pipeline: &mut Pipeline<'a>, shapes: &[Arc<Shape>]) -> Result<usize> {
@@ -423,7 +453,7 @@ impl Session {
 
     async fn send<'a>(&'a self, pipeline: &mut Pipeline<'a>, ready: &'a Ready<'_>) {
         match ready {
-            Ready::Rows(statement, rows) => {
+            Ready::Rows(statement, rows) | Ready::Counted(statement, rows) => {
                 let call = async move { self.client().execute_raw(statement, Array::all(rows)).await };
                 pipeline.send(call).await;
             }
@@ -454,7 +484,7 @@ impl Session {
         crash::point("apply.before_commit");
         self.client().batch_execute("COMMIT").await.map_err(|error| trouble::of_rows(&error))?;
         crash::point("apply.after_commit");
-        self.note_commit(group.to.through.sequence, group.synchronous);
+        self.note_commit(group.to.through.sequence);
         Ok(())
     }
 
@@ -476,14 +506,6 @@ async fn answers(pipeline: &mut Pipeline<'_>, own: usize, ready: &[Ready<'_>]) -
         }
     }
     Ok(())
-}
-
-fn begin(synchronous: bool) -> &'static str {
-    if synchronous {
-        "BEGIN; SET LOCAL synchronous_commit = on"
-    } else {
-        "BEGIN; SET LOCAL synchronous_commit = off"
-    }
 }
 
 /// Waits before the next attempt, or gives up.

@@ -4,7 +4,10 @@
 //! the update is counted inside the server, and a count of zero divides by zero there: the
 //! transaction is lost before its first row.
 
-use tokio_postgres::{Client, Error, Statement, types::ToSql};
+use tokio_postgres::{
+    Client, Error, Statement,
+    types::{PgLsn, ToSql},
+};
 
 use super::{
     PostgresSinkConfig,
@@ -14,9 +17,10 @@ use super::{
 use crate::{
     fault::{Code, Fault, Result},
     names::literal,
-    position::{ApplyEpoch, Incarnation, Sequence},
+    position::{ApplyEpoch, Incarnation, Position, Sequence},
     postgres::fault_of,
     progress::{Cursor, Heartbeat},
+    stamp::Micros,
 };
 
 /// The statements that touch our own tables and the origin, prepared.
@@ -24,8 +28,7 @@ pub(super) struct Guard {
     epoch: ApplyEpoch,
     moving: Statement,
     touching: Statement,
-    /// `pg_replication_origin_xact_setup`: in every transaction, since it sticks to the session.
-    pub(super) origin: Statement,
+    origin: Statement,
     /// Keeps a shape.
     pub(super) shape: Statement,
 }
@@ -39,6 +42,22 @@ pub(super) struct Move {
     pub(super) heartbeat: Option<Heartbeat>,
     /// Whether several source transactions share this target transaction.
     pub(super) grouped: bool,
+}
+
+/// The place and time of a replication origin: the commit timestamp of the target's transaction is then the source
+/// transaction's. It is set in every transaction, since it sticks to the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    end: PgLsn,
+    time: Timestamp,
+}
+
+impl Origin {
+    /// That of a transaction at this position, committed at this time; none where the position is none.
+    pub(super) fn of(position: Option<Position>, time: Option<Micros>) -> Option<Self> {
+        let Some(Position::Postgres(at)) = position else { return None };
+        Some(Self { end: PgLsn::from(at.end.0), time: Timestamp::from(time.unwrap_or(at.time)) })
+    }
 }
 
 impl Guard {
@@ -61,7 +80,7 @@ impl Guard {
                         grouped_through = coalesce($10, grouped_through)
                   WHERE {ours} AND coalesce(incarnation, $3) = $3
                  RETURNING 1)
-             SELECT 1 / count(*) FROM held"
+             SELECT 1 / count(*), pg_replication_origin_xact_setup($11, $12) FROM held"
         );
         let touching = format!(
             "WITH held AS (
@@ -84,11 +103,12 @@ impl Guard {
         })
     }
 
-    /// Moves the progress, or fails in the server.
+    /// Moves the progress and sets the transaction's origin, or fails in the server.
     pub(super) fn advance<'a>(
         &'a self,
         client: &'a Client,
         to: &Move,
+        origin: Option<Origin>,
     ) -> Result<impl Future<Output = std::result::Result<u64, Error>> + Send + use<'a>> {
         let heartbeat = |time: fn(Heartbeat) -> Timestamp| to.heartbeat.map(time);
         let position = to.through.position.map(|position| serde_json::to_string(&position)).transpose();
@@ -105,8 +125,20 @@ impl Guard {
             Box::new(heartbeat(|it| it.sent.into())),
             Box::new(heartbeat(|it| it.arrived.into())),
             Box::new(to.grouped.then(|| number(to.through.sequence)).transpose()?),
+            Box::new(origin.map(|it| it.end)),
+            Box::new(origin.map(|it| it.time)),
         ];
         Ok(async move { client.execute_raw(&self.moving, parameters).await })
+    }
+
+    /// Sets the transaction's origin where no progress is moved.
+    pub(super) async fn set_origin(
+        &self,
+        client: &Client,
+        origin: Origin,
+    ) -> std::result::Result<u64, Error> {
+        let parameters: [Box<dyn ToSql + Send + Sync>; 2] = [Box::new(origin.end), Box::new(origin.time)];
+        client.execute_raw(&self.origin, parameters).await
     }
 
     /// Locks the progress row where it is, or fails in the server.

@@ -28,13 +28,30 @@ const KEPT_MAX: usize = 1000;
 /// an array, and beginning to copy costs a round trip, which is as much as some two hundred rows.
 const COPY_MIN: usize = 200;
 
+/// Up to so many rows of a batch the server counts what it touched itself, and the commit needs no answer before it.
+/// Counting costs it a little for each row; an answer costs as much as some dozens of them.
+const COUNTED_MAX: usize = 64;
+
 /// What a prepared statement is for.
-type StatementName = (Fingerprint, Operation, bool, Box<[usize]>, Box<[usize]>);
+type StatementName = (Fingerprint, Operation, Way, Box<[usize]>, Box<[usize]>);
+
+/// How rows travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Way {
+    /// As arrays.
+    Arrays,
+    /// As arrays, counted by the server.
+    Counted,
+    /// As a copy.
+    Copy,
+}
 
 /// An action and its statement.
 pub(super) enum Ready<'a> {
     /// Rows that travel as arrays, a parameter for each column.
     Rows(Statement, Rows<'a>),
+    /// The same, and the server fails where it touches more or fewer.
+    Counted(Statement, Rows<'a>),
     /// Rows that come, as a copy.
     Copy(Statement, Rows<'a>),
     /// A backfill's rows, in the text they came in, and how many.
@@ -53,8 +70,13 @@ impl Ready<'_> {
             Self::Rows(_, rows) | Self::Copy(_, rows) => rows.exact.then_some(rows.count as u64),
             Self::Chunk(_, _, rows) => Some(*rows),
             Self::Keep(_, keep) => Some(keep.rows.len() as u64),
-            Self::Empty(_) | Self::Truncate(_) => None,
+            Self::Empty(_) | Self::Truncate(_) | Self::Counted(..) => None,
         }
+    }
+
+    /// Whether it fails in the server where it touches what it should not.
+    pub(super) fn is_counted(&self) -> bool {
+        matches!(self, Self::Counted(..))
     }
 
     /// Whether rows are streamed to the server.
@@ -104,9 +126,10 @@ impl Known {
     ) -> Attempt<Vec<Ready<'a>>> {
         self.look_at_tables(client, steps).await?;
         let actions = plan(steps.iter().flat_map(Step::changes), self.tables())?;
+        let counted = are_few(&actions);
         let mut ready = Vec::with_capacity(actions.len());
         for action in actions {
-            ready.push(self.make_action_ready(client, action).await?);
+            ready.push(self.make_action_ready(client, action, counted).await?);
         }
         Ok(ready)
     }
@@ -128,7 +151,7 @@ impl Known {
     ) -> Attempt<Vec<Ready<'a>>> {
         let mut ready = Vec::new();
         for action in each(change, self.tables())? {
-            ready.push(self.make_action_ready(client, action).await?);
+            ready.push(self.make_action_ready(client, action, false).await?);
         }
         Ok(ready)
     }
@@ -182,10 +205,10 @@ impl Known {
         {
             let columns = if chunk.replace.is_empty() { columns.clone() } else { chunk.replace.into() };
             let action = all_gone(shape, &columns, chunk.former);
-            ready.push(self.make_action_ready(client, action).await?);
+            ready.push(self.make_action_ready(client, action, false).await?);
         }
         let all: Box<[usize]> = (0..shape.columns.len()).collect();
-        let name = (fingerprint, Operation::Copy, true, all.clone(), Box::default());
+        let name = (fingerprint, Operation::Copy, Way::Copy, all.clone(), Box::default());
         let statement = match self.statements.get(&name) {
             Some(statement) => statement.clone(),
             None => {
@@ -197,7 +220,12 @@ impl Known {
         Ok(ready)
     }
 
-    async fn make_action_ready<'a>(&mut self, client: &Client, action: Action<'a>) -> Attempt<Ready<'a>> {
+    async fn make_action_ready<'a>(
+        &mut self,
+        client: &Client,
+        action: Action<'a>,
+        counted: bool,
+    ) -> Attempt<Ready<'a>> {
         let rows = match action {
             Action::Rows(rows) => rows,
             Action::Keep(keep) => return self.make_keep_ready(client, keep).await,
@@ -207,15 +235,24 @@ impl Known {
             }
         };
         let fingerprint = rows.shape.fingerprint();
-        let copied = rows.operation == Operation::Insert && rows.count >= COPY_MIN && !rows.set.is_empty();
-        let ready = if copied { Ready::Copy } else { Ready::Rows };
-        let name = (fingerprint, rows.operation, copied, rows.set.clone(), rows.locate.clone());
+        let is_insert = rows.operation == Operation::Insert;
+        let (way, ready): (_, fn(_, _) -> _) = if counted {
+            (Way::Counted, Ready::Counted)
+        } else if is_insert && rows.count >= COPY_MIN && !rows.set.is_empty() {
+            (Way::Copy, Ready::Copy)
+        } else {
+            (Way::Arrays, Ready::Rows)
+        };
+        let name = (fingerprint, rows.operation, way, rows.set.clone(), rows.locate.clone());
         if let Some(statement) = self.statements.get(&name) {
             return Ok(ready(statement.clone(), rows));
         }
         let table = &self.tables[&fingerprint];
-        let text =
-            if copied { statement::copy_text(table, &rows.set) } else { statement::text(table, &rows) };
+        let text = match way {
+            Way::Counted => statement::counted_text(table, &rows),
+            Way::Copy => statement::copy_text(table, &rows.set),
+            Way::Arrays => statement::text(table, &rows),
+        };
         Ok(ready(self.prepare(client, name, &text).await?, rows))
     }
 
@@ -269,6 +306,15 @@ impl Known {
         self.locators.clear();
         self.statements.clear();
     }
+}
+
+/// Whether the server may count what these touch: few rows, each of which is to be touched once.
+fn are_few(actions: &[Action<'_>]) -> bool {
+    let counts = actions.iter().map(|action| match action {
+        Action::Rows(rows) if rows.exact && !rows.any_of_equal && rows.width() > 0 => Some(rows.count),
+        Action::Rows(_) | Action::Keep(_) | Action::Truncate { .. } => None,
+    });
+    counts.sum::<Option<usize>>().is_some_and(|rows| rows <= COUNTED_MAX)
 }
 
 fn distinct_shapes(steps: &[Step]) -> Vec<&Arc<Shape>> {

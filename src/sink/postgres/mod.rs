@@ -4,6 +4,7 @@
 //!  session    claim: own tables, lease, epoch, settings, origin
 //!  apply      batches, transactions; what is redone, what is flushed; in files of their own: slices, what is parked
 //!  pipeline   one transaction's statements, sent without waiting in between
+//!  flusher    what is committed, flushed beside the batches
 //!  guard      the progress row: compare-and-set that fails inside the server
 //!  trouble    what an error of the server means to a batch
 //!  known      tables looked at and statements prepared so far
@@ -19,6 +20,7 @@
 //! flushed; the log is sequential, so one such commit flushes every one before it.
 
 mod apply;
+mod flusher;
 mod guard;
 mod inspect;
 mod known;

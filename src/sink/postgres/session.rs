@@ -106,7 +106,7 @@ async fn take_hold(
         .batch_execute(
             // A generic plan made while a table was empty must not stay a sequential scan once it
             // is not; and no statement of ours is worth compiling.
-            "SET session_replication_role = replica; SET plan_cache_mode = force_generic_plan;
+            "SET session_replication_role = replica; SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan;
              SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
              SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
              -- Postgres 17 and up.

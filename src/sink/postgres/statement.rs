@@ -60,6 +60,15 @@ pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
     }
 }
 
+/// The same for rows of which there is a right number: the server counts those that were touched, and divides by zero
+/// where they are more or fewer.
+pub(super) fn counted_text(table: &Table, rows: &Rows<'_>) -> String {
+    let column = rows.set.iter().chain(&*rows.locate).next().expect("some column is given");
+    let given = table.array_type(*column);
+    let text = text(table, rows);
+    format!("WITH t AS ({text} RETURNING 1) SELECT 1 / (count(*) = cardinality($1::{given}))::int FROM t")
+}
+
 /// One row found by all its columns, of which there may be several: any of them is taken.
 ///
 /// Types without an equality of their own, or with one that is broader than "the same text", are

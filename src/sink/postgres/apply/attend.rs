@@ -28,8 +28,8 @@ use crate::{
     sink::{
         Attended, Conflict, ConflictKind, Replayed, Step, Wish,
         postgres::{
+            guard::Origin,
             parked::{self, Asked, Content, PART, part_of},
-            pipeline::Pipeline,
             trouble::{self, Attempt, Trouble},
         },
     },
@@ -160,13 +160,10 @@ impl Session {
             self.note_touched(std::slice::from_ref(&step));
             self.one_by_one(&step, InTheWay::Stays).await?;
         }
-        let mut pipeline = Pipeline::default();
-        let step = step_of(self.config.from.clone(), asked, Vec::new());
-        let origin = self.send_origin(&mut pipeline, Some(asked.position), Some(&step)).await;
-        for _ in 0..origin {
-            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
+        if let Some(origin) = Origin::of(Some(asked.position), Some(asked.committed)) {
+            let set = self.guard.set_origin(self.client(), origin).await;
+            set.map_err(|error| trouble::of_guard(&error))?;
         }
-        drop(pipeline);
         self.take_away(asked.id).await?;
         crash::point("parked.before_commit");
         Ok(true)
@@ -213,7 +210,7 @@ impl Session {
             });
         }
         crash::point("parked.after_commit");
-        self.note_commit(self.committed, true);
+        self.note_all_flushed();
         Ok(true)
     }
 

@@ -140,7 +140,7 @@ impl Session {
         crash::point("apply.before_commit");
         self.run("COMMIT").await?;
         crash::point("apply.after_commit");
-        self.note_commit(alone.to.through.sequence, alone.synchronous);
+        self.note_commit(alone.to.through.sequence);
         self.note_parked(id, step);
         self.aside.push(step.frame.head.position);
         self.refused.extend(refusal(why, id));

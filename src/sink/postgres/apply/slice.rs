@@ -14,6 +14,7 @@ use crate::{
     sink::{
         Batch, Step,
         postgres::{
+            guard::Origin,
             known::Ready,
             pipeline::Pipeline,
             trouble::{self, Attempt, Trouble},
@@ -134,8 +135,7 @@ impl Session {
             heartbeat,
             grouped: false,
         };
-        let synchronous = self.is_synchronous();
-        self.end_open(&to, step, synchronous).await
+        self.end_open(&to, step).await
     }
 
     async fn in_savepoint(&self, batch: &Batch, ready: &[Ready<'_>]) -> Attempt<()> {
@@ -146,20 +146,11 @@ impl Session {
     }
 
     /// Moves the progress and commits the open transaction.
-    async fn end_open(&mut self, to: &Move, step: &Step, synchronous: bool) -> Attempt<()> {
-        let mut pipeline = Pipeline::default();
-        let setting = match synchronous {
-            true => "SET LOCAL synchronous_commit = on",
-            false => "SET LOCAL synchronous_commit = off",
-        };
-        pipeline.send(self.simple(setting)).await;
-        pipeline.send(self.guard.advance(self.client(), to)?).await;
+    async fn end_open(&mut self, to: &Move, step: &Step) -> Attempt<()> {
         let position = Some(step.frame.head.position);
-        let origin = self.send_origin(&mut pipeline, position, Some(step)).await;
-        for _ in 0..2 + origin {
-            pipeline.answer().await.map_err(|error| trouble::of_guard(&error))?;
-        }
-        drop(pipeline);
+        let origin = Origin::of(position, Some(step.frame.head.time));
+        let moved = self.guard.advance(self.client(), to, origin)?.await;
+        moved.map_err(|error| trouble::of_guard(&error))?;
         crash::point("apply.before_commit");
         if let Err(error) = self.client().batch_execute("COMMIT").await {
             return Err(match trouble::of_rows(&error) {
@@ -171,7 +162,7 @@ impl Session {
         }
         crash::point("apply.after_commit");
         self.open = None;
-        self.note_commit(to.through.sequence, synchronous);
+        self.note_commit(to.through.sequence);
         Ok(())
     }
 }
