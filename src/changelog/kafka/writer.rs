@@ -59,9 +59,9 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(2);
 /// for them is what the server may release, and nothing a reader of the stream would see.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// How long a record waits for company while the stream is hot: some hundreds share a request then, and what a
+/// How long a record waits for company while the stream is hot: up to some hundreds share a request then, and what a
 /// request costs the broker hardly counts.
-const HOT_LINGER: Duration = Duration::from_millis(5);
+const HOT_LINGER: Duration = Duration::from_millis(2);
 /// A stream is hot from so many records a second on, where a request for each would begin to fill a core,
 const HOT: f64 = 3_000.0;
 /// and calm again below so many.
