@@ -3,7 +3,8 @@
 //! `LANDFALL_CRASH_AT="apply.before_commit:3"` kills the process with SIGKILL, which nothing can
 //! soften, when it reaches that point for the third time. Without the variable a point costs one
 //! atomic load. The points are named after what was last done on the path: `apply.mid_batch` (the
-//! guard is written, rows are), `apply.before_commit`, `apply.after_commit` (not yet told).
+//! guard is sent, rows may be), `apply.before_commit`, `apply.commit_sent` (its answer has not come),
+//! `apply.after_commit` (not yet told).
 
 use std::{
     path::PathBuf,
@@ -50,6 +51,11 @@ pub fn point(name: &str) {
         // In a directory that is gone nothing holds any more.
         let _ = std::fs::write(file, "");
     }
+}
+
+/// Whether some point is one to die at.
+pub fn is_armed() -> bool {
+    APPOINTMENT.get_or_init(read).is_some()
 }
 
 fn held() -> Option<(String, PathBuf)> {

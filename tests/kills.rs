@@ -22,7 +22,8 @@ const AT_SOURCE: &[&str] = &[
     "capture.after_ack",
     "capture.after_confirm",
 ];
-const AT_SINK: &[&str] = &["apply.mid_batch", "apply.before_commit", "apply.after_commit"];
+const AT_SINK: &[&str] =
+    &["apply.mid_batch", "apply.before_commit", "apply.commit_sent", "apply.after_commit"];
 /// What is awaited takes a second or two; on a machine that compiles meanwhile many times that.
 const PATIENCE: Duration = Duration::from_secs(180);
 

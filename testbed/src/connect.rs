@@ -195,6 +195,12 @@ impl Connect {
         self.process.vm_rss_kib()
     }
 
+    /// Lets [`Connect::vm_hwm_kib`] begin with what the worker holds now.
+    pub fn forget_peak(&self) -> Result<()> {
+        // `CLEAR_REFS_MM_HIWATER_RSS`, proc(5).
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").context("forget a worker's peak")
+    }
+
     /// The most memory the worker has held at once, in KiB.
     pub fn vm_hwm_kib(&self) -> Result<u64> {
         self.process.vm_hwm_kib()

@@ -488,19 +488,77 @@ async fn a_target_whose_standby_does_not_answer_is_waited_for_before_long() {
         let id = log.sequence.to_string();
         log.one(vec![insert(&shape(), row([&id, "x"]))])
     };
-    sink.apply(&next()).await.unwrap();
     // Whoever commits and waits for the disk waits for a standby that never comes from now on.
     target.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     target.run("SELECT pg_reload_conf()").await;
+    while target.ask("SHOW synchronous_standby_names").await.unwrap() != "nobody" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     // Applied all the same, and not told; what is not told of is kept, so this has an end.
-    let mut applied = 1;
+    let began = Instant::now();
+    let mut applied = 0;
     while let Ok(outcome) = tokio::time::timeout(Duration::from_secs(3), sink.apply(&next())).await {
-        outcome.unwrap();
+        assert_eq!(outcome.unwrap().flushed, Sequence(0), "told what no standby has");
+        assert!(began.elapsed() < Duration::from_secs(30), "what is not told of is kept for ever");
         applied += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(applied > 5, "nobody waits for the disk at once: {applied}");
     assert_eq!(target.rows().await.len(), applied + 1, "what waits is applied");
+}
+
+#[tokio::test]
+async fn a_target_that_gives_no_second_session_is_flushed_by_the_first() {
+    let server = Server::alone();
+    let target = PostgresTarget::on(&server, "no_second_session").await;
+    let mut config = target.config();
+    config.flush_interval = Duration::from_millis(1);
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    target.run("ALTER ROLE landfall CONNECTION LIMIT 1").await;
+    let mut log = Log::new();
+    for id in 0..20 {
+        let batch = log.one(vec![insert(&shape(), row([&id.to_string(), "x"]))]);
+        let told = sink.apply(&batch).await.unwrap().flushed;
+        if told == batch.through.sequence {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("nothing is told");
+}
+
+#[tokio::test]
+async fn a_rule_of_the_targets_is_no_obstacle() {
+    let target = PostgresTarget::new("a_rule_of_the_targets").await;
+    let rule = "CREATE TABLE seen (id int8);
+        CREATE RULE also AS ON INSERT TO t DO ALSO INSERT INTO seen VALUES (new.id);
+        ALTER TABLE t ENABLE ALWAYS RULE also";
+    target.run(rule).await;
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    for id in ["1", "2"] {
+        assert!(!sink.apply(&log.one(vec![insert(&shape(), row([id, "x"]))])).await.unwrap().redone);
+    }
+    assert_eq!(target.ask("SELECT string_agg(id::text, ',' ORDER BY id) FROM seen").await.unwrap(), "1,2");
+}
+
+#[tokio::test]
+async fn of_many_updates_the_one_that_finds_no_row_is_named() {
+    let target = PostgresTarget::new("of_many_updates").await;
+    target.run("INSERT INTO t SELECT g, 'a' FROM generate_series(1, 200) g WHERE g <> 77").await;
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let change = |id: i32| update(&shape(), None, row([id.to_string().as_str(), "b"]));
+    let before = log.transaction((1..=70).map(change).collect());
+    let culprit = log.transaction((71..=200).map(change).collect());
+    let fault = sink.apply(&log.batch(vec![before, culprit])).await.unwrap_err();
+    assert_eq!(fault.code(), Code::Conflict, "{fault}");
+    assert!(fault.message().contains("(id)=(77)"), "{fault}");
+    let updated = "SELECT count(*)::text FROM t WHERE v = 'b'";
+    assert_eq!(target.ask(updated).await.unwrap(), "70", "what came before it stays");
 }
 
 #[tokio::test]
@@ -615,20 +673,26 @@ async fn rows_are_found_through_the_index_whatever_the_keys_type() {
 }
 
 /// The batch number `at`: one row, one record.
-fn numbered(log: &mut Log, at: i64) -> landfall::sink::Batch {
-    log.one(vec![insert(&shape(), row([&at.to_string(), "x"]))])
+/// So many rows, each with a number of its own, behind so many batches of the like.
+fn numbered(log: &mut Log, behind: i64, rows: i64) -> landfall::sink::Batch {
+    let ids = behind * rows..(behind + 1) * rows;
+    log.one(ids.map(|id| insert(&shape(), row([id.to_string().as_str(), "x"]))).collect())
 }
 
 #[tokio::test]
 async fn killed_at_any_point_rows_and_progress_agree() {
     use std::os::unix::process::ExitStatusExt;
-    for (point, committed) in [("mid_batch", 2), ("before_commit", 2), ("after_commit", 3)] {
-        let target = PostgresTarget::new(&format!("killed_at_{point}")).await;
+    let points =
+        [("mid_batch", 2..=2), ("before_commit", 2..=2), ("commit_sent", 2..=3), ("after_commit", 3..=3)];
+    // Of few rows the commit goes with them, of many it follows.
+    for ((point, committed), rows) in points.into_iter().flat_map(|it| [(it.clone(), 1), (it, 100)]) {
+        let target = PostgresTarget::new(&format!("killed_at_{point}_{rows}")).await;
         let child = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "only_postgres::child_that_is_killed", "--ignored"])
             .env(landfall::crash::VARIABLE, format!("apply.{point}:3"))
             .env("SINK_TEST_PORT", target.database.address.port.to_string())
             .env("SINK_TEST_NAME", &target.stream)
+            .env("SINK_TEST_ROWS", rows.to_string())
             .output();
         assert_eq!(child.await.unwrap().status.signal(), Some(9), "{point}");
         let mut sink = target.sink();
@@ -639,11 +703,13 @@ async fn killed_at_any_point_rows_and_progress_agree() {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        assert_eq!(target.rows().await.len(), committed, "{point}");
+        let found = target.rows().await.len() as i64;
+        let batches = found / rows;
+        assert!(found % rows == 0 && committed.contains(&batches), "{point}: {found} rows");
         let reached = claim.progress.unwrap().through.sequence;
-        assert_eq!(reached, Sequence(1 + committed as u64), "{point}");
+        assert_eq!(reached, Sequence(1 + found as u64), "{point}");
         let mut log = Log { sequence: reached.0, after: reached, ..Log::new() };
-        sink.apply(&numbered(&mut log, committed as i64 + 1)).await.unwrap();
+        sink.apply(&numbered(&mut log, batches, rows)).await.unwrap();
     }
 }
 
@@ -660,8 +726,9 @@ async fn child_that_is_killed() {
     let mut sink = PostgresSink::new(config);
     sink.claim().await.unwrap();
     let mut log = Log::new();
-    for at in 1..9 {
-        sink.apply(&numbered(&mut log, at)).await.unwrap();
+    let rows = std::env::var("SINK_TEST_ROWS").unwrap().parse().unwrap();
+    for behind in 0..8 {
+        sink.apply(&numbered(&mut log, behind, rows)).await.unwrap();
     }
 }
 

@@ -31,7 +31,7 @@ use self::{
 };
 use super::{
     PostgresSinkConfig,
-    flusher::{Flushed, Flusher},
+    flusher::Flusher,
     guard::{Guard, Move, Origin},
     known::{Known, Ready},
     meanwhile,
@@ -223,20 +223,25 @@ impl Session {
 
     /// Has flushed what was committed `flush_interval` ago: nobody asks for it while batch follows batch.
     async fn flush_beside(&mut self) -> Result<()> {
-        if let Some(flushed) = self.flusher.flushed().await? {
-            self.note_flushed(flushed);
+        self.note_flushed().await;
+        let is_due = self.unflushed_since.is_some_and(|since| since.elapsed() >= self.config.flush_interval);
+        if !is_due {
+            return Ok(());
         }
-        if self.unflushed_since.is_some_and(|since| since.elapsed() >= self.config.flush_interval) {
-            self.flusher.begin(&self.config, self.committed);
+        if self.flusher.begin(&self.config, (self.guard.epoch(), self.committed)) {
+            return Ok(());
+        }
+        // Nobody flushes beside us: this session waits for the disk itself, and is seen to be at work.
+        if self.open.is_none() {
+            self.touch().await.map_err(into_fault)?;
+            self.note_all_flushed();
         }
         Ok(())
     }
 
     /// Commits a transaction that changes nothing where something is unflushed.
     pub(super) async fn flush(&mut self) -> Result<Sequence> {
-        if let Some(flushed) = self.flusher.finish().await? {
-            self.note_flushed(flushed);
-        }
+        self.note_flushed().await;
         if self.open.is_some() || self.committed == self.flushed {
             self.run("SELECT 1").await?;
             return Ok(self.flushed);
@@ -294,9 +299,11 @@ impl Session {
         }
     }
 
-    fn note_flushed(&mut self, flushed: Flushed) {
-        self.flushed = self.flushed.max(flushed.through);
-        self.unflushed_since = (self.flushed < self.committed).then_some(flushed.since);
+    async fn note_flushed(&mut self) {
+        if let Some(flushed) = self.flusher.flushed().await {
+            self.flushed = self.flushed.max(flushed.through);
+            self.unflushed_since = (self.flushed < self.committed).then_some(flushed.since);
+        }
     }
 
     /// A commit of this session waited for the disk.
@@ -362,22 +369,19 @@ impl Session {
 
     async fn try_group(&mut self, group: &Group<'_>) -> Attempt<()> {
         self.note_touched(group.steps);
-        let ready = self.known.make_ready(&self.connection, group.steps).await?;
-        let at_once = ready.iter().all(Ready::is_counted);
-        let (answered, blocker) = if at_once {
-            self.watched(self.at_once(group, &ready)).await
-        } else {
-            self.watched(self.in_transaction(group, &ready)).await
-        };
+        let ready = self.known.make_ready(&self.connection, group.steps, true).await?;
+        if ready.iter().all(Ready::is_counted) {
+            let (committed, blocker) = self.watched(self.at_once(group, &ready)).await;
+            drop(ready);
+            committed.map_err(|trouble| with_blocker(trouble, blocker))?;
+            self.note_commit(group.to.through.sequence);
+            return Ok(());
+        }
+        let (answered, blocker) = self.watched(self.in_transaction(group, &ready)).await;
         if let Err(trouble) = answered {
             // Nothing is lost where this fails: so does whatever comes next.
             let _ = self.run("ROLLBACK").await;
             return Err(with_blocker(trouble, blocker));
-        }
-        drop(ready);
-        if at_once {
-            self.note_commit(group.to.through.sequence);
-            return Ok(());
         }
         self.commit(group).await
     }
@@ -387,12 +391,14 @@ impl Session {
     async fn at_once(&self, group: &Group<'_>, ready: &[Ready<'_>]) -> Attempt<()> {
         let mut pipeline = Pipeline::default();
         let own = self.send_head(&mut pipeline, group).await?;
+        crash_behind("apply.mid_batch").await;
         for action in ready {
             self.send(&mut pipeline, action).await;
         }
-        crash::point("apply.mid_batch");
-        crash::point("apply.before_commit");
-        pipeline.send(self.simple("COMMIT")).await;
+        crash_behind("apply.before_commit").await;
+        let lacks_any = pipeline.lacks_any();
+        pipeline.send(self.simple(if lacks_any { "ROLLBACK" } else { "COMMIT" })).await;
+        crash_behind("apply.commit_sent").await;
         answers(&mut pipeline, own, ready).await?;
         pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
         crash::point("apply.after_commit");
@@ -424,7 +430,7 @@ impl Session {
             }
             self.send(pipeline, action).await;
         }
-        crash::point("apply.mid_batch");
+        crash_behind("apply.mid_batch").await;
         answers(pipeline, own, &ready[answered..]).await
     }
 
@@ -482,7 +488,11 @@ impl Session {
 
     async fn commit(&mut self, group: &Group<'_>) -> Attempt<()> {
         crash::point("apply.before_commit");
-        self.client().batch_execute("COMMIT").await.map_err(|error| trouble::of_rows(&error))?;
+        let mut pipeline = Pipeline::default();
+        pipeline.send(self.simple("COMMIT")).await;
+        crash_behind("apply.commit_sent").await;
+        pipeline.answer().await.map_err(|error| trouble::of_rows(&error))?;
+        drop(pipeline);
         crash::point("apply.after_commit");
         self.note_commit(group.to.through.sequence);
         Ok(())
@@ -506,6 +516,14 @@ async fn answers(pipeline: &mut Pipeline<'_>, own: usize, ready: &[Ready<'_>]) -
         }
     }
     Ok(())
+}
+
+/// A point to die at, behind what was sent: it is on its way then.
+async fn crash_behind(point: &str) {
+    if crash::is_armed() {
+        tokio::task::yield_now().await;
+    }
+    crash::point(point);
 }
 
 /// Waits before the next attempt, or gives up.

@@ -61,6 +61,11 @@ impl Origin {
 }
 
 impl Guard {
+    /// Whoever holds a later one holds the target.
+    pub(super) fn epoch(&self) -> ApplyEpoch {
+        self.epoch
+    }
+
     pub(super) async fn prepare(
         client: &Client,
         config: &PostgresSinkConfig,

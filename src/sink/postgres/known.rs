@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Statement};
 use super::{
     meanwhile, statement,
     table::{self, Table},
-    trouble::{self, Attempt},
+    trouble::{self, Attempt, Trouble},
 };
 use crate::{
     change::{Cell, Change, Fingerprint, Operation, Row, Shape},
@@ -33,7 +33,14 @@ const COPY_MIN: usize = 200;
 const COUNTED_MAX: usize = 64;
 
 /// What a prepared statement is for.
-type StatementName = (Fingerprint, Operation, Way, Box<[usize]>, Box<[usize]>);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct StatementName {
+    shape: Fingerprint,
+    operation: Operation,
+    way: Way,
+    set: Box<[usize]>,
+    locate: Box<[usize]>,
+}
 
 /// How rows travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,7 +71,7 @@ pub(super) enum Ready<'a> {
 }
 
 impl Ready<'_> {
-    /// How many rows it must touch, where there is one right number.
+    /// How many rows it must touch, where there is one right number and the server does not see to it.
     pub(super) fn expected(&self) -> Option<u64> {
         match self {
             Self::Rows(_, rows) | Self::Copy(_, rows) => rows.exact.then_some(rows.count as u64),
@@ -110,6 +117,8 @@ pub(super) struct Known {
     statements: HashMap<StatementName, Statement>,
     /// Keeps rows of any table.
     keep: Option<Statement>,
+    /// Tables that the server counts nothing in: one has a rule, which no statement inside another may meet.
+    uncounted: HashSet<Fingerprint>,
 }
 
 impl Known {
@@ -118,15 +127,17 @@ impl Known {
         Self { joining, ..Self::default() }
     }
 
-    /// The changes' actions with their statements.
+    /// The changes' actions with their statements; with some that the server counts, where there is something to be
+    /// gained by it.
     pub(super) async fn make_ready<'a>(
         &mut self,
         client: &Client,
         steps: &'a [Step],
+        may_count: bool,
     ) -> Attempt<Vec<Ready<'a>>> {
         self.look_at_tables(client, steps).await?;
         let actions = plan(steps.iter().flat_map(Step::changes), self.tables())?;
-        let counted = are_few(&actions);
+        let counted = may_count && are_few(&actions) && !self.refuse_to_be_counted(&actions);
         let mut ready = Vec::with_capacity(actions.len());
         for action in actions {
             ready.push(self.make_action_ready(client, action, counted).await?);
@@ -208,7 +219,13 @@ impl Known {
             ready.push(self.make_action_ready(client, action, false).await?);
         }
         let all: Box<[usize]> = (0..shape.columns.len()).collect();
-        let name = (fingerprint, Operation::Copy, Way::Copy, all.clone(), Box::default());
+        let name = StatementName {
+            shape: fingerprint,
+            operation: Operation::Copy,
+            way: Way::Copy,
+            set: all.clone(),
+            locate: Box::default(),
+        };
         let statement = match self.statements.get(&name) {
             Some(statement) => statement.clone(),
             None => {
@@ -243,7 +260,13 @@ impl Known {
         } else {
             (Way::Arrays, Ready::Rows)
         };
-        let name = (fingerprint, rows.operation, way, rows.set.clone(), rows.locate.clone());
+        let name = StatementName {
+            shape: fingerprint,
+            operation: rows.operation,
+            way,
+            set: rows.set.clone(),
+            locate: rows.locate.clone(),
+        };
         if let Some(statement) = self.statements.get(&name) {
             return Ok(ready(statement.clone(), rows));
         }
@@ -253,7 +276,22 @@ impl Known {
             Way::Copy => statement::copy_text(table, &rows.set),
             Way::Arrays => statement::text(table, &rows),
         };
-        Ok(ready(self.prepare(client, name, &text).await?, rows))
+        match self.prepare(client, name.clone(), &text).await {
+            Err(Trouble::Stale(_)) if way == Way::Counted => {
+                self.uncounted.insert(fingerprint);
+                let text = statement::text(&self.tables[&fingerprint], &rows);
+                let name = StatementName { way: Way::Arrays, ..name };
+                Ok(Ready::Rows(self.prepare(client, name, &text).await?, rows))
+            }
+            prepared => Ok(ready(prepared?, rows)),
+        }
+    }
+
+    fn refuse_to_be_counted(&self, actions: &[Action<'_>]) -> bool {
+        actions.iter().any(|action| match action {
+            Action::Rows(rows) => self.uncounted.contains(&rows.shape.fingerprint()),
+            Action::Keep(_) | Action::Truncate { .. } => true,
+        })
     }
 
     /// What keeps rows until their table is whole.
@@ -305,6 +343,7 @@ impl Known {
         self.tables.clear();
         self.locators.clear();
         self.statements.clear();
+        self.uncounted.clear();
     }
 }
 

@@ -64,8 +64,8 @@ pub struct PostgresSinkConfig {
     pub from: Region,
     /// The stream.
     pub stream: String,
-    /// How long commits may stay unflushed while more is waiting: what is told to others lags
-    /// behind by no more than this.
+    /// How long commits may stay unflushed while more is waiting, before a flush is begun; what is told to others lags
+    /// behind by this, the flush and a batch.
     pub flush_interval: Duration,
     /// How often the target is compared with the source, where nobody asks.
     pub verify_interval: Option<Duration>,

@@ -33,6 +33,11 @@ impl<'a> Pipeline<'a> {
         self.0.push_back(answer.map_or_else(|| Sent::Waiting(statement), Sent::Answered));
     }
 
+    /// Whether a statement failed before it was sent: what is sent behind it would stand without it.
+    pub(super) fn lacks_any(&self) -> bool {
+        self.0.iter().any(|sent| matches!(sent, Sent::Answered(Err(_))))
+    }
+
     /// The next answer: how many rows the statement touched.
     pub(super) async fn answer(&mut self) -> Answer {
         match self.0.pop_front().expect("one answer for each statement") {

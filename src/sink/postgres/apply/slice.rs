@@ -101,7 +101,7 @@ impl Session {
             self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
             Vec::new()
         } else {
-            self.known.make_ready(&self.connection, std::slice::from_ref(step)).await?
+            self.known.make_ready(&self.connection, std::slice::from_ref(step), false).await?
         };
         let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
         drop(ready);

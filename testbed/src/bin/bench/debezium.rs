@@ -25,6 +25,10 @@ const SHARE: u64 = 3;
 /// Between two looks whether a connector has given up.
 const LOOK: Duration = Duration::from_secs(2);
 
+fn prefix(site: &str) -> String {
+    format!("debezium-{site}")
+}
+
 /// A workload's connectors, deleted between two measurements: the worker keeps where they stood.
 pub struct Debezium<'a> {
     connect: &'a Connect,
@@ -50,7 +54,7 @@ impl<'a> Debezium<'a> {
         }
         let tables = workload.tables.iter().map(|table| format!("public.{table}")).collect();
         let writer = site.source.connect(DATABASE).await?;
-        let debezium = Self { connect, prefix: format!("debezium-{}", site.name), tables, writer, last: 0 };
+        let debezium = Self { connect, prefix: prefix(site.name), tables, writer, last: 0 };
         debezium.read(site).await?;
         debezium.rest(site).await?;
         Ok(debezium)
@@ -83,6 +87,14 @@ impl<'a> Debezium<'a> {
         let written = workload.write(&self.writer, self.last, (rows / SHARE).max(1)).await?;
         self.last = written.last;
         Ok(written)
+    }
+
+    /// Ends what has not ended: a connector whose servers are gone would be in everybody's way.
+    pub async fn end(connect: &Connect, site: &str) {
+        for end in ["source", "sink"] {
+            // Where there is none there is nothing to end.
+            let _ = connect.delete(&format!("{}-{end}", prefix(site))).await;
+        }
     }
 
     /// The name of its source or its sink.
@@ -138,6 +150,7 @@ impl<'a> Debezium<'a> {
     /// Source to Kafka alone; the rows are applied afterwards, unmeasured.
     async fn capture(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
         let before = self.records(site.kafka).await;
+        self.connect.forget_peak()?;
         let mut watch = Watch::start(self.groups(site));
         self.read(site).await?;
         for (rows, lead_in) in [(written.all_rows - written.rows, true), (written.all_rows, false)] {
@@ -158,6 +171,7 @@ impl<'a> Debezium<'a> {
 
     /// The whole way.
     async fn whole(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
+        self.connect.forget_peak()?;
         let watch = Watch::start(self.groups(site));
         self.read(site).await?;
         self.apply(site).await?;

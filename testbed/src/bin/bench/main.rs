@@ -209,7 +209,10 @@ async fn measure(
     let connect = match workloads.peek() {
         Some(_) if plan.debezium && testbed::home::has_rivals() => match Connect::start(&kafka).await {
             Ok(connect) => Some(connect),
-            Err(error) => return failed.push(("Kafka Connect", error)),
+            Err(error) => {
+                report.missing("debezium", &format!("{error:#}"));
+                None
+            }
         },
         _ => None,
     };
@@ -217,6 +220,9 @@ async fn measure(
         match drains(plan, workload, (&kafka, connect.as_ref()), report).await {
             Ok(site) => *about = site,
             Err(error) => failed.push((workload.name, error)),
+        }
+        if let Some(connect) = &connect {
+            Debezium::end(connect, workload.name).await;
         }
     }
 }
@@ -259,6 +265,9 @@ async fn drains(
             {
                 report.missing(&format!("debezium on {name}"), &format!("{error:#}"));
                 debezium = None;
+                if let Some(connect) = connect {
+                    Debezium::end(connect, name).await;
+                }
             }
         }
         for _ in 0..rounds {

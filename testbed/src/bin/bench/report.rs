@@ -234,10 +234,13 @@ How the contenders are set, and how durable what they do is:
   set as their documentation recommends for throughput (`testbed/src/connect/debezium.rs` says each setting). It
   reads a database of its own at the same server, with a third of the rows.
 
-One transaction of five million rows (giant) is measured in one round, without Debezium; growth in one round as well.
+Every drain is a backlog that is caught up with: at a thousand rows a second, one of five minutes (insert-1, update-1) to
+a quarter of an hour (insert-1000). One transaction of five million rows (giant) is measured in one round, without
+Debezium; growth in one round as well.
 
-The broker is set as Kafka's own start script has it, with half the heap, and warmed up by a load of its own before
-anybody is measured. Now and then its collector stops it, and whatever goes through it waits. Latency is the time from a
+One broker and one Kafka Connect worker serve the whole run. The broker is set as Kafka's own start script has it, with
+half the heap, and warmed up by a load of its own before anybody is measured; the worker by rows of each workload. Now
+and then the broker's collector stops it, and whatever goes through it waits. Latency is the time from a
 commit's return to a reader's first seeing the row; nobody looks while nothing is under way. *Evenness* below says how
 late this machine wakes a thread by itself.
 
