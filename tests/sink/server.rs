@@ -24,6 +24,8 @@ const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 pub struct Server {
     child: Mutex<Child>,
     port: u16,
+    /// What is granted on a parameter belongs to all databases: of two tests that find it missing, one grants it.
+    granting: tokio::sync::Mutex<()>,
     _directory: tempfile::TempDir,
 }
 
@@ -78,7 +80,7 @@ impl Server {
         assert!(initdb.expect("initdb").success());
         let port = testbed::ports::free().expect("a port");
         let child = Self::spawn(&data, directory.path(), port);
-        Self { child: Mutex::new(child), port, _directory: directory }
+        Self { child: Mutex::new(child), port, granting: tokio::sync::Mutex::default(), _directory: directory }
     }
 
     fn spawn(data: &Path, sockets: &Path, port: u16) -> Child {
@@ -104,21 +106,17 @@ impl Server {
     pub async fn database(self: &Arc<Self>, name: &str) -> Database {
         let admin = self.connected("postgres").await;
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create database");
-        // The tests share the server, and so the role.
-        let _ = admin.batch_execute(&format!("CREATE ROLE {ROLE} LOGIN")).await;
         let address = self.address(name, ROLE);
         let client = connect(&self.address(name, SUPERUSER), "test").await.expect("connect");
+        let granting = self.granting.lock().await;
+        // The tests share the server, and so the role.
+        let _ = admin.batch_execute(&format!("CREATE ROLE {ROLE} LOGIN")).await;
         let poor = connect(&address, "test").await.expect("connect");
         let privileges = role_privileges(&poor).await.expect("ask");
         for lack in lacking(&privileges, Duties { source: false, sink: true }) {
-            // Two tests that grant the same function at once meet over the catalog's row.
-            while let Err(error) = client.batch_execute(&lack.sql).await {
-                assert!(
-                    error.as_db_error().is_some_and(|it| it.message().contains("concurrent")),
-                    "{error:?}"
-                );
-            }
+            client.batch_execute(&lack.sql).await.expect(&lack.sql);
         }
+        drop(granting);
         let later = format!(
             "ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO {ROLE};
              ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO {ROLE}"
