@@ -24,9 +24,11 @@ const TABLES: &str = "
     alter table wide alter document set storage external, alter bytes set storage external;
     create table empty (id int4 primary key)";
 
+/// Of which 500 are more than one text of a chunk.
 fn rows(count: u64) -> String {
     format!(
-        "insert into numbered select g, g, case when g % 7 > 0 then E'tab\\tline\\nback\\\\slash ' || g end
+        "insert into numbered
+           select g, g, case when g % 7 > 0 then E'tab\\tline\\nback\\\\slash ' || g || repeat('.', 700) end
            from generate_series(1, {count}) g;
          insert into named select 'Ä' || g % 100, gen_random_uuid(), g from generate_series(1, {count} / 10) g;
          insert into bare select g % 10, 'twice or more' from generate_series(1, {count} / 100) g;
@@ -96,6 +98,8 @@ const AT_SOURCE: &[&str] = &[
     "backfill.after_kept",
 ];
 const AT_SINK: &[&str] = &["apply.mid_chunk", "apply.before_commit", "apply.after_commit"];
+/// Where several sessions bring in the rows.
+const AT_LANE: &str = "apply.lane_committed";
 
 /// The backfills there are a note of, as `status --json` gives them.
 async fn noted(us: &Daemon) -> Vec<serde_json::Value> {
@@ -117,7 +121,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     let writers = writers(&regions, 2, 30_000, seed).await;
     let ask =
         ["backfill", "--to", "eu-west-1", "--detach", "--chunk-rows", "500", "--max-rows-per-second", "4000"];
-    let every: Vec<&str> = AT_SOURCE.iter().chain(AT_SINK).copied().collect();
+    let every: Vec<&str> = AT_SOURCE.iter().chain(AT_SINK).copied().chain([AT_LANE]).collect();
     let kills =
         std::env::var("LANDFALL_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(every.len());
     for at in 0..kills {

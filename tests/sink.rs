@@ -1,6 +1,8 @@
 //! The promises of [`landfall::sink::Sink`], held against every implementation; and what only a real
 //! Postgres can show.
 
+#[path = "sink/beside.rs"]
+mod beside;
 #[path = "sink/log.rs"]
 mod log;
 #[path = "sink/not_whole.rs"]

@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::Cell;
+use super::{Cell, Row};
 
 /// What stands for NULL.
 const NULL: &[u8] = b"\\N";
@@ -54,6 +54,11 @@ pub fn lines(text: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
         from += end + 1;
         Some(line)
     })
+}
+
+/// The rows of a text.
+pub fn rows(text: &Bytes) -> Vec<Row> {
+    lines(text).map(|line| Row(fields(&line).collect())).collect()
 }
 
 /// The fields of a line, values that need it without their escapes. What no server writes (a lone backslash

@@ -241,12 +241,13 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
         let sql = "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();";
         findings.push(warning(Kind::SenderTimeout, evidence, sql));
     }
-    let links = settings.links.len() as i64;
-    if server.origins_used + links > server.origins_max {
+    let links = settings.links.len();
+    let needed: i64 = settings.links.iter().map(|link| i64::from(link.copy_sessions)).sum();
+    if server.origins_used + needed > server.origins_max {
         findings.push(warning(
             Kind::OriginsLeft,
             format!(
-                "{} of {} replication origins exist, and {links} link(s) may need one each",
+                "{} of {} replication origins exist, and {links} link(s) may need {needed} (`copy_sessions`)",
                 server.origins_used, server.origins_max
             ),
             "raise max_replication_slots (from PostgreSQL 18 on: max_active_replication_origins), restart",

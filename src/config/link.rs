@@ -8,7 +8,11 @@ use super::{
     stream_name,
     walk::Section,
 };
-use crate::{names, region::Region, sink::OnRefusal};
+use crate::{
+    names,
+    region::Region,
+    sink::{COPY_SESSIONS_MAX, OnRefusal},
+};
 
 /// How another region's changes come in.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub struct LinkSettings {
     pub flush_interval: Duration,
     /// What becomes of a transaction that this region's database refuses.
     pub on_refusal: OnRefusal,
+    /// Sessions that bring in a backfill's rows side by side.
+    pub copy_sessions: u16,
     /// How often the region is compared with the other; none where only when somebody asks.
     pub verify_interval: Option<Duration>,
 }
@@ -61,6 +67,7 @@ pub(super) fn walk(
     let flush = section.duration("flush_interval", Duration::from_millis(1)..=2 * SECOND);
     let verify = section.duration("verify_interval", 60 * SECOND..=30 * DAY);
     let on_refusal = section.word("on_refusal", &[("halt", OnRefusal::Halt), ("park", OnRefusal::Park)]);
+    let copy_sessions = section.number("copy_sessions", 1..=u64::from(COPY_SESSIONS_MAX));
     section.finish();
     if stream_given && stream.is_none() {
         return None;
@@ -77,6 +84,7 @@ pub(super) fn walk(
         open_transaction_timeout: open_timeout.unwrap_or(60 * SECOND),
         flush_interval: flush.unwrap_or(Duration::from_millis(100)),
         on_refusal: on_refusal.unwrap_or_default(),
+        copy_sessions: copy_sessions.and_then(|it| u16::try_from(it).ok()).unwrap_or(2),
         verify_interval: verify,
     })
 }

@@ -222,6 +222,12 @@ pub const SETTINGS: &[Setting] = &[
         "What becomes of a source transaction that this region's database refuses: a conflict, a constraint. `halt` stops the link before it. `park` keeps it aside whole, with whatever changes the same rows later, and goes on; `landfall parked` lists, retries and discards.",
     ),
     setting(
+        "link[].copy_sessions",
+        "1 to 16",
+        Is("2"),
+        "How many sessions at this region's database bring in the rows of a backfill side by side. Each above the first takes a replication origin of its own (`max_replication_slots`, from PostgreSQL 18 on `max_active_replication_origins`); where there is none, the rows come in by fewer.",
+    ),
+    setting(
         "link[].verify_interval",
         "duration, 1m to 30d",
         Absent,

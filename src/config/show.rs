@@ -145,6 +145,7 @@ fn link(sheet: &mut Sheet<'_>, it: &LinkSettings) {
         OnRefusal::Park => "park",
     };
     sheet.text("on_refusal", on_refusal);
+    sheet.row("copy_sessions", it.copy_sessions.to_string());
     if let Some(interval) = it.verify_interval {
         sheet.text("verify_interval", &show_duration(interval));
     }

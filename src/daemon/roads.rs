@@ -118,6 +118,7 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
         flush_interval: link.flush_interval,
         verify_interval: link.verify_interval,
         on_refusal: link.on_refusal,
+        copy_sessions: link.copy_sessions,
         ..PostgresSinkConfig::new(
             settings.database.clone(),
             settings.region.clone(),

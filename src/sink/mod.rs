@@ -122,6 +122,10 @@ pub enum OnRefusal {
 /// reached, the link stops ([`Code::ParkedFull`](crate::fault::Code::ParkedFull)).
 pub const PARKED_CHANGES_MAX: u64 = 100_000;
 
+/// Sessions at a target that may bring in the rows of a backfill side by side. More gain nothing there: each waits for the
+/// same table and the same log.
+pub const COPY_SESSIONS_MAX: u16 = 16;
+
 /// What applying a batch brought.
 #[derive(Debug, Default)]
 pub struct Applied {

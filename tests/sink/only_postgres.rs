@@ -681,28 +681,13 @@ fn numbered(log: &mut Log, behind: i64, rows: i64) -> landfall::sink::Batch {
 
 #[tokio::test]
 async fn killed_at_any_point_rows_and_progress_agree() {
-    use std::os::unix::process::ExitStatusExt;
     let points =
         [("mid_batch", 2..=2), ("before_commit", 2..=2), ("commit_sent", 2..=3), ("after_commit", 3..=3)];
     // Of few rows the commit goes with them, of many it follows.
     for ((point, committed), rows) in points.into_iter().flat_map(|it| [(it.clone(), 1), (it, 100)]) {
         let target = PostgresTarget::new(&format!("killed_at_{point}_{rows}")).await;
-        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "only_postgres::child_that_is_killed", "--ignored"])
-            .env(landfall::crash::VARIABLE, format!("apply.{point}:3"))
-            .env("SINK_TEST_PORT", target.database.address.port.to_string())
-            .env("SINK_TEST_NAME", &target.stream)
-            .env("SINK_TEST_ROWS", rows.to_string())
-            .output();
-        assert_eq!(child.await.unwrap().status.signal(), Some(9), "{point}");
-        let mut sink = target.sink();
-        let claim = loop {
-            match sink.claim().await {
-                Err(fault) if fault.code() == Code::TargetHeld => {}
-                claim => break claim.unwrap(),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let mut sink = killed_at(&target, &format!("{point}:3"), &rows.to_string()).await;
+        let claim = sink.claim().await.unwrap();
         let found = target.rows().await.len() as i64;
         let batches = found / rows;
         assert!(found % rows == 0 && committed.contains(&batches), "{point}: {found} rows");
@@ -713,9 +698,34 @@ async fn killed_at_any_point_rows_and_progress_agree() {
     }
 }
 
-/// Not a test of its own: the process that the one above has killed.
+/// Has a process apply until it dies at a point; gives a sink that holds the target since.
+pub(crate) async fn killed_at(target: &PostgresTarget, point: &str, what: &str) -> PostgresSink {
+    use std::os::unix::process::ExitStatusExt;
+    let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "only_postgres::child_that_is_killed", "--ignored"])
+        .env(landfall::crash::VARIABLE, format!("apply.{point}"))
+        .env("SINK_TEST_PORT", target.database.address.port.to_string())
+        .env("SINK_TEST_NAME", &target.stream)
+        .env("SINK_TEST_WHAT", what)
+        .output();
+    let child = child.await.unwrap();
+    assert_eq!(child.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&child.stdout));
+    let mut sink = target.sink();
+    loop {
+        match sink.claim().await {
+            Err(fault) if fault.code() == Code::TargetHeld => {}
+            claim => {
+                claim.unwrap();
+                return sink;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Not a test of its own: the process that others have killed.
 #[tokio::test]
-#[ignore = "run by killed_at_any_point_rows_and_progress_agree"]
+#[ignore = "run by those that have it killed"]
 async fn child_that_is_killed() {
     let (Ok(port), Ok(name)) = (std::env::var("SINK_TEST_PORT"), std::env::var("SINK_TEST_NAME")) else {
         return;
@@ -725,8 +735,10 @@ async fn child_that_is_killed() {
     let config = landfall::sink::postgres::PostgresSinkConfig::new(address, to, from, name);
     let mut sink = PostgresSink::new(config);
     sink.claim().await.unwrap();
+    let Ok(rows) = std::env::var("SINK_TEST_WHAT").unwrap().parse() else {
+        return crate::beside::fill(sink).await;
+    };
     let mut log = Log::new();
-    let rows = std::env::var("SINK_TEST_ROWS").unwrap().parse().unwrap();
     for behind in 0..8 {
         sink.apply(&numbered(&mut log, behind, rows)).await.unwrap();
     }

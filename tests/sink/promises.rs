@@ -245,18 +245,11 @@ pub(crate) fn mark(mark: Mark) -> Change {
     Change::Watermark { shapes: vec![shape()], mark }
 }
 
-pub(crate) fn chunk(text: &'static str, again: bool) -> Change {
+pub(crate) fn chunk(text: impl Into<String>, again: bool) -> Change {
+    let text = text.into();
     let rows = text.lines().count() as u32;
     let replace = Box::default();
-    Change::Chunk {
-        shape: shape(),
-        rows,
-        again,
-        keys: None,
-        replace,
-        meanwhile: None,
-        text: text.as_bytes().into(),
-    }
+    Change::Chunk { shape: shape(), rows, again, keys: None, replace, meanwhile: None, text: text.into() }
 }
 
 pub(crate) async fn a_table_that_is_filled_is_lenient_and_then_strict(target: &impl Target) {

@@ -80,7 +80,12 @@ impl Server {
         assert!(initdb.expect("initdb").success());
         let port = testbed::ports::free().expect("a port");
         let child = Self::spawn(&data, directory.path(), port);
-        Self { child: Mutex::new(child), port, granting: tokio::sync::Mutex::default(), _directory: directory }
+        Self {
+            child: Mutex::new(child),
+            port,
+            granting: tokio::sync::Mutex::default(),
+            _directory: directory,
+        }
     }
 
     fn spawn(data: &Path, sockets: &Path, port: u16) -> Child {

@@ -11,18 +11,17 @@
 
 mod alone;
 mod attend;
+mod beside;
 mod blocker;
 mod joining;
 mod park;
 mod slice;
 mod stale;
 
-use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures_util::SinkExt;
 use tokio::time::{Instant, sleep};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Client;
 
 pub(super) use self::park::Condemned;
 use self::{
@@ -34,11 +33,10 @@ use super::{
     flusher::Flusher,
     guard::{Guard, Move, Origin},
     known::{Known, Ready},
-    meanwhile,
+    lane::Lanes,
     parked::Kept,
     pipeline::Pipeline,
     session::Held,
-    statement::{Array, copy_data},
     trouble::{self, Attempt, Refusal, Trouble},
     wire::AsText,
 };
@@ -71,6 +69,10 @@ pub(super) struct Session {
     /// When the first commit that is not known to be flushed was made.
     unflushed_since: Option<Instant>,
     flusher: Flusher,
+    /// The sessions beside this one.
+    lanes: Lanes,
+    /// Tables being filled that may hold rows of the chunk in hand already: a lane has brought some.
+    ahead: HashSet<String>,
     open: Option<Open>,
     /// What the transaction that is open marks, for when it is committed.
     marked: Vec<(String, Mark)>,
@@ -175,6 +177,8 @@ impl Session {
             flushed: committed,
             unflushed_since: None,
             flusher: Flusher::default(),
+            lanes: Lanes::default(),
+            ahead: HashSet::new(),
             open: None,
             marked: Vec::new(),
             touched,
@@ -205,6 +209,9 @@ impl Session {
                 return Err(Fault::new(Code::Internal, message));
             }
         };
+        if self.known.joining.is_empty() {
+            self.lanes.close();
+        }
         self.flush_beside().await?;
         Ok(Applied {
             flushed: self.flushed,
@@ -268,6 +275,7 @@ impl Session {
         self.condemned = None;
         if let Some(open) = self.open.take() {
             self.marked.clear();
+            self.touched.extend(self.ahead.drain());
             self.run("ROLLBACK").await?;
             if open.aside.is_some() {
                 self.read_parked().await?;
@@ -282,6 +290,7 @@ impl Session {
 
     fn note_commit(&mut self, through: Sequence) {
         self.committed = through;
+        self.ahead.clear();
         self.unflushed_since.get_or_insert_with(Instant::now);
         for (table, mark) in self.marked.drain(..) {
             // A table that keeps its rows may hold any of them.
@@ -458,32 +467,7 @@ impl Session {
     }
 
     async fn send<'a>(&'a self, pipeline: &mut Pipeline<'a>, ready: &'a Ready<'_>) {
-        match ready {
-            Ready::Rows(statement, rows) | Ready::Counted(statement, rows) => {
-                let call = async move { self.client().execute_raw(statement, Array::all(rows)).await };
-                pipeline.send(call).await;
-            }
-            Ready::Copy(statement, rows) => pipeline.send(self.copy_in(statement, copy_data(rows))).await,
-            Ready::Chunk(statement, text, _) => pipeline.send(self.copy_in(statement, text.clone())).await,
-            Ready::Empty(sql) => {
-                let call = async move { self.client().execute(sql.as_str(), &[]).await };
-                pipeline.send(call).await;
-            }
-            Ready::Keep(statement, keep) => {
-                pipeline.send(meanwhile::keep(self.client(), &self.config, statement, keep)).await;
-            }
-            Ready::Truncate(sql) => pipeline.send(self.simple(sql)).await,
-        }
-    }
-
-    async fn copy_in(
-        &self,
-        statement: &Statement,
-        data: Bytes,
-    ) -> std::result::Result<u64, tokio_postgres::Error> {
-        let mut copy = pin!(self.client().copy_in(statement).await?);
-        copy.send(data).await?;
-        copy.finish().await
+        pipeline.send(ready.run(self.client(), &self.config)).await;
     }
 
     async fn commit(&mut self, group: &Group<'_>) -> Attempt<()> {

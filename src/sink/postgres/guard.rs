@@ -48,8 +48,8 @@ pub(super) struct Move {
 /// transaction's. It is set in every transaction, since it sticks to the session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin {
-    end: PgLsn,
-    time: Timestamp,
+    pub(super) end: PgLsn,
+    pub(super) time: Timestamp,
 }
 
 impl Origin {

@@ -2,14 +2,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::Arc,
 };
 
 use bytes::Bytes;
+use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 
 use super::{
-    meanwhile, statement,
+    PostgresSinkConfig, meanwhile,
+    statement::{self, Array, copy_data},
     table::{self, Table},
     trouble::{self, Attempt, Trouble},
 };
@@ -81,6 +84,24 @@ impl Ready<'_> {
         }
     }
 
+    /// Has the server do it; gives how many rows it touched, where that is told.
+    pub(super) async fn run(
+        &self,
+        client: &Client,
+        config: &PostgresSinkConfig,
+    ) -> std::result::Result<u64, tokio_postgres::Error> {
+        match self {
+            Self::Rows(statement, rows) | Self::Counted(statement, rows) => {
+                client.execute_raw(statement, Array::all(rows)).await
+            }
+            Self::Copy(statement, rows) => copy_in(client, statement, copy_data(rows)).await,
+            Self::Chunk(statement, text, _) => copy_in(client, statement, text.clone()).await,
+            Self::Keep(statement, keep) => meanwhile::keep(client, config, statement, keep).await,
+            Self::Empty(sql) => client.execute(sql.as_str(), &[]).await,
+            Self::Truncate(sql) => client.batch_execute(sql).await.map(|()| 0),
+        }
+    }
+
     /// Whether it fails in the server where it touches what it should not.
     pub(super) fn is_counted(&self) -> bool {
         matches!(self, Self::Counted(..))
@@ -90,6 +111,16 @@ impl Ready<'_> {
     pub(super) fn is_copy(&self) -> bool {
         matches!(self, Self::Copy(..) | Self::Chunk(..))
     }
+}
+
+async fn copy_in(
+    client: &Client,
+    statement: &Statement,
+    data: Bytes,
+) -> std::result::Result<u64, tokio_postgres::Error> {
+    let mut copy = pin!(client.copy_in(statement).await?);
+    copy.send(data).await?;
+    copy.finish().await
 }
 
 /// A chunk, and the rows whose like may be there already.
@@ -170,6 +201,11 @@ impl Known {
     /// Whether a row can be found by less than all of it. Its table was looked at before.
     pub(super) fn finds_by_key(&self, shape: &Shape) -> bool {
         matches!(self.locators.get(&shape.fingerprint()), Some(Locator::Key(_) | Locator::Columns(_)))
+    }
+
+    /// Whether no two rows can have the key that rows are found by. Its table was looked at before.
+    pub(super) fn keeps_keys_unique(&self, shape: &Shape) -> bool {
+        matches!(self.locators.get(&shape.fingerprint()), Some(Locator::Key(_)))
     }
 
     /// Requires that rows are found here by columns that are given of each.
@@ -328,12 +364,18 @@ impl Known {
             self.forget();
         }
         for shape in wanted {
-            let fingerprint = shape.fingerprint();
-            if !self.tables.contains_key(&fingerprint) {
-                let table = table::inspect(client, shape).await?;
-                self.locators.insert(fingerprint, table.locator.clone());
-                self.tables.insert(fingerprint, table);
-            }
+            self.look_at(client, shape).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at a table, unless it was looked at before.
+    pub(super) async fn look_at(&mut self, client: &Client, shape: &Arc<Shape>) -> Result<()> {
+        let fingerprint = shape.fingerprint();
+        if !self.tables.contains_key(&fingerprint) {
+            let table = table::inspect(client, shape).await?;
+            self.locators.insert(fingerprint, table.locator.clone());
+            self.tables.insert(fingerprint, table);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //!  session    claim: own tables, lease, epoch, settings, origin
 //!  apply      batches, transactions; what is redone, what is flushed; in files of their own: slices, what is parked
 //!  pipeline   one transaction's statements, sent without waiting in between
+//!  lane       sessions beside it, for the rows of a chunk
 //!  flusher    what is committed, flushed beside the batches
 //!  guard      the progress row: compare-and-set that fails inside the server
 //!  trouble    what an error of the server means to a batch
@@ -24,6 +25,7 @@ mod flusher;
 mod guard;
 mod inspect;
 mod known;
+mod lane;
 mod meanwhile;
 pub mod parked;
 mod pipeline;
@@ -71,18 +73,28 @@ pub struct PostgresSinkConfig {
     pub verify_interval: Option<Duration>,
     /// What becomes of a transaction that the target refuses.
     pub on_refusal: OnRefusal,
+    /// Sessions that bring in the rows of a backfill's chunk side by side; with 1, only the one that applies.
+    pub copy_sessions: u16,
     /// How long one lock is waited for, before the batch is rolled back and tried again.
     pub lock_timeout: Duration,
 }
 
 impl PostgresSinkConfig {
     /// With the defaults: flushed every 100 ms, a lock waited for 10 s, compared when somebody asks, halted by what
-    /// is refused.
+    /// is refused, two sessions that copy.
     pub fn new(address: Address, to: Region, from: Region, stream: impl Into<String>) -> Self {
         let (flush_interval, lock_timeout) = (Duration::from_millis(100), Duration::from_secs(10));
-        let stream = stream.into();
-        let on_refusal = OnRefusal::Halt;
-        Self { address, to, from, stream, flush_interval, verify_interval: None, on_refusal, lock_timeout }
+        Self {
+            address,
+            to,
+            from,
+            stream: stream.into(),
+            flush_interval,
+            verify_interval: None,
+            on_refusal: OnRefusal::Halt,
+            copy_sessions: 2,
+            lock_timeout,
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use tokio_postgres::{Row, error::SqlState, types::ToSql};
+use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
 
 use super::{PostgresSinkConfig, inspect, meanwhile, parked, wire::Timestamp};
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
         own,
     },
     progress::{Cursor, Heartbeat, Progress},
+    sink::COPY_SESSIONS_MAX,
     stamp::Micros,
 };
 
@@ -38,7 +39,7 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// How long the end of a backend is waited for. It ends between two rows; a longer wait means its
 /// host hangs.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// The one lane there is under `ordering = "transaction"`.
+/// The lane that applies. Those above it bring in what a backfill copies, beside it.
 pub(super) const LANE: u16 = 0;
 
 /// A backend of the target's server: process ids return, so its start belongs to it.
@@ -102,18 +103,7 @@ async fn take_hold(
         end(&connection, former).await?;
     }
     let (epoch, progress) = raise_epoch(config, &connection, backend, former).await?;
-    connection
-        .batch_execute(
-            // A generic plan made while a table was empty must not stay a sequential scan once it
-            // is not; and no statement of ours is worth compiling.
-            "SET session_replication_role = replica; SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan;
-             SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-             SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-             -- Postgres 17 and up.
-             SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'",
-        )
-        .await
-        .map_err(sql("set up the session"))?;
+    connection.batch_execute(SETTINGS).await.map_err(sql("set up the session"))?;
     take_origin(config, &connection, former).await?;
     let link = config.from.as_str();
     let rows = connection
@@ -154,6 +144,15 @@ async fn take_hold(
     let kept = parked::Kept::read(&connection, link, &config.stream).await?;
     Ok(Held { connection, backend, epoch, progress, shapes, joining, recovers, kept })
 }
+
+/// Of a session that applies: rows come as they are, whatever triggers and foreign keys say of them. A generic plan made
+/// while a table was empty must not stay a sequential scan once it is not; and no statement of ours is worth compiling.
+pub(super) const SETTINGS: &str = "
+    SET session_replication_role = replica; SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan;
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+    SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+    -- Postgres 17 and up.
+    SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)
@@ -232,7 +231,12 @@ async fn raise_epoch(
     {
         end_unless_alive(client, holder).await?;
     }
+    end_lanes(config, client).await?;
     let (pid, start) = (holder.map(|it| it.pid), holder.map(|it| it.start));
+    // What a lane of an earlier holder has begun is waited for: it holds the row against nobody but us.
+    client.batch_execute("BEGIN").await.map_err(sql("raise the apply epoch"))?;
+    let wait = "SELECT FROM landfall.progress WHERE link = $1 AND stream = $2 AND lane = $3 FOR UPDATE";
+    client.execute(wait, &name).await.map_err(sql("wait for the former holder's sessions"))?;
     let row = client
         .query_opt(
             "UPDATE landfall.progress
@@ -249,6 +253,7 @@ async fn raise_epoch(
     let Some(row) = row else {
         return Err(Fault::new(Code::TargetHeld, "another daemon took the target a moment ago"));
     };
+    client.batch_execute("COMMIT").await.map_err(sql("raise the apply epoch"))?;
     Ok((ApplyEpoch(row.get(0)), progress_of(&row)?))
 }
 
@@ -299,12 +304,33 @@ async fn end(client: &Connection, backend: Backend) -> Result<()> {
     Ok(())
 }
 
-async fn take_origin(
-    config: &PostgresSinkConfig,
-    client: &Connection,
-    former: Option<Backend>,
-) -> Result<()> {
-    let origin = names::origin(&config.from, &config.stream, LANE);
+/// Ends the lanes of a holder that is gone: nobody looks at what they do any more.
+async fn end_lanes(config: &PostgresSinkConfig, client: &Connection) -> Result<()> {
+    let names: Vec<String> =
+        (LANE + 1..COPY_SESSIONS_MAX).map(|lane| lane_application(config, lane)).collect();
+    let rows = client
+        .query(
+            "SELECT pid, backend_start FROM pg_stat_activity
+              WHERE application_name = ANY (SELECT left(name, 63) FROM unnest($1::text[]) name)
+                AND usename = current_user AND datname = current_database()",
+            &[&names],
+        )
+        .await
+        .map_err(sql("ask for the former holder's sessions"))?;
+    for lane in rows.iter().filter_map(backend_of) {
+        end(client, lane).await?;
+    }
+    Ok(())
+}
+
+/// How the session of a lane is seen at the server. The server cuts names: what tells them apart stands in front.
+pub(super) fn lane_application(config: &PostgresSinkConfig, lane: u16) -> String {
+    format!("landfall copy {lane} {}/{}", config.from, config.stream)
+}
+
+/// Makes the replication origin of a lane, unless it is there; gives its name.
+pub(super) async fn make_origin(config: &PostgresSinkConfig, client: &Client, lane: u16) -> Result<String> {
+    let origin = names::origin(&config.from, &config.stream, lane);
     let exists = client
         .query_one("SELECT pg_replication_origin_oid($1) IS NOT NULL", &[&origin])
         .await
@@ -316,10 +342,26 @@ async fn take_origin(
             made => drop(made.map_err(sql("create the replication origin"))?),
         }
     }
+    Ok(origin)
+}
+
+/// Has a session's transactions stand under an origin. One session can use it at a time.
+pub(super) async fn use_origin(
+    client: &Client,
+    origin: &str,
+) -> std::result::Result<(), tokio_postgres::Error> {
+    client.batch_execute(&format!("SELECT pg_replication_origin_session_setup({})", literal(origin))).await
+}
+
+async fn take_origin(
+    config: &PostgresSinkConfig,
+    client: &Connection,
+    former: Option<Backend>,
+) -> Result<()> {
+    let origin = make_origin(config, client, LANE).await?;
     let since = Instant::now();
     loop {
-        let setup = format!("SELECT pg_replication_origin_session_setup({})", literal(&origin));
-        match client.batch_execute(&setup).await {
+        match use_origin(client, &origin).await {
             Ok(()) => return Ok(()),
             Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => {
                 if since.elapsed() > END_TIMEOUT {

@@ -1,7 +1,5 @@
 //! Change by change: what a set of changes was at odds with, and what a backfill brings.
 
-use bytes::Bytes;
-
 use super::{
     Group, Session,
     blocker::{ask_blocker, watch, with_blocker},
@@ -9,10 +7,11 @@ use super::{
     wait_or_fail,
 };
 use crate::{
-    change::{Change, Mark, Row, copy_text},
+    change::{Change, Mark, Ordered, copy_text},
     crash,
     fault::{Code, Fault, Result},
     plan::Keep,
+    position::Position,
     sink::{
         Step,
         postgres::{
@@ -51,6 +50,7 @@ impl Session {
             }
             let mut attempt = 1;
             while let Err(trouble) = self.try_alone(&alone).await {
+                self.touched.extend(self.ahead.drain());
                 match trouble {
                     Trouble::Fault(fault) if !copied && self.parks(&fault) => {
                         self.park(&alone, Why::Refused(fault)).await?;
@@ -100,33 +100,40 @@ impl Session {
     }
 
     pub(super) async fn one_by_one(&mut self, step: &Step, in_the_way: InTheWay) -> Attempt<()> {
-        let position = step.frame.head.position;
-        for ordered in &step.frame.changes {
-            let change = &ordered.change;
-            if let Change::Chunk { keys: Some(_), .. } = change {
-                self.mend(change).await?;
-                continue;
-            }
-            let named = |refusal| trouble::of_change(refusal, change, position, ordered.ordinal);
-            let goes = in_the_way == InTheWay::Goes && self.is_stale(change.shape());
-            let applied = if goes { self.one_over_stale(change).await } else { self.one(change).await };
-            match applied {
-                Ok(None) => {
-                    if let Change::Chunk { .. } = change {
-                        self.overtake_rows(change).await?;
-                    }
-                }
-                Ok(Some(touched)) => {
-                    let fault = trouble::of_count(touched, change, position, ordered.ordinal);
-                    return Err(Trouble::Fault(fault));
-                }
-                Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
-                    return Err(Trouble::Fault(named(refusal)));
-                }
-                Err(trouble) => return Err(trouble),
-            }
+        // In the heap: it holds the transactions of several sessions, and few steps come to it.
+        let done = Box::pin(self.side_by_side(step)).await?;
+        for ordered in &step.frame.changes[done..] {
+            self.one_of(ordered, step.frame.head.position, in_the_way).await?;
         }
         Ok(())
+    }
+
+    /// Applies one change of the transaction at `position`.
+    pub(super) async fn one_of(
+        &mut self,
+        ordered: &Ordered,
+        position: Position,
+        in_the_way: InTheWay,
+    ) -> Attempt<()> {
+        let change = &ordered.change;
+        if let Change::Chunk { keys: Some(_), .. } = change {
+            return self.mend(change).await;
+        }
+        let goes = in_the_way == InTheWay::Goes && self.is_stale(change.shape());
+        let applied = if goes { self.one_over_stale(change).await } else { self.one(change).await };
+        match applied {
+            Ok(None) => match change {
+                Change::Chunk { .. } => self.overtake_rows(change).await,
+                _ => Ok(()),
+            },
+            Ok(Some(touched)) => {
+                Err(Trouble::Fault(trouble::of_count(touched, change, position, ordered.ordinal)))
+            }
+            Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
+                Err(Trouble::Fault(trouble::of_change(refusal, change, position, ordered.ordinal)))
+            }
+            Err(trouble) => Err(trouble),
+        }
     }
 
     /// Puts rows right. Where they do not go in, for a row that somebody made here, everything stays as it was: whoever
@@ -156,7 +163,7 @@ impl Session {
         let former;
         let ready = match change {
             Change::Chunk { shape, text, meanwhile: Some(meanwhile), .. } => {
-                former = rows_of(text);
+                former = copy_text::rows(text);
                 let rows = former.iter().map(|row| (*meanwhile, row.0.iter().collect())).collect();
                 vec![self.known.make_keep_ready(&self.connection, Keep { shape, rows }).await?]
             }
@@ -174,15 +181,15 @@ impl Session {
                 former = match keys {
                     None if under_snapshot => Vec::new(),
                     Some(keys) => {
-                        let rows = rows_of(keys);
+                        let rows = copy_text::rows(keys);
                         self.known.require_found_by(shape, &rows)?;
                         rows
                     }
                     None if !replace.is_empty() => {
                         self.known.require_found_within(shape, replace)?;
-                        rows_of(text)
+                        copy_text::rows(text)
                     }
-                    None if *again || self.is_touched(shape) => rows_of(text),
+                    None if *again || self.is_touched(shape) => copy_text::rows(text),
                     None => Vec::new(),
                 };
                 let chunk = Chunk { text, rows: u64::from(*rows), former: &former, replace };
@@ -218,8 +225,4 @@ impl Session {
         }
         Ok(None)
     }
-}
-
-pub(super) fn rows_of(text: &Bytes) -> Vec<Row> {
-    copy_text::lines(text).map(|line| Row(copy_text::fields(&line).collect())).collect()
 }

@@ -45,6 +45,13 @@ impl Session {
         self.stands(shape, Mark::Stale, Joining::Stale)
     }
 
+    /// Whether a table is being filled by key, and what it holds stays where this transaction does not.
+    pub(super) fn is_filled_by_key(&self, shape: &Shape) -> bool {
+        self.stands(shape, Mark::Begin, Joining::Copying)
+            && !self.is_emptied_now(shape)
+            && self.known.keeps_keys_unique(shape)
+    }
+
     /// How a table stands, by the last mark of the transaction that is open, or else by what was committed.
     fn stands(&self, shape: &Shape, mark: Mark, joining: Joining) -> bool {
         if self.marked.is_empty() && self.known.joining.is_empty() {

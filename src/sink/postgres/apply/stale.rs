@@ -7,9 +7,9 @@
 
 use std::borrow::Cow;
 
-use super::{Session, alone::rows_of};
+use super::Session;
 use crate::{
-    change::{Cell, Change, Row, Shape},
+    change::{Cell, Change, Row, Shape, copy_text},
     names::{literal, qualified, quoted},
     sink::postgres::{
         table::Table,
@@ -78,7 +78,7 @@ impl Session {
 fn rows_that_come(change: &Change) -> Cow<'_, [Row]> {
     match change {
         Change::Insert { new, .. } | Change::Update { new, .. } => Cow::Borrowed(std::slice::from_ref(new)),
-        Change::Chunk { text, .. } => Cow::Owned(rows_of(text)),
+        Change::Chunk { text, .. } => Cow::Owned(copy_text::rows(text)),
         Change::Delete { .. } | Change::Truncate { .. } | Change::Watermark { .. } => Cow::Borrowed(&[]),
     }
 }
