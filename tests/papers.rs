@@ -199,7 +199,7 @@ fn sizing_reckons_with_the_limits_there_are() {
         ("3 chunks of 4 MiB", "const CHUNK_BYTES: u64 = 4 << 20"),
         ("8 MiB of changes kept aside", "const ASIDE_BYTES: usize = 8 << 20"),
         ("fetch queue of 4 MiB", "\"queued.max.messages.kbytes\", \"4096\""),
-        ("A fetch is 512 KiB", "\"fetch.message.max.bytes\", \"524288\""),
+        ("A fetch is 1 MiB", "const FETCH_BYTES: usize = 1 << 20;"),
         ("4 helpings", "const HELPINGS: usize = 4;"),
         ("segments of an hour", "\"segment.ms\", \"3600000\""),
     ] {

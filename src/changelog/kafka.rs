@@ -17,7 +17,7 @@ use rdkafka::{
 };
 
 use control::Control;
-pub use reader::KafkaReader;
+pub use reader::{FETCH_BYTES, FETCH_BYTES_MAX, KafkaReader};
 pub use writer::{KafkaWriter, WriterLimits};
 
 use crate::{
@@ -68,6 +68,7 @@ pub struct KafkaLog {
     group: String,
     rules: TopicRules,
     limits: WriterLimits,
+    fetch_bytes: usize,
     /// Asks for bounds and publishes group offsets; reads nothing.
     asker: Arc<Asker>,
     /// Others that ask for what readers of other groups published: a client speaks for one.
@@ -97,9 +98,16 @@ impl KafkaLog {
             group,
             rules,
             limits,
+            fetch_bytes: FETCH_BYTES,
             asker,
             askers: Mutex::default(),
         })
+    }
+
+    /// Reads so many bytes with a request.
+    #[must_use]
+    pub fn fetching(self, fetch_bytes: usize) -> Self {
+        Self { fetch_bytes, ..self }
     }
 
     /// Its topic.
@@ -181,7 +189,7 @@ impl Log for KafkaLog {
     }
 
     fn reader(&self, from: Offset) -> Result<KafkaReader> {
-        KafkaReader::open(&self.cluster, &self.topic, &self.group, from)
+        KafkaReader::open(&self.cluster, &self.topic, &self.group, from, self.fetch_bytes)
     }
 
     async fn checkpoint(&self) -> Result<Option<Vec<u8>>> {
@@ -222,7 +230,7 @@ impl Log for KafkaLog {
             asker.ask(doing, |client| client.fetch_watermarks(&asked, PARTITION, REQUEST_TIMEOUT))
         })
         .await?;
-        KafkaReader::open(&self.cluster, topic, &self.group, Offset(high))
+        KafkaReader::open(&self.cluster, topic, &self.group, Offset(high), self.fetch_bytes)
     }
 
     fn publish(&self, next: Offset) {

@@ -9,6 +9,7 @@ use super::{
     walk::Section,
 };
 use crate::{
+    changelog::kafka::{FETCH_BYTES, FETCH_BYTES_MAX},
     names,
     region::Region,
     sink::{COPY_SESSIONS_MAX, OnRefusal},
@@ -29,6 +30,8 @@ pub struct LinkSettings {
     pub batch_changes: usize,
     /// How many bytes of changes are held in memory for it.
     pub batch_bytes: usize,
+    /// How many bytes one request to the other region's Kafka brings.
+    pub fetch_bytes: usize,
     /// How long a transaction larger than memory may stay open without anything arriving.
     pub open_transaction_timeout: Duration,
     /// How long an applied batch may wait to be flushed.
@@ -63,6 +66,7 @@ pub(super) fn walk(
     });
     let batch_changes = section.number("batch_changes", 1..=1_000_000);
     let batch_bytes = section.size("batch_bytes", 64 << 10..=64 << 20);
+    let fetch_bytes = section.size("fetch_bytes", 64 << 10..=FETCH_BYTES_MAX as u64);
     let open_timeout = section.duration("open_transaction_timeout", SECOND..=3600 * SECOND);
     let flush = section.duration("flush_interval", Duration::from_millis(1)..=2 * SECOND);
     let verify = section.duration("verify_interval", 60 * SECOND..=30 * DAY);
@@ -81,6 +85,7 @@ pub(super) fn walk(
         properties,
         batch_changes: size(batch_changes, 2_000),
         batch_bytes: size(batch_bytes, 4 << 20),
+        fetch_bytes: size(fetch_bytes, FETCH_BYTES),
         open_transaction_timeout: open_timeout.unwrap_or(60 * SECOND),
         flush_interval: flush.unwrap_or(Duration::from_millis(100)),
         on_refusal: on_refusal.unwrap_or_default(),

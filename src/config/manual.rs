@@ -204,6 +204,12 @@ pub const SETTINGS: &[Setting] = &[
         "How many bytes of changes are held in memory for it. A larger source transaction moves in slices through one open target transaction.",
     ),
     setting(
+        "link[].fetch_bytes",
+        "size, 64KiB to 16MiB",
+        Is("\"1MiB\""),
+        "How many bytes one request to the other region's Kafka brings, compressed as they are kept. One is under way at a time: over a line with a round trip of 150 ms, 1 MiB is 7 MB/s. More helps where such a line holds more and values compress badly; it takes memory, several times what comes unpacked.",
+    ),
+    setting(
         "link[].open_transaction_timeout",
         "duration, 1s to 1h",
         Is("\"1m\""),

@@ -106,7 +106,8 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
         // A link only reads: it makes no topic and holds none to rules that are its owner's.
         TopicRules::default(),
         WriterLimits::default(),
-    )?;
+    )?
+    .fetching(link.fetch_bytes);
     let params = DeliverParams {
         here: settings.region.clone(),
         from: link.from.clone(),

@@ -29,6 +29,13 @@ use crate::{
     task,
 };
 
+/// What one request brings unless it is told otherwise, as it comes over the line. One is outstanding for each broker, so it
+/// carries what comes in a round trip: 7 MB/s at 150 ms. Unpacked it is ten times as much and more, and two of them must
+/// still fit into the process: with twice as much a daemon that caught up over such a line held 143 MiB.
+pub const FETCH_BYTES: usize = 1 << 20;
+/// What one request may be told to bring, at most.
+pub const FETCH_BYTES_MAX: usize = 16 << 20;
+
 /// A helping's bytes: enough to be worth handing over, small enough that a few do not matter.
 const HELPING_BYTES: usize = 512 << 10;
 const HELPING_RECORDS: usize = 1024;
@@ -48,11 +55,17 @@ pub struct KafkaReader {
 }
 
 impl KafkaReader {
-    pub(super) fn open(cluster: &Cluster, topic: &str, group: &str, from: Offset) -> Result<Self> {
+    pub(super) fn open(
+        cluster: &Cluster,
+        topic: &str,
+        group: &str,
+        from: Offset,
+        fetch_bytes: usize,
+    ) -> Result<Self> {
         let doing = format!("read topic {topic} at {cluster} from {from}");
         let traffic = Traffic::default();
         let mut config = cluster.client("reader");
-        let consumer = consumer(Traffic::told_by(&mut config), group, traffic.clone())
+        let consumer = consumer(Traffic::told_by(&mut config), group, fetch_bytes, traffic.clone())
             .and_then(|consumer| assign(&consumer, topic, KafkaOffset::Offset(from.0)).map(|()| consumer))
             .map_err(|error| fault_of(&doing, error))?;
         let (give, helpings) = mpsc::channel(HELPINGS);
@@ -109,6 +122,7 @@ impl Reader for KafkaReader {
 fn consumer<C: ConsumerContext>(
     config: &mut ClientConfig,
     group: &str,
+    fetch_bytes: usize,
     context: C,
 ) -> KafkaResult<BaseConsumer<C>> {
     config
@@ -118,11 +132,10 @@ fn consumer<C: ConsumerContext>(
         // A place out of bounds is an error for us to name, never a jump.
         .set("auto.offset.reset", "error")
         .set("check.crcs", "true")
-        // One request is outstanding per broker, so it must carry what the line holds in a round trip;
-        // unpacked (ten times and more) a few of them must still fit into the process.
-        .set("fetch.message.max.bytes", "524288")
-        .set("fetch.max.bytes", "4194304")
-        .set("receive.message.max.bytes", "16777216")
+        .set("fetch.message.max.bytes", fetch_bytes.to_string())
+        .set("fetch.max.bytes", fetch_bytes.max(4 << 20).to_string())
+        // A batch that is larger than a fetch comes all the same.
+        .set("receive.message.max.bytes", "33554432")
         .set("queued.max.messages.kbytes", "4096")
         .set("queued.min.messages", "10000")
         // When the queue is full, look again in a moment and not in a second.
@@ -210,7 +223,7 @@ pub(super) fn last_value(
     key: &[u8],
     group: &str,
 ) -> KafkaResult<Option<Vec<u8>>> {
-    let consumer = consumer(&mut cluster.client("checkpoints"), group, DefaultConsumerContext)?;
+    let consumer = consumer(&mut cluster.client("checkpoints"), group, FETCH_BYTES, DefaultConsumerContext)?;
     let (low, high) = match consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT) {
         Ok(bounds) => bounds,
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
