@@ -29,6 +29,8 @@ struct Ratio {
     value: f64,
     goal: String,
     met: bool,
+    /// The rate it is of, and what that would be where the goal were met.
+    rate: Option<(String, f64)>,
 }
 
 /// What a figure must be.
@@ -79,8 +81,10 @@ impl Report {
 
     /// Judges one median by another; nothing is said where one of them is missing.
     pub fn ratio(&mut self, name: &str, ours: &str, theirs: &str, goal: Goal) {
-        if let (Some(ours), Some(theirs)) = (self.of(ours), self.of(theirs)) {
-            self.judge(name, ours / theirs, goal);
+        let (Some(value), Some(rival)) = (self.of(ours), self.of(theirs)) else { return };
+        self.judge(name, value / rival, goal);
+        if let (Goal::AtLeast(least), Some(ratio)) = (goal, self.ratios.last_mut()) {
+            ratio.rate = Some((ours.to_owned(), least * rival));
         }
     }
 
@@ -91,7 +95,7 @@ impl Report {
             Goal::AtMost(most) => (format!("<={most}"), value <= most),
         };
         println!("ratio {name} {value:.2} {goal}");
-        self.ratios.push(Ratio { name: name.to_owned(), value, goal, met });
+        self.ratios.push(Ratio { name: name.to_owned(), value, goal, met, rate: None });
     }
 
     /// Writes README.md and the pictures.
@@ -127,6 +131,7 @@ impl Report {
         for what in ["capture", "apply", "whole", "rate"] {
             self.costs(what, &mut page);
         }
+        self.shortfalls(&mut page);
         page.push_str(
             "\n## All figures\n\n| Figure | Median | Lowest | Highest | Unit |\n|---|---|---|---|---|\n",
         );
@@ -148,26 +153,52 @@ impl Report {
 
     /// What a million rows cost of the processors, and how many a second that allows.
     fn costs(&self, what: &str, page: &mut String) {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let middle = format!("/{what}/");
         for name in self.figures.keys() {
             let Some((workload, contender)) = name.split_once(&middle) else { continue };
-            let spent = |servers: bool| -> f64 {
-                let begins = format!("{workload}/{what}-cpu ");
-                let ends = format!("/{contender}");
-                self.figures
-                    .iter()
-                    .filter_map(|(name, figure)| {
-                        let group = name.strip_prefix(&begins)?.strip_suffix(&ends)?;
-                        (!servers || group.ends_with("Postgres")).then(|| median(figure.values.clone()))?
-                    })
-                    .sum()
-            };
-            let (all, servers, rate) = (spent(false), spent(true), self.of(name).unwrap_or(f64::NAN));
-            let most = cores * 1e6 / all;
+            let Spent { all, servers } = self.spent(workload, what, contender);
+            let (most, rate) = (seconds_of_all_cores() * 1e6 / all, self.of(name).unwrap_or(f64::NAN));
             let _ = writeln!(
                 page,
                 "| {workload} | {what} | {contender} | {all:.1} | {servers:.1} | {most:.0} | {rate:.0} |"
+            );
+        }
+    }
+
+    /// Seconds of processor time that a million rows cost.
+    fn spent(&self, workload: &str, what: &str, contender: &str) -> Spent {
+        let (begins, ends) = (format!("{workload}/{what}-cpu "), format!("/{contender}"));
+        let mut spent = Spent { all: 0.0, servers: 0.0 };
+        for (name, figure) in &self.figures {
+            let group = name.strip_prefix(&begins).and_then(|rest| rest.strip_suffix(&ends));
+            let (Some(group), Some(seconds)) = (group, median(figure.values.clone())) else { continue };
+            spent.all += seconds;
+            if group.ends_with("Postgres") {
+                spent.servers += seconds;
+            }
+        }
+        spent
+    }
+
+    /// What the goals of rates that were missed would take.
+    fn shortfalls(&self, page: &mut String) {
+        page.push_str(SHORTFALLS);
+        for ratio in self.ratios.iter().filter(|ratio| !ratio.met) {
+            let Some((name, rate)) = &ratio.rate else { continue };
+            let mut parts = name.split('/');
+            let (Some(workload), Some(what @ ("capture" | "whole" | "rate")), Some(contender)) =
+                (parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
+            let Spent { all, servers } = self.spent(workload, what, contender);
+            let allowed = seconds_of_all_cores() * 1e6 / rate;
+            let left = if allowed > servers { format!("{:.1}", allowed - servers) } else { "nothing".into() };
+            let _ = writeln!(
+                page,
+                "| {} | {rate:.0} | {allowed:.1} | {servers:.1} | {left} | {:.1} |",
+                ratio.name,
+                all - servers
             );
         }
     }
@@ -181,6 +212,18 @@ impl Report {
         })
         .collect()
     }
+}
+
+/// Seconds per million rows.
+struct Spent {
+    all: f64,
+    /// Of the database servers, among all.
+    servers: f64,
+}
+
+/// What this machine has to give in a second.
+fn seconds_of_all_cores() -> f64 {
+    std::thread::available_parallelism().map_or(1, usize::from) as f64
 }
 
 struct Bar {
@@ -214,6 +257,17 @@ line's proxy, which whoever sends more bytes keeps busier, and a receiver's own 
 
 | Workload | Of it | Contender | All | The servers | Rows/s allowed | Rows/s |
 |---|---|---|---|---|---|---|
+";
+
+const SHORTFALLS: &str = "
+## What the missed goals would take
+
+For each ratio of rates that missed its goal: the rate that would meet it; the seconds of processor time that all cores of
+this machine have for a million rows at that rate; what the database servers alone take of it; what that leaves for
+Landfall and Kafka, and what they take. Where nothing is left, no change to Landfall meets the goal on this machine.
+
+| Ratio | Rows/s | Seconds there are | The servers take | Left | Landfall and Kafka take |
+|---|---|---|---|---|---|
 ";
 
 const PREFACE: &str = "# Benchmarks
