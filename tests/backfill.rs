@@ -137,7 +137,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
         })
         .await
         .unwrap();
-        let daemon = if AT_SINK.contains(&point) { &mut eu } else { &mut us };
+        let daemon = if AT_SOURCE.contains(&point) { &mut us } else { &mut eu };
         let reach = if at < AT_SOURCE.len() { 1 } else { random.random_range(1..=6) };
         daemon.die_at(point, reach, PATIENCE).await.unwrap();
     }

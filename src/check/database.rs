@@ -13,7 +13,7 @@ use crate::{
     clock,
     config::{Settings, SourceSettings},
     fault::Result,
-    names::{qualified, quoted},
+    names::{self, qualified, quoted},
     postgres::{
         Connection,
         catalog::{
@@ -241,14 +241,18 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
         let sql = "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();";
         findings.push(warning(Kind::SenderTimeout, evidence, sql));
     }
-    let links = settings.links.len();
-    let needed: i64 = settings.links.iter().map(|link| i64::from(link.copy_sessions)).sum();
-    if server.origins_used + needed > server.origins_max {
+    let wanted = settings
+        .links
+        .iter()
+        .flat_map(|link| (0..link.copy_sessions).map(|lane| names::origin(&link.from, &link.stream, lane)));
+    let missing = wanted.filter(|origin| !server.origins.contains(origin)).count();
+    if (server.origins.len() + missing) as i64 > server.origins_max {
         findings.push(warning(
             Kind::OriginsLeft,
             format!(
-                "{} of {} replication origins exist, and {links} link(s) may need {needed} (`copy_sessions`)",
-                server.origins_used, server.origins_max
+                "{} of {} replication origins exist, and the links need {missing} more, one for each of their `copy_sessions`",
+                server.origins.len(),
+                server.origins_max
             ),
             "raise max_replication_slots (from PostgreSQL 18 on: max_active_replication_origins), restart",
         ));

@@ -207,7 +207,7 @@ pub const SETTINGS: &[Setting] = &[
         "link[].fetch_bytes",
         "size, 64KiB to 16MiB",
         Is("\"1MiB\""),
-        "How many bytes one request to the other region's Kafka brings, compressed as they are kept. One is under way at a time: over a line with a round trip of 150 ms, 1 MiB is 7 MB/s. More helps where such a line holds more and values compress badly; it takes memory, several times what comes unpacked.",
+        "How many bytes one request to the other region's Kafka brings, compressed as they are kept. One is under way at a time: over a line with a round trip of 150 ms, 1 MiB is 7 MB/s. More helps where such a line holds more and values compress badly; it takes twice as much memory as a request brings unpacked.",
     ),
     setting(
         "link[].open_transaction_timeout",
@@ -231,7 +231,7 @@ pub const SETTINGS: &[Setting] = &[
         "link[].copy_sessions",
         "1 to 16",
         Is("2"),
-        "How many sessions at this region's database bring in the rows of a backfill side by side. Each above the first takes a replication origin of its own (`max_replication_slots`, from PostgreSQL 18 on `max_active_replication_origins`); where there is none, the rows come in by fewer.",
+        "How many sessions at this region's database bring in the rows of a backfill side by side. Each above the first takes a replication origin of its own, and keeps it (`max_replication_slots`, from PostgreSQL 18 on `max_active_replication_origins`); where there is none to spare, or no connection, the rows come in by fewer.",
     ),
     setting(
         "link[].verify_interval",

@@ -43,8 +43,8 @@ pub struct ServerFacts {
     pub senders_used: i64,
     /// How many origins may be in use at once.
     pub origins_max: i64,
-    /// Origins there are.
-    pub origins_used: i64,
+    /// The names of those there are.
+    pub origins: Vec<String>,
     /// `max_slot_wal_keep_size` in bytes; none where it is unlimited.
     pub slot_keep_bytes: Option<i64>,
     /// `wal_sender_timeout`; none where it is off.
@@ -76,7 +76,7 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
         senders_max: row.get(7),
         senders_used: row.get(8),
         origins_max: row.get(9),
-        origins_used: row.get(10),
+        origins: row.get(10),
         slot_keep_bytes: row.get(11),
         sender_timeout: row.get::<_, Option<i64>>(12).map(|it| Duration::from_millis(it.unsigned_abs())),
         data_directory: row.get(13),
@@ -98,7 +98,7 @@ const SERVER_FACTS: &str = "
            (SELECT count(*) FROM pg_stat_replication),
            coalesce(current_setting('max_active_replication_origins', true),
                     current_setting('max_replication_slots'))::int8,
-           (SELECT count(*) FROM pg_replication_origin),
+           ARRAY(SELECT roname FROM pg_replication_origin),
            (SELECT CASE WHEN setting::int8 < 0 THEN NULL ELSE setting::int8 * 1048576 END
               FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
            (SELECT nullif(setting::int8, 0) FROM pg_settings WHERE name = 'wal_sender_timeout'),

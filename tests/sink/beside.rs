@@ -5,19 +5,19 @@ use std::{ops::Range, time::Duration};
 use landfall::{
     change::{Change, Mark},
     fault::Code,
-    position::Sequence,
     postgres::connect,
     sink::{
-        Sink,
+        OnRefusal, Sink,
         postgres::{PostgresSink, PostgresSinkConfig},
     },
 };
 
 use crate::{
     PostgresTarget, Target,
-    log::{Log, delete, row, shape, update},
+    log::{Log, delete, insert, row, shape, update},
     only_postgres::{killed_at, remedy},
     promises::{chunk, mark},
+    server::{ROLE, Server},
 };
 
 /// Rows in each text: enough for a session to begin with another while one is at work.
@@ -97,10 +97,9 @@ async fn with_one_session_a_chunk_is_one_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_no_other_session_is_to_be_had_a_chunk_comes_in_by_one() {
-    let target = PostgresTarget::new("where_no_other_session").await;
-    let (mut sink, mut log) = begun(&target, 4).await;
-    // Somebody uses the origin.
+async fn an_origin_that_somebody_uses_is_passed_over() {
+    let target = PostgresTarget::new("an_origin_that_somebody_uses").await;
+    let (mut sink, mut log) = begun(&target, 2).await;
     let origin = format!("landfall/us-east-1/{}/1", target.stream);
     target
         .run(&format!(
@@ -109,13 +108,36 @@ async fn where_no_other_session_is_to_be_had_a_chunk_comes_in_by_one() {
         .await;
     sink.apply(&log.one(texts(0..4))).await.unwrap();
     has(&target, 0..4 * ROWS).await;
+    assert_eq!(transactions(&target).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_other_session_is_to_be_had_a_chunk_comes_in_by_one() {
+    let server = Server::alone();
+    let target = PostgresTarget::on(&server, "where_no_other_session").await;
+    let (mut sink, mut log) = begun(&target, 4).await;
+    // No connection, and then no origin but those that are left to other links.
+    target.run(&format!("ALTER ROLE {ROLE} CONNECTION LIMIT 1")).await;
+    sink.apply(&log.one(texts(0..4))).await.unwrap();
     assert_eq!(transactions(&target).await, 1);
+    let most: i64 =
+        target.ask("SELECT current_setting('max_replication_slots')").await.unwrap().parse().unwrap();
+    target.run(&format!("ALTER ROLE {ROLE} CONNECTION LIMIT -1")).await;
+    target
+        .run(&format!("SELECT pg_replication_origin_create('o' || o) FROM generate_series(1, {most} - 4) o"))
+        .await;
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(texts(4..8))).await.unwrap();
+    // One was to be had: with ours and the two that are left, that is all.
+    assert_eq!(transactions(&target).await, 3);
+    has(&target, 0..8 * ROWS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_one_session_is_refused_is_named_and_comes_once_it_may() {
     let target = PostgresTarget::new("a_row_that_one_session_is_refused").await;
-    for bad in [1, 3 * ROWS + 5, 7 * ROWS + 9] {
+    // Of the first text, which is ours, of the second, which is another's, and of any.
+    for bad in [1, ROWS + 5, 3 * ROWS + 5, 7 * ROWS + 9] {
         target.run("TRUNCATE t; DROP TABLE IF EXISTS landfall.joining, landfall.progress CASCADE").await;
         target.run(&format!("ALTER TABLE t ADD CONSTRAINT bad CHECK (id <> {bad})")).await;
         let (mut sink, mut log) = begun(&target, 3).await;
@@ -134,16 +156,41 @@ async fn a_row_that_one_session_is_refused_is_named_and_comes_once_it_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_parked_of_a_row_gives_way_whoever_brings_the_row() {
+    let target = PostgresTarget::new("what_is_parked_of_a_row_gives_way").await;
+    let config = PostgresSinkConfig { copy_sessions: 3, on_refusal: OnRefusal::Park, ..target.config() };
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    let mut begin = log.one(vec![mark(Mark::Begin)]);
+    begin.shapes = vec![shape()];
+    sink.apply(&begin).await.unwrap();
+    target.run("ALTER TABLE t ADD CONSTRAINT dated CHECK (v <> 'dated')").await;
+    // One row of each text.
+    for at in 0..8 {
+        let dated = insert(&shape(), row([&(at * ROWS + 7).to_string(), "dated"]));
+        assert_eq!(sink.apply(&log.one(vec![dated])).await.unwrap().parked, at as usize + 1);
+    }
+    assert_eq!(sink.apply(&log.one(texts(0..8))).await.unwrap().parked, 0);
+    assert!(transactions(&target).await > 1, "other sessions have brought rows");
+    has(&target, 0..8 * ROWS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_whose_end_never_comes_leaves_rows_that_are_exact() {
     let target = PostgresTarget::new("a_chunk_whose_end_never_comes").await;
     let (mut sink, mut log) = begun(&target, 3).await;
     let first = log.slice(texts(0..6), true, false);
     sink.apply(&log.batch(vec![first])).await.unwrap();
     sink.abandon().await.unwrap();
-    assert!(!target.rows().await.is_empty(), "other sessions have brought rows");
-    // Whatever came of it, changes count, and the same rows come again with the next.
-    let gone = delete(&shape(), row(["11", ""]));
-    sink.apply(&log.one(vec![update(&shape(), None, row(["10", "ten"])), gone])).await.unwrap();
+    // The second text is always another session's. Changes to its rows count, and the same rows come again with the next.
+    let (changes, goes) = (ROWS + 10, ROWS + 11);
+    let gone = delete(&shape(), row([&goes.to_string(), ""]));
+    let changed = update(&shape(), None, row([&changes.to_string(), "ten"]));
+    sink.apply(&log.one(vec![changed, gone])).await.unwrap();
+    let rows = target.rows().await;
+    assert!(rows.contains(&(changes, "ten".to_owned())) && rows.iter().all(|(id, _)| *id != goes));
+    assert!(rows.contains(&(ROWS, format!("v{ROWS}"))));
     sink.apply(&log.one(texts(0..8))).await.unwrap();
     has(&target, 0..8 * ROWS).await;
 }
@@ -227,5 +274,5 @@ pub(crate) async fn fill(mut sink: PostgresSink) {
     let mut log = Log::new();
     sink.apply(&log.one(vec![mark(Mark::Begin)])).await.unwrap();
     sink.apply(&log.one(texts(0..8))).await.unwrap();
-    assert_eq!(log.after, Sequence(0), "the process was to be killed before this");
+    panic!("the process was to be killed before this");
 }

@@ -12,6 +12,15 @@ fn both() -> Settings {
     )
 }
 
+fn strangers(count: usize) -> Vec<String> {
+    (0..count).map(|at| format!("pg_{at}")).collect()
+}
+
+/// Those of the link, which has two sessions that copy.
+fn ours() -> Vec<String> {
+    (0..2).map(|lane| format!("landfall/b/main/{lane}")).collect()
+}
+
 fn server() -> ServerFacts {
     ServerFacts {
         version_number: 150_004,
@@ -24,7 +33,7 @@ fn server() -> ServerFacts {
         senders_max: 10,
         senders_used: 1,
         origins_max: 10,
-        origins_used: 0,
+        origins: Vec::new(),
         slot_keep_bytes: Some(1 << 30),
         sender_timeout: Some(Duration::from_secs(60)),
         data_directory: None,
@@ -87,7 +96,8 @@ fn a_server_is_judged_by_what_it_is_for() {
         (&|it| it.in_recovery = true, &["server-standby"]),
         (&|it| it.sender_timeout = None, &["sender-timeout"]),
         (&|it| it.sender_timeout = Some(Duration::from_secs(1)), &["sender-timeout"]),
-        (&|it| it.origins_used = 10, &["origins-left"]),
+        (&|it| it.origins = strangers(9), &["origins-left"]),
+        (&|it| it.origins = [strangers(8), ours()].concat(), &[]),
     ] {
         let mut server = server();
         change(&mut server);

@@ -36,7 +36,7 @@ use super::{
     lane::Lanes,
     parked::Kept,
     pipeline::Pipeline,
-    session::Held,
+    session::{Backend, Held},
     trouble::{self, Attempt, Refusal, Trouble},
     wire::AsText,
 };
@@ -61,7 +61,7 @@ const LOCK_ATTEMPTS_MAX: u32 = 2;
 pub(super) struct Session {
     config: Arc<PostgresSinkConfig>,
     connection: Connection,
-    pid: i32,
+    backend: Backend,
     guard: Guard,
     known: Known,
     committed: Sequence,
@@ -72,7 +72,7 @@ pub(super) struct Session {
     /// The sessions beside this one.
     lanes: Lanes,
     /// Tables being filled that may hold rows of the chunk in hand already: a lane has brought some.
-    ahead: HashSet<String>,
+    brought: HashSet<String>,
     open: Option<Open>,
     /// What the transaction that is open marks, for when it is committed.
     marked: Vec<(String, Mark)>,
@@ -170,7 +170,7 @@ impl Session {
         Ok(Self {
             config,
             connection: held.connection,
-            pid: held.backend.pid,
+            backend: held.backend,
             guard,
             known,
             committed,
@@ -178,7 +178,7 @@ impl Session {
             unflushed_since: None,
             flusher: Flusher::default(),
             lanes: Lanes::default(),
-            ahead: HashSet::new(),
+            brought: HashSet::new(),
             open: None,
             marked: Vec::new(),
             touched,
@@ -275,7 +275,7 @@ impl Session {
         self.condemned = None;
         if let Some(open) = self.open.take() {
             self.marked.clear();
-            self.touched.extend(self.ahead.drain());
+            self.touched.extend(self.brought.drain());
             self.run("ROLLBACK").await?;
             if open.aside.is_some() {
                 self.read_parked().await?;
@@ -290,7 +290,7 @@ impl Session {
 
     fn note_commit(&mut self, through: Sequence) {
         self.committed = through;
-        self.ahead.clear();
+        self.brought.clear();
         self.unflushed_since.get_or_insert_with(Instant::now);
         for (table, mark) in self.marked.drain(..) {
             // A table that keeps its rows may hold any of them.
@@ -484,7 +484,7 @@ impl Session {
 
     /// Runs `work`; where it takes long, asks the server meanwhile who is in its way.
     async fn watched<T>(&self, work: impl Future<Output = T>) -> (T, Option<String>) {
-        watch(work, self.config.lock_timeout / 2, ask_blocker(&self.config, self.pid)).await
+        watch(work, self.config.lock_timeout / 2, ask_blocker(&self.config, self.backend.pid)).await
     }
 }
 

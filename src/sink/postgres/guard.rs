@@ -158,7 +158,7 @@ impl Guard {
 }
 
 /// A sequence number as the progress row keeps it.
-fn number(sequence: Sequence) -> Result<i64> {
+pub(super) fn number(sequence: Sequence) -> Result<i64> {
     i64::try_from(sequence.0)
         .map_err(|_| Fault::new(Code::Internal, format!("{sequence} is no sequence number of a stream")))
 }

@@ -359,23 +359,21 @@ impl Known {
 
     /// Looks at the tables that were not looked at yet.
     pub(super) async fn look_at_tables(&mut self, client: &Client, steps: &[Step]) -> Result<()> {
-        let wanted = distinct_shapes(steps);
+        self.look_at(client, &distinct_shapes(steps)).await
+    }
+
+    /// The same for the tables of these shapes.
+    pub(super) async fn look_at(&mut self, client: &Client, wanted: &[&Arc<Shape>]) -> Result<()> {
         if self.tables.len() + wanted.len() > KEPT_MAX {
             self.forget();
         }
         for shape in wanted {
-            self.look_at(client, shape).await?;
-        }
-        Ok(())
-    }
-
-    /// Looks at a table, unless it was looked at before.
-    pub(super) async fn look_at(&mut self, client: &Client, shape: &Arc<Shape>) -> Result<()> {
-        let fingerprint = shape.fingerprint();
-        if !self.tables.contains_key(&fingerprint) {
-            let table = table::inspect(client, shape).await?;
-            self.locators.insert(fingerprint, table.locator.clone());
-            self.tables.insert(fingerprint, table);
+            let fingerprint = shape.fingerprint();
+            if !self.tables.contains_key(&fingerprint) {
+                let table = table::inspect(client, shape).await?;
+                self.locators.insert(fingerprint, table.locator.clone());
+                self.tables.insert(fingerprint, table);
+            }
         }
         Ok(())
     }

@@ -10,8 +10,12 @@
 //!  lane 1       begin, epoch ── text 2 ── text 5 ── commit ┘
 //! ```
 //!
-//! A lane holds the progress row against nobody but who raises the epoch: it is held back until every lane has ended,
-//! and a lane that begins later finds another epoch than its own.
+//! A lane holds the progress row against nobody but who raises the epoch, and finds there whom it works for, and that this
+//! is at the place before the chunk: so it is the same server, and no other that an address leads to meanwhile. Who claims
+//! the target waits until every lane has ended, and a lane that begins later finds another epoch.
+//!
+//! Whoever applies stands in its transaction until the lanes have ended. So none of them may take long: what a lane does not
+//! bring in within [`PATIENCE`], or waits for a lock for, is brought in by the session that applies, which is seen to wait.
 
 use std::{
     sync::{
@@ -21,28 +25,38 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-use tokio_postgres::{Statement, types::ToSql};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{Statement, error::SqlState, types::ToSql};
 
 use super::{
     PostgresSinkConfig,
-    guard::Origin,
+    guard::{Origin, number},
     known::{Chunk, Known},
     pipeline::Pipeline,
-    session::{LANE, SETTINGS, lane_application, make_origin, use_origin},
+    session::{Backend, LANE, SETTINGS, lane_application, make_origin, set_lock_timeout, use_origin},
     trouble::{self, Attempt, Refusal, Trouble},
+    wire::Timestamp,
 };
 use crate::{
     change::{Change, Ordered, Shape, copy_text},
     crash,
-    fault::Result,
-    names::literal,
-    position::ApplyEpoch,
+    fault::{Code, Fault, Result},
+    names::{self, literal},
+    position::{ApplyEpoch, Sequence},
     postgres::{Connection, connect, fault_of},
+    sink::COPY_SESSIONS_MAX,
 };
 
 /// How long no lane is made after one failed.
 const REST: Duration = Duration::from_secs(60);
+/// How long one text may take a lane, or the end of its transaction. A text is some hundred kilobytes.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long making lanes may take, while the session that applies waits with its transaction.
+const PATIENCE_TO_OPEN: Duration = Duration::from_secs(2);
+/// How long a lane waits for one lock: not for one that the session that applies holds, and waits for it meanwhile.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Replication origins that lanes leave to links that have none yet: one that gets none cannot apply at all.
+const ORIGINS_LEFT: i64 = 2;
 
 /// Texts of a chunk, for whoever is free.
 pub(super) struct Texts<'a> {
@@ -66,10 +80,19 @@ impl<'a> Texts<'a> {
     }
 }
 
+/// Whom lanes work for: the session that holds the target.
+#[derive(Clone, Copy)]
+pub(super) struct Holder {
+    pub(super) epoch: ApplyEpoch,
+    pub(super) backend: Backend,
+}
+
 /// What is true of all texts of a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct OfChunk<'a> {
     pub(super) shape: &'a Arc<Shape>,
+    /// Where the progress is until the chunk counts.
+    pub(super) after: Sequence,
     /// Rows with their keys may be there already.
     pub(super) replaces: bool,
     pub(super) origin: Option<Origin>,
@@ -88,26 +111,44 @@ impl Lanes {
     pub(super) async fn take(
         &mut self,
         config: &Arc<PostgresSinkConfig>,
-        epoch: ApplyEpoch,
+        holder: Holder,
         wanted: usize,
     ) -> Vec<Lane> {
         self.open.retain(|lane| !lane.connection.is_closed());
         let wanted = wanted.min(usize::from(config.copy_sessions).saturating_sub(1));
         let rests = self.failed.is_some_and(|since| since.elapsed() < REST);
-        while self.open.len() < wanted && !rests {
-            let is_free = |number: &u16| self.open.iter().all(|lane| lane.number != *number);
-            let number = (LANE + 1..).find(is_free).expect("there are more numbers than lanes");
-            match Lane::open(config, epoch, number).await {
-                Ok(lane) => self.open.push(lane),
-                Err(fault) => {
-                    tracing::warn!(%fault, next = fault.remedy(), "a backfill's rows come in by fewer sessions");
-                    self.failed = Some(Instant::now());
-                    break;
-                }
+        if self.open.len() < wanted && !rests {
+            let opened = match timeout(PATIENCE_TO_OPEN, self.open_more(config, holder, wanted)).await {
+                Ok(opened) => opened,
+                Err(_) => Err(Fault::new(Code::TargetBusy, "no further session within two seconds")),
+            };
+            if let Err(fault) = opened {
+                tracing::warn!(%fault, next = fault.remedy(), "a backfill's rows come in by fewer sessions");
+                self.failed = Some(Instant::now());
             }
         }
         let kept = self.open.len().saturating_sub(wanted);
         self.open.split_off(kept)
+    }
+
+    async fn open_more(
+        &mut self,
+        config: &Arc<PostgresSinkConfig>,
+        holder: Holder,
+        wanted: usize,
+    ) -> Result<()> {
+        for number in LANE + 1..COPY_SESSIONS_MAX {
+            if self.open.len() == wanted {
+                return Ok(());
+            }
+            if self.open.iter().all(|lane| lane.number != number) {
+                self.open.extend(Lane::open(config, holder, number).await?);
+            }
+        }
+        if self.open.len() == wanted {
+            return Ok(());
+        }
+        Err(Fault::new(Code::TargetBusy, "somebody else uses the link's replication origins"))
     }
 
     /// Puts one back that is at rest.
@@ -129,31 +170,44 @@ impl Lanes {
 /// A session that brings in texts of chunks.
 pub(super) struct Lane {
     number: u16,
+    pub(super) backend: Backend,
     config: Arc<PostgresSinkConfig>,
-    epoch: ApplyEpoch,
     connection: Connection,
     guard: Statement,
+    /// When the holder's backend began: process ids return.
+    holder_start: Timestamp,
     known: Known,
 }
 
 impl Lane {
-    async fn open(config: &Arc<PostgresSinkConfig>, epoch: ApplyEpoch, number: u16) -> Result<Self> {
+    /// None where its origin is in use.
+    async fn open(config: &Arc<PostgresSinkConfig>, holder: Holder, number: u16) -> Result<Option<Self>> {
         let connection = connect(&config.address, &lane_application(config, number)).await?;
         let doing = |error: tokio_postgres::Error| fault_of(&error).at("set up a session that copies");
+        let backend = Backend::of(&connection).await?;
         connection.batch_execute(SETTINGS).await.map_err(doing)?;
-        let wait = format!("SET lock_timeout = {}", config.lock_timeout.as_millis());
-        connection.batch_execute(&wait).await.map_err(doing)?;
+        set_lock_timeout(&connection, config.lock_timeout.min(LOCK_TIMEOUT)).await?;
+        require_room(&connection, &names::origin(&config.from, &config.stream, number)).await?;
         let origin = make_origin(config, &connection, number).await?;
-        use_origin(&connection, &origin).await.map_err(doing)?;
+        match use_origin(&connection, &origin).await {
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => return Ok(None),
+            used => used.map_err(doing)?,
+        }
         let guard = format!(
-            "SELECT 1 / count(*), pg_replication_origin_xact_setup($2, $3)
+            "SELECT 1 / count(*), pg_replication_origin_xact_setup($1, $2)
                FROM (SELECT FROM landfall.progress
-                      WHERE link = {} AND stream = {} AND lane = {LANE} AND apply_epoch = $1 FOR KEY SHARE) held",
+                      WHERE link = {} AND stream = {} AND lane = {LANE} AND apply_epoch = {}
+                        AND session_pid = {} AND session_start = $3 AND sequence = $4
+                        FOR KEY SHARE) held",
             literal(config.from.as_str()),
             literal(&config.stream),
+            holder.epoch.0,
+            holder.backend.pid,
         );
+        let start = holder.backend.start;
         let guard = connection.prepare(&guard).await.map_err(doing)?;
-        Ok(Self { number, config: config.clone(), epoch, connection, guard, known: Known::default() })
+        let (config, known) = (config.clone(), Known::default());
+        Ok(Some(Self { number, backend, config, connection, guard, holder_start: start, known }))
     }
 
     /// Brings in what it can take of a chunk's texts, in one transaction; `taken` is what it took. Where it fails,
@@ -166,22 +220,26 @@ impl Lane {
     ) -> Attempt<()> {
         let Some(first) = texts.take() else { return Ok(()) };
         taken.push(first);
-        self.begin(of.origin).await?;
+        within(PATIENCE, self.begin(of)).await?;
         let mut next = Some(first);
         while let Some(text) = next {
-            self.bring_one(&text.change, of).await?;
+            within(PATIENCE, self.bring_one(&text.change, of)).await?;
             next = texts.take();
             taken.extend(next);
         }
-        self.connection.batch_execute("COMMIT").await.map_err(|error| trouble::of_rows(&error))?;
+        within(PATIENCE, self.commit()).await?;
         crash::point("apply.lane_committed");
         Ok(())
     }
 
-    async fn begin(&self, origin: Option<Origin>) -> Attempt<()> {
+    async fn begin(&self, of: OfChunk<'_>) -> Attempt<()> {
         let mut pipeline = Pipeline::default();
-        let parameters: [Box<dyn ToSql + Send + Sync>; 3] =
-            [Box::new(self.epoch.0), Box::new(origin.map(|it| it.end)), Box::new(origin.map(|it| it.time))];
+        let parameters: [Box<dyn ToSql + Send + Sync>; 4] = [
+            Box::new(of.origin.map(|it| it.end)),
+            Box::new(of.origin.map(|it| it.time)),
+            Box::new(self.holder_start),
+            Box::new(number(of.after)?),
+        ];
         pipeline.send(async { self.connection.batch_execute("BEGIN").await.map(|()| 0) }).await;
         pipeline.send(self.connection.execute_raw(&self.guard, parameters)).await;
         for _ in 0..2 {
@@ -190,9 +248,13 @@ impl Lane {
         Ok(())
     }
 
+    async fn commit(&self) -> Attempt<()> {
+        self.connection.batch_execute("COMMIT").await.map_err(|error| trouble::of_rows(&error))
+    }
+
     async fn bring_one(&mut self, change: &Change, of: OfChunk<'_>) -> Attempt<()> {
         let Change::Chunk { text, rows, .. } = change else { return Ok(()) };
-        self.known.look_at(&self.connection, of.shape).await?;
+        self.known.look_at(&self.connection, &[of.shape]).await?;
         let former = if of.replaces { copy_text::rows(text) } else { Vec::new() };
         let chunk = Chunk { text, rows: u64::from(*rows), former: &former, replace: &[] };
         for action in self.known.make_chunk_ready(&self.connection, of.shape, chunk).await? {
@@ -204,4 +266,32 @@ impl Lane {
         }
         Ok(())
     }
+}
+
+/// Requires that an origin is there, or that one may be made and leaves enough to others.
+async fn require_room(connection: &Connection, origin: &str) -> Result<()> {
+    let room = "SELECT count(*) FILTER (WHERE roname = $1) > 0, count(*),
+                       coalesce(current_setting('max_active_replication_origins', true),
+                                current_setting('max_replication_slots'))::int8
+                  FROM pg_replication_origin";
+    let room = connection.query_one(room, &[&origin]).await;
+    let room = room.map_err(|error| fault_of(&error).at("ask for replication origins"))?;
+    let (is_there, used, most): (bool, i64, i64) = (room.get(0), room.get(1), room.get(2));
+    if is_there || used + 1 + ORIGINS_LEFT <= most {
+        return Ok(());
+    }
+    let message =
+        format!("{used} of {most} replication origins exist, and {ORIGINS_LEFT} are left to other links");
+    Err(Fault::new(Code::TargetBusy, message).remedied_by(
+        "raise max_replication_slots (from PostgreSQL 18 on: max_active_replication_origins) and restart the \
+         server, or have fewer `copy_sessions`",
+    ))
+}
+
+async fn within(patience: Duration, work: impl Future<Output = Attempt<()>>) -> Attempt<()> {
+    let too_long = |_| {
+        let message = format!("a session that copies did not answer for {} s", patience.as_secs());
+        Trouble::Fault(Fault::new(Code::TargetBusy, message))
+    };
+    timeout(patience, work).await.map_err(too_long).and_then(|done| done)
 }

@@ -46,7 +46,16 @@ pub(super) const LANE: u16 = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Backend {
     pub(super) pid: i32,
-    start: Timestamp,
+    pub(super) start: Timestamp,
+}
+
+impl Backend {
+    /// That of a session.
+    pub(super) async fn of(client: &Client) -> Result<Self> {
+        let ours = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        let ours = client.query_one(ours, &[]).await.map_err(sql("ask for our backend"))?;
+        Ok(Self { pid: ours.get(0), start: ours.get(1) })
+    }
 }
 
 /// A held target.
@@ -74,15 +83,8 @@ async fn take_hold(
     connection: Connection,
     former: Option<Backend>,
 ) -> Result<Held> {
-    let ours = connection
-        .query_one(
-            "SELECT pid, backend_start, set_config('lock_timeout', $1, false)
-               FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-            &[&config.lock_timeout.as_millis().to_string()],
-        )
-        .await
-        .map_err(sql("ask for our backend"))?;
-    let backend = Backend { pid: ours.get(0), start: ours.get(1) };
+    let backend = Backend::of(&connection).await?;
+    set_lock_timeout(&connection, config.lock_timeout).await?;
     grants::require(&connection, Duties { source: false, sink: true }).await?;
     let tables = [
         "recovery",
@@ -143,6 +145,12 @@ async fn take_hold(
         .get(0);
     let kept = parked::Kept::read(&connection, link, &config.stream).await?;
     Ok(Held { connection, backend, epoch, progress, shapes, joining, recovers, kept })
+}
+
+/// How long a session waits for one lock.
+pub(super) async fn set_lock_timeout(client: &Client, timeout: Duration) -> Result<()> {
+    let set = format!("SET lock_timeout = {}", timeout.as_millis());
+    client.batch_execute(&set).await.map_err(sql("set up the session"))
 }
 
 /// Of a session that applies: rows come as they are, whatever triggers and foreign keys say of them. A generic plan made
@@ -231,6 +239,7 @@ async fn raise_epoch(
     {
         end_unless_alive(client, holder).await?;
     }
+    // Also where another newcomer wins in a moment: its chunks come in by fewer sessions then, for a minute.
     end_lanes(config, client).await?;
     let (pid, start) = (holder.map(|it| it.pid), holder.map(|it| it.start));
     // What a lane of an earlier holder has begun is waited for: it holds the row against nobody but us.
@@ -261,6 +270,17 @@ fn backend_of(row: &Row) -> Option<Backend> {
     Some(Backend { pid: row.get::<_, Option<_>>(0)?, start: row.get::<_, Option<_>>(1)? })
 }
 
+/// Tells a backend to end; false where it is gone.
+async fn is_told_to_end(
+    client: &Connection,
+    backend: Backend,
+) -> std::result::Result<bool, tokio_postgres::Error> {
+    // A transaction sees the backends that there were at its first look.
+    client.batch_execute("SELECT pg_stat_clear_snapshot()").await?;
+    let tell = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2";
+    Ok(client.query_opt(tell, &[&backend.pid, &backend.start]).await?.is_some())
+}
+
 async fn end_unless_alive(client: &Connection, holder: Backend) -> Result<()> {
     let seconds = LEASE.as_secs_f64();
     let alive = client
@@ -284,17 +304,9 @@ async fn end_unless_alive(client: &Connection, holder: Backend) -> Result<()> {
 }
 
 /// Ends a backend and waits until it is gone, and with it its locks and its hold on the origin.
-async fn end(client: &Connection, backend: Backend) -> Result<()> {
+pub(super) async fn end(client: &Connection, backend: Backend) -> Result<()> {
     let since = Instant::now();
-    while client
-        .query_opt(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
-            &[&backend.pid, &backend.start],
-        )
-        .await
-        .map_err(sql("end the former holder's backend"))?
-        .is_some()
-    {
+    while is_told_to_end(client, backend).await.map_err(sql("end another session's backend"))? {
         if since.elapsed() > END_TIMEOUT {
             let message = format!("backend {} was told to end and is still there", backend.pid);
             return Err(Fault::new(Code::TargetHeld, message));
@@ -312,7 +324,7 @@ async fn end_lanes(config: &PostgresSinkConfig, client: &Connection) -> Result<(
         .query(
             "SELECT pid, backend_start FROM pg_stat_activity
               WHERE application_name = ANY (SELECT left(name, 63) FROM unnest($1::text[]) name)
-                AND usename = current_user AND datname = current_database()",
+                AND usename = session_user AND datname = current_database()",
             &[&names],
         )
         .await
@@ -323,7 +335,8 @@ async fn end_lanes(config: &PostgresSinkConfig, client: &Connection) -> Result<(
     Ok(())
 }
 
-/// How the session of a lane is seen at the server. The server cuts names: what tells them apart stands in front.
+/// How the session of a lane is seen at the server, which cuts names. Where two links of one database have the same then,
+/// who claims for one of them ends the other's lanes as well: they are made anew.
 pub(super) fn lane_application(config: &PostgresSinkConfig, lane: u16) -> String {
     format!("landfall copy {lane} {}/{}", config.from, config.stream)
 }

@@ -50,7 +50,7 @@ impl Session {
             }
             let mut attempt = 1;
             while let Err(trouble) = self.try_alone(&alone).await {
-                self.touched.extend(self.ahead.drain());
+                self.touched.extend(self.brought.drain());
                 match trouble {
                     Trouble::Fault(fault) if !copied && self.parks(&fault) => {
                         self.park(&alone, Why::Refused(fault)).await?;
@@ -71,7 +71,7 @@ impl Session {
         self.note_touched(group.steps);
         self.known.look_at_tables(&self.connection, group.steps).await?;
         let config = self.config.clone();
-        let ask = ask_blocker(&config, self.pid);
+        let ask = ask_blocker(&config, self.backend.pid);
         let (answered, blocker) = watch(self.alone(group), config.lock_timeout / 2, ask).await;
         if let Err(trouble) = answered {
             let _ = self.run("ROLLBACK").await;

@@ -1,77 +1,133 @@
 //! A chunk's texts, brought in by every session there is.
 
+use std::{pin::pin, time::Duration};
+
 use futures_util::future::join_all;
+use tokio::time::sleep;
 
 use super::{Session, alone::InTheWay, into_fault};
 use crate::{
     change::{Change, Ordered},
+    position::Position,
     sink::{
         Step,
         postgres::{
             guard::Origin,
-            lane::{OfChunk, Texts},
-            trouble::Attempt,
+            lane::{Holder, Lane, OfChunk, Texts},
+            session::end,
+            trouble::{Attempt, Trouble},
         },
     },
 };
+
+/// How often the session that applies is seen while it waits for lanes.
+const SHOW_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Session {
     /// Brings in the texts of a chunk that a step begins with, where several sessions can: gives how many. Those of a lane
     /// are committed before ours; what a lane failed at, this session does itself, and learns why.
     pub(super) async fn side_by_side(&mut self, step: &Step) -> Attempt<usize> {
-        let texts = self.count_texts(&step.frame.changes);
-        let Some((ours, others)) = step.frame.changes[..texts].split_first() else { return Ok(0) };
-        let lanes = self.lanes.take(&self.config, self.guard.epoch(), others.len()).await;
-        let Change::Chunk { shape, again, .. } = &ours.change else { return Ok(0) };
+        let count = self.count_texts(&step.frame.changes);
+        let Some((first, others)) = step.frame.changes[..count].split_first() else { return Ok(0) };
+        let Change::Chunk { shape, again, .. } = &first.change else { return Ok(0) };
+        let holder = Holder { epoch: self.guard.epoch(), backend: self.backend };
+        let lanes = self.lanes.take(&self.config, holder, others.len()).await;
         if lanes.is_empty() {
             return Ok(0);
         }
-        let (position, time) = (step.frame.head.position, step.frame.head.time);
+        let head = &step.frame.head;
         let of = OfChunk {
             shape,
+            after: self.committed,
             replaces: *again || self.is_touched(shape),
-            origin: Origin::of(Some(position), Some(time)),
+            origin: Origin::of(Some(head.position), Some(head.time)),
         };
-        self.ahead.insert(shape.to_string());
-        let texts_there_are = texts;
-        let texts = &Texts::new(&step.frame.changes[..texts]);
+        self.brought.insert(shape.to_string());
+        let texts = &Texts::new(&step.frame.changes[..count]);
         let work = lanes.into_iter().map(async |mut lane| {
             let mut taken = Vec::new();
             let brought = lane.bring(texts, of, &mut taken).await;
             (lane, taken, brought)
         });
-        let (own, brought) = tokio::join!(self.take_part(texts, step), join_all(work));
-        let mut left = Vec::new();
-        for (lane, taken, brought) in brought {
+        let (own, lanes) = self.beside(texts, head.position, join_all(work)).await;
+        own?;
+        for (lane, taken, brought) in lanes {
             match brought {
-                Ok(()) => self.lanes.put(lane),
-                Err(trouble) => {
-                    let fault = into_fault(trouble);
-                    tracing::warn!(%fault, "rows that one session did not bring in are brought in by another");
-                    self.lanes.note_failure();
-                    left.extend(taken);
+                Ok(()) => {
+                    self.lanes.put(lane);
+                    for ordered in taken {
+                        self.overtake_rows(&ordered.change).await?;
+                    }
                 }
+                Err(trouble) => self.make_up_for(lane, taken, trouble, head.position).await?,
             }
         }
-        own?;
-        for ordered in left {
+        Ok(count)
+    }
+
+    /// Takes part, and waits for the others.
+    async fn beside<T>(
+        &mut self,
+        texts: &Texts<'_>,
+        position: Position,
+        others: impl Future<Output = T>,
+    ) -> (Attempt<()>, T) {
+        let mut others = pin!(others);
+        let mut done = None;
+        let own = {
+            let mut own = pin!(self.take_part(texts, position));
+            loop {
+                tokio::select! {
+                    biased;
+                    own = &mut own => break own,
+                    others = &mut others, if done.is_none() => done = Some(others),
+                }
+            }
+        };
+        let done = loop {
+            match done {
+                Some(done) => break done,
+                None => tokio::select! {
+                    others = &mut others => done = Some(others),
+                    // Whoever holds a target shows that it lives. Where our own part has failed, the server says so again.
+                    () = sleep(SHOW_INTERVAL) => drop(self.run("SELECT 1").await),
+                },
+            }
+        };
+        (own, done)
+    }
+
+    async fn take_part(&mut self, texts: &Texts<'_>, position: Position) -> Attempt<()> {
+        while let Some(ordered) = texts.take() {
+            let brought = self.one_of(ordered, position, InTheWay::Goes).await;
+            if brought.is_err() {
+                texts.stop();
+                return brought;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings in what a lane took and did not bring in.
+    async fn make_up_for(
+        &mut self,
+        lane: Lane,
+        taken: Vec<&Ordered>,
+        trouble: Trouble,
+        position: Position,
+    ) -> Attempt<()> {
+        let fault = into_fault(trouble);
+        tracing::warn!(%fault, "rows that one session did not bring in are brought in by another");
+        self.lanes.note_failure();
+        // What it has under way would meet ours.
+        end(&self.connection, lane.backend).await?;
+        for ordered in taken {
             // Whether its commit went through, nobody knows.
             let mut ordered = ordered.clone();
             if let Change::Chunk { again, .. } = &mut ordered.change {
                 *again = true;
             }
             self.one_of(&ordered, position, InTheWay::Goes).await?;
-        }
-        Ok(texts_there_are)
-    }
-
-    async fn take_part(&mut self, texts: &Texts<'_>, step: &Step) -> Attempt<()> {
-        while let Some(ordered) = texts.take() {
-            let brought = self.one_of(ordered, step.frame.head.position, InTheWay::Goes).await;
-            if brought.is_err() {
-                texts.stop();
-                return brought;
-            }
         }
         Ok(())
     }

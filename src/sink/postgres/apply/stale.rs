@@ -22,10 +22,14 @@ use crate::{
 const IN_THE_WAY_MAX: usize = 32;
 
 /// The expressions a unique index is over, and its condition, as they are written in a statement about its table; none
-/// where it is no index of this table or of a part of it: a trigger may have met the one of another.
+/// where it is no index of this table or of a part of it: a trigger may have met the one of another. And whether we may
+/// take rows from that part by its own name: through the table we may.
 const INDEX: &str = "SELECT ARRAY(SELECT pg_get_indexdef(i.indexrelid, at, true)
                                   FROM generate_series(1, i.indnkeyatts::int) at ORDER BY at),
-                            pg_get_expr(i.indpred, i.indrelid, true)
+                            pg_get_expr(i.indpred, i.indrelid, true),
+                            i.indrelid,
+                            has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(i.indrelid, 'SELECT')
+                                AND has_table_privilege(i.indrelid, 'DELETE')
                        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace n ON n.oid = x.relnamespace
                       WHERE n.nspname = $1 AND x.relname = $2
                         AND (i.indrelid = $3::text::regclass
@@ -63,16 +67,31 @@ impl Session {
         let table = self.known.table(shape);
         let index = self.client().query_opt(INDEX, &[&clash.schema, &clash.index, &table.name]).await;
         let Some(index) = index.map_err(failed)? else { return Ok(0) };
-        let (expressions, condition): (Vec<String>, Option<String>) = (index.get(0), index.get(1));
+        let index = Index {
+            expressions: index.get(0),
+            condition: index.get(1),
+            part: index.get(2),
+            by_name: index.get(3),
+        };
         let mut taken = 0;
         for row in come {
-            let take = take_away(table, shape, row, clash, &expressions, condition.as_deref());
+            let take = take_away(table, shape, row, clash, &index);
             taken += self.client().execute(take.as_str(), &[]).await.map_err(failed)?;
         }
         let (table, index) = (shape.to_string(), clash.index.as_str());
         tracing::info!(table, index, taken, "a row that may be stale was in the way of one that came");
         Ok(taken)
     }
+}
+
+/// A unique index that was violated.
+struct Index {
+    expressions: Vec<String>,
+    condition: Option<String>,
+    /// The oid of its table, a partition perhaps.
+    part: u32,
+    /// We may take rows from that by its own name.
+    by_name: bool,
 }
 
 fn rows_that_come(change: &Change) -> Cow<'_, [Row]> {
@@ -87,14 +106,8 @@ fn rows_that_come(change: &Change) -> Cow<'_, [Row]> {
 ///
 /// What is computed of that row is computed in a query of its own, which sees no other: an expression over a column that
 /// is not given would else be one over the table's own, and every row would meet it.
-fn take_away(
-    table: &Table,
-    shape: &Shape,
-    row: &Row,
-    clash: &Clash,
-    expressions: &[String],
-    condition: Option<&str>,
-) -> String {
+fn take_away(table: &Table, shape: &Shape, row: &Row, clash: &Clash, index: &Index) -> String {
+    let Index { expressions, condition, part, by_name } = index;
     let values: Vec<String> = (row.0.iter().zip(&shape.columns).enumerate())
         .map(|(at, (cell, column))| {
             let value = match cell {
@@ -109,13 +122,19 @@ fn take_away(
     let pairs = || expressions.iter().zip(&names);
     let computed: Vec<String> = pairs().map(|(of, name)| format!("({of}) AS {name}")).collect();
     let mut meets: Vec<String> = pairs().map(|(of, name)| format!("({of}) = {name}")).collect();
-    meets.extend(condition.map(|condition| format!("({condition})")));
+    meets.extend(condition.iter().map(|condition| format!("({condition})")));
+    let from = if *by_name {
+        qualified(&clash.schema, &clash.table)
+    } else {
+        // Slower: the server looks into every partition.
+        meets.push(format!("tableoid = {part}"));
+        table.name.clone()
+    };
     format!(
-        "WITH come AS (SELECT {}), theirs AS (SELECT {} FROM come) DELETE FROM {}{} USING theirs WHERE {}",
+        "WITH come AS (SELECT {}), theirs AS (SELECT {} FROM come) DELETE FROM {}{from} USING theirs WHERE {}",
         values.join(", "),
         computed.join(", "),
         table.only,
-        qualified(&clash.schema, &clash.table),
         meets.join(" AND "),
     )
 }
