@@ -74,13 +74,15 @@ impl Landfall {
             Group { name: "Kafka", pid: site.kafka.pid(0).unwrap_or(0) },
             Group { name: "Landfall source", pid: self.us.pid().unwrap_or(0) },
         ]);
-        for (lsn, lead_in) in [(written.lead_in_lsn, true), (written.last_lsn, false)] {
-            let us = &self.us;
-            until_so("the log is acknowledged by Kafka", async || Ok(confirmed(us).await >= lsn)).await?;
-            if lead_in {
-                watch.lead_in();
-            }
+        let us = &self.us;
+        let acknowledged = async |lsn: u64| {
+            until_so("the log is acknowledged by Kafka", async || Ok(confirmed(us).await >= lsn)).await
+        };
+        if written.has_lead_in() {
+            acknowledged(written.lead_in_lsn).await?;
+            watch.lead_in();
         }
+        acknowledged(written.last_lsn).await?;
         let mut drain = watch.stop(written.rows, written.all_rows);
         drain.peak_mib = Some(self.us.vm_hwm_kib()? as f64 / 1024.0);
         self.us.sigterm(STOP).await?;
@@ -141,7 +143,7 @@ impl Landfall {
     }
 }
 
-/// Waits for both sentinels at the target.
+/// Waits for the sentinels at the target.
 pub async fn arrive(
     site: &Site<'_>,
     workload: &Workload,
@@ -149,8 +151,10 @@ pub async fn arrive(
     mut watch: Watch,
     database: &str,
 ) -> Result<Drain> {
-    until(&site.target, database, &workload.arrived(written.lead_in)).await?;
-    watch.lead_in();
+    if written.has_lead_in() {
+        until(&site.target, database, &workload.arrived(written.lead_in)).await?;
+        watch.lead_in();
+    }
     until(&site.target, database, &workload.arrived(written.last)).await?;
     Ok(watch.stop(written.rows, written.all_rows))
 }

@@ -273,8 +273,8 @@ Landfall and Kafka, and what they take. Where nothing is left, no change to Land
 const PREFACE: &str = "# Benchmarks
 
 Written by `make bench`, which runs every contender in turn on one machine, over the same rows, several times
-around; do not edit. A rate is taken between two sentinel rows, so that no start-up counts. Figures are named
-`workload/what/contender`.
+around; do not edit. A rate is taken between two sentinel rows, so that no start-up counts (but of giant, which is one
+transaction). Figures are named `workload/what/contender`.
 
 How the contenders are set, and how durable what they do is:
 

@@ -214,11 +214,18 @@ pub struct Written {
     pub all_rows: u64,
 }
 
+impl Written {
+    /// Whether anything stands before the rows that are timed: else starting up is timed with them.
+    pub fn has_lead_in(&self) -> bool {
+        self.rows < self.all_rows
+    }
+}
+
 impl Workload {
     /// Writes `rows` rows after `before` transactions, the lead-in first.
     pub async fn write(&self, client: &Client, before: u64, rows: u64) -> Result<Written> {
         let all = (rows / self.rows_per_transaction).max(1);
-        // A single transaction has no lead-in but itself.
+        // A single transaction has none.
         let lead_in = if all == 1 { 0 } else { (all / 20).max(2) };
         // The writer is no part of what is measured.
         client.batch_execute("set synchronous_commit = off").await?;
