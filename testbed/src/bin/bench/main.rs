@@ -166,7 +166,7 @@ async fn run(plan: &Plan) -> Result<()> {
         _ = tokio::signal::ctrl_c() => report.missing("the rest", "the run was interrupted"),
     }
     for (name, error) in &failed {
-        report.missing(name, &format!("{error:#}"));
+        report.failed(name, error);
     }
     judge(plan, &mut report);
     about.push(("evenness".into(), stalls.to_string()));
@@ -210,7 +210,7 @@ async fn measure(
         Some(_) if plan.debezium && testbed::home::has_rivals() => match Connect::start(&kafka).await {
             Ok(connect) => Some(connect),
             Err(error) => {
-                report.missing("debezium", &format!("{error:#}"));
+                report.failed("debezium", &error);
                 None
             }
         },
@@ -263,7 +263,7 @@ async fn drains(
             if let Some(rival) = &mut debezium
                 && let Err(error) = rival.warm(&site, workload, lead).await
             {
-                report.missing(&format!("debezium on {name}"), &format!("{error:#}"));
+                report.failed(&format!("debezium on {name}"), &error);
                 debezium = None;
                 if let Some(connect) = connect {
                     Debezium::end(connect, name).await;

@@ -74,6 +74,12 @@ impl Report {
         self.missing.push(format!("{rival}: {why}"));
     }
 
+    /// The same where it failed: everything on the terminal, its cause on the page.
+    pub fn failed(&mut self, rival: &str, error: &anyhow::Error) {
+        eprintln!("{rival}: {error:#}");
+        self.missing(rival, &error.root_cause().to_string());
+    }
+
     /// The median of a figure.
     pub fn of(&self, name: &str) -> Option<f64> {
         median(self.figures.get(name)?.values.clone())
