@@ -27,6 +27,7 @@ use crate::{
     },
     region::Region,
     scope::Scope,
+    sink::ORIGINS_LEFT,
     stamp::Micros,
 };
 
@@ -246,7 +247,9 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
         .iter()
         .flat_map(|link| (0..link.copy_sessions).map(|lane| names::origin(&link.from, &link.stream, lane)));
     let missing = wanted.filter(|origin| !server.origins.contains(origin)).count();
-    if (server.origins.len() + missing) as i64 > server.origins_max {
+    // Sessions that copy are content with fewer, and leave some.
+    let left = if settings.links.iter().any(|link| link.copy_sessions > 1) { ORIGINS_LEFT } else { 0 };
+    if missing > 0 && (server.origins.len() + missing) as i64 + left > server.origins_max {
         findings.push(warning(
             Kind::OriginsLeft,
             format!(

@@ -126,6 +126,9 @@ pub const PARKED_CHANGES_MAX: u64 = 100_000;
 /// same table and the same log.
 pub const COPY_SESSIONS_MAX: u16 = 16;
 
+/// Replication origins that those sessions leave to links that have none yet: a link that gets none cannot apply at all.
+pub const ORIGINS_LEFT: i64 = 2;
+
 /// What applying a batch brought.
 #[derive(Debug, Default)]
 pub struct Applied {

@@ -96,7 +96,8 @@ fn a_server_is_judged_by_what_it_is_for() {
         (&|it| it.in_recovery = true, &["server-standby"]),
         (&|it| it.sender_timeout = None, &["sender-timeout"]),
         (&|it| it.sender_timeout = Some(Duration::from_secs(1)), &["sender-timeout"]),
-        (&|it| it.origins = strangers(9), &["origins-left"]),
+        (&|it| it.origins = strangers(6), &[]),
+        (&|it| it.origins = strangers(7), &["origins-left"]),
         (&|it| it.origins = [strangers(8), ours()].concat(), &[]),
     ] {
         let mut server = server();

@@ -14,8 +14,8 @@
 //! is at the place before the chunk: so it is the same server, and no other that an address leads to meanwhile. Who claims
 //! the target waits until every lane has ended, and a lane that begins later finds another epoch.
 //!
-//! Whoever applies stands in its transaction until the lanes have ended. So none of them may take long: what a lane does not
-//! bring in within [`PATIENCE`], or waits for a lock for, is brought in by the session that applies, which is seen to wait.
+//! Whoever applies stands in its transaction until the lanes have ended. So none of their answers may take long: what a lane
+//! does not bring in within [`PATIENCE`], or waits for a lock for, is brought in by the session that applies, which is seen to wait.
 
 use std::{
     sync::{
@@ -44,7 +44,7 @@ use crate::{
     names::{self, literal},
     position::{ApplyEpoch, Sequence},
     postgres::{Connection, connect, fault_of},
-    sink::COPY_SESSIONS_MAX,
+    sink::{COPY_SESSIONS_MAX, ORIGINS_LEFT},
 };
 
 /// How long no lane is made after one failed.
@@ -55,8 +55,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE_TO_OPEN: Duration = Duration::from_secs(2);
 /// How long a lane waits for one lock: not for one that the session that applies holds, and waits for it meanwhile.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Replication origins that lanes leave to links that have none yet: one that gets none cannot apply at all.
-const ORIGINS_LEFT: i64 = 2;
 
 /// Texts of a chunk, for whoever is free.
 pub(super) struct Texts<'a> {
@@ -87,6 +85,25 @@ pub(super) struct Holder {
     pub(super) backend: Backend,
 }
 
+impl Holder {
+    /// Requires that a server shows it: an address may lead to another one by now, where nothing is to be made.
+    async fn require_seen(self, config: &PostgresSinkConfig, connection: &Connection) -> Result<()> {
+        let seen = "SELECT EXISTS (SELECT FROM landfall.progress
+                                    WHERE link = $1 AND stream = $2 AND apply_epoch = $3 AND session_pid = $4
+                                      AND session_start = $5)";
+        let (link, Self { epoch, backend }) = (config.from.as_str(), self);
+        let seen = connection
+            .query_one(seen, &[&link, &config.stream, &epoch.0, &backend.pid, &backend.start])
+            .await
+            .map_err(|error| fault_of(&error).at("look for the session that applies"))?;
+        if seen.get(0) {
+            return Ok(());
+        }
+        let message = format!("{} does not show the session that applies", config.address);
+        Err(Fault::new(Code::Superseded, message))
+    }
+}
+
 /// What is true of all texts of a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct OfChunk<'a> {
@@ -102,8 +119,10 @@ pub(super) struct OfChunk<'a> {
 #[derive(Default)]
 pub(super) struct Lanes {
     open: Vec<Lane>,
-    /// When one failed last.
-    failed: Option<Instant>,
+    /// None is made since then, for a while.
+    rests: Option<Instant>,
+    /// The sessions of those that failed: they may be at work yet.
+    failed: Vec<Backend>,
 }
 
 impl Lanes {
@@ -115,16 +134,18 @@ impl Lanes {
         wanted: usize,
     ) -> Vec<Lane> {
         self.open.retain(|lane| !lane.connection.is_closed());
+        if self.rests.is_some_and(|since| since.elapsed() < REST) {
+            return Vec::new();
+        }
         let wanted = wanted.min(usize::from(config.copy_sessions).saturating_sub(1));
-        let rests = self.failed.is_some_and(|since| since.elapsed() < REST);
-        if self.open.len() < wanted && !rests {
+        if self.open.len() < wanted {
             let opened = match timeout(PATIENCE_TO_OPEN, self.open_more(config, holder, wanted)).await {
                 Ok(opened) => opened,
                 Err(_) => Err(Fault::new(Code::TargetBusy, "no further session within two seconds")),
             };
             if let Err(fault) = opened {
                 tracing::warn!(%fault, next = fault.remedy(), "a backfill's rows come in by fewer sessions");
-                self.failed = Some(Instant::now());
+                self.rest();
             }
         }
         let kept = self.open.len().saturating_sub(wanted);
@@ -156,9 +177,20 @@ impl Lanes {
         self.open.push(lane);
     }
 
-    /// One came to nothing and is gone.
-    pub(super) fn note_failure(&mut self) {
-        self.failed = Some(Instant::now());
+    /// One came to nothing.
+    pub(super) fn give_up(&mut self, lane: Lane) {
+        self.failed.push(lane.backend);
+        self.rest();
+    }
+
+    /// None is made for a while, and those that there are have nothing to do.
+    pub(super) fn rest(&mut self) {
+        self.rests = Some(Instant::now());
+    }
+
+    /// The sessions of those that failed since the last call.
+    pub(super) fn take_failed(&mut self) -> Vec<Backend> {
+        std::mem::take(&mut self.failed)
     }
 
     /// Nothing is copied any more.
@@ -170,7 +202,7 @@ impl Lanes {
 /// A session that brings in texts of chunks.
 pub(super) struct Lane {
     number: u16,
-    pub(super) backend: Backend,
+    backend: Backend,
     config: Arc<PostgresSinkConfig>,
     connection: Connection,
     guard: Statement,
@@ -187,6 +219,7 @@ impl Lane {
         let backend = Backend::of(&connection).await?;
         connection.batch_execute(SETTINGS).await.map_err(doing)?;
         set_lock_timeout(&connection, config.lock_timeout.min(LOCK_TIMEOUT)).await?;
+        holder.require_seen(config, &connection).await?;
         require_room(&connection, &names::origin(&config.from, &config.stream, number)).await?;
         let origin = make_origin(config, &connection, number).await?;
         match use_origin(&connection, &origin).await {

@@ -304,7 +304,7 @@ async fn end_unless_alive(client: &Connection, holder: Backend) -> Result<()> {
 }
 
 /// Ends a backend and waits until it is gone, and with it its locks and its hold on the origin.
-pub(super) async fn end(client: &Connection, backend: Backend) -> Result<()> {
+async fn end(client: &Connection, backend: Backend) -> Result<()> {
     let since = Instant::now();
     while is_told_to_end(client, backend).await.map_err(sql("end another session's backend"))? {
         if since.elapsed() > END_TIMEOUT {
@@ -330,9 +330,18 @@ async fn end_lanes(config: &PostgresSinkConfig, client: &Connection) -> Result<(
         .await
         .map_err(sql("ask for the former holder's sessions"))?;
     for lane in rows.iter().filter_map(backend_of) {
-        end(client, lane).await?;
+        end_lane(client, lane).await?;
     }
     Ok(())
+}
+
+/// The same as [`end`] for a session of the holder's own: nobody else holds the target meanwhile.
+pub(super) async fn end_lane(client: &Connection, lane: Backend) -> Result<()> {
+    let busy = |fault: Fault| match fault.code() {
+        Code::TargetHeld => Fault::new(Code::TargetBusy, fault.message()),
+        _ => fault,
+    };
+    end(client, lane).await.map_err(busy)
 }
 
 /// How the session of a lane is seen at the server, which cuts names. Where two links of one database have the same then,

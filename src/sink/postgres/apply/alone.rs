@@ -75,6 +75,7 @@ impl Session {
         let (answered, blocker) = watch(self.alone(group), config.lock_timeout / 2, ask).await;
         if let Err(trouble) = answered {
             let _ = self.run("ROLLBACK").await;
+            self.end_failed_lanes().await?;
             return Err(with_blocker(trouble, blocker));
         }
         match self.commit(group).await {

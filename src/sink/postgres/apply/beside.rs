@@ -8,14 +8,15 @@ use tokio::time::sleep;
 use super::{Session, alone::InTheWay, into_fault};
 use crate::{
     change::{Change, Ordered},
+    fault::Result,
     position::Position,
     sink::{
         Step,
         postgres::{
             guard::Origin,
-            lane::{Holder, Lane, OfChunk, Texts},
-            session::end,
-            trouble::{Attempt, Trouble},
+            lane::{Holder, OfChunk, Texts},
+            session::end_lane,
+            trouble::Attempt,
         },
     },
 };
@@ -50,19 +51,47 @@ impl Session {
             (lane, taken, brought)
         });
         let (own, lanes) = self.beside(texts, head.position, join_all(work)).await;
-        own?;
+        let (mut there, mut left) = (Vec::new(), Vec::new());
         for (lane, taken, brought) in lanes {
             match brought {
                 Ok(()) => {
                     self.lanes.put(lane);
-                    for ordered in taken {
-                        self.overtake_rows(&ordered.change).await?;
-                    }
+                    there.extend(taken);
                 }
-                Err(trouble) => self.make_up_for(lane, taken, trouble, head.position).await?,
+                Err(trouble) => {
+                    let fault = into_fault(trouble);
+                    tracing::warn!(%fault, "rows that one session did not bring in are brought in by another");
+                    self.lanes.give_up(lane);
+                    left.extend(taken);
+                }
             }
         }
+        if own.is_err() {
+            // Perhaps over what another of them has: it is tried again by one session, which learns why.
+            self.lanes.rest();
+        }
+        own?;
+        self.end_failed_lanes().await?;
+        for ordered in there {
+            self.overtake_rows(&ordered.change).await?;
+        }
+        for ordered in left {
+            // Whether a lane's commit went through, nobody knows.
+            let mut ordered = ordered.clone();
+            if let Change::Chunk { again, .. } = &mut ordered.change {
+                *again = true;
+            }
+            self.one_of(&ordered, head.position, InTheWay::Goes).await?;
+        }
         Ok(count)
+    }
+
+    /// Ends the sessions of lanes that failed: what they have under way would meet ours.
+    pub(super) async fn end_failed_lanes(&mut self) -> Result<()> {
+        for backend in self.lanes.take_failed() {
+            end_lane(&self.connection, backend).await?;
+        }
+        Ok(())
     }
 
     /// Takes part, and waits for the others.
@@ -104,30 +133,6 @@ impl Session {
                 texts.stop();
                 return brought;
             }
-        }
-        Ok(())
-    }
-
-    /// Brings in what a lane took and did not bring in.
-    async fn make_up_for(
-        &mut self,
-        lane: Lane,
-        taken: Vec<&Ordered>,
-        trouble: Trouble,
-        position: Position,
-    ) -> Attempt<()> {
-        let fault = into_fault(trouble);
-        tracing::warn!(%fault, "rows that one session did not bring in are brought in by another");
-        self.lanes.note_failure();
-        // What it has under way would meet ours.
-        end(&self.connection, lane.backend).await?;
-        for ordered in taken {
-            // Whether its commit went through, nobody knows.
-            let mut ordered = ordered.clone();
-            if let Change::Chunk { again, .. } = &mut ordered.change {
-                *again = true;
-            }
-            self.one_of(&ordered, position, InTheWay::Goes).await?;
         }
         Ok(())
     }
