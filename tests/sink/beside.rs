@@ -1,6 +1,13 @@
 //! Chunks that several sessions bring in side by side, on a real Postgres.
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use landfall::{
     change::{Change, Mark},
@@ -11,6 +18,7 @@ use landfall::{
         postgres::{PostgresSink, PostgresSinkConfig},
     },
 };
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     PostgresTarget, Target,
@@ -247,6 +255,41 @@ async fn a_session_of_an_earlier_holder_is_waited_for() {
     assert_eq!(fault.code(), Code::TargetBusy, "{fault}");
     target.run("COMMIT").await;
     second.claim().await.unwrap();
+}
+
+/// Where new connections are led to.
+async fn switch(to: Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut ours, _)) = listener.accept().await {
+            let mut theirs = TcpStream::connect(("127.0.0.1", to.load(Relaxed))).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut ours, &mut theirs).await });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_session_copies_into_another_server_than_the_one_that_is_held() {
+    let (here, there) = (Server::alone(), Server::alone());
+    let here = PostgresTarget::on(&here, "no_session_copies_into_another").await;
+    let there = PostgresTarget::on(&there, "no_session_copies_into_another").await;
+    // Claimed once as well, and as far: by its epoch and its place it is the same.
+    let (_theirs, _) = begun(&there, 1).await;
+    let leads_to = Arc::new(AtomicU16::new(here.database.address.port));
+    let mut config = PostgresSinkConfig { copy_sessions: 3, ..here.config() };
+    config.address.port = switch(leads_to.clone()).await;
+    let mut sink = PostgresSink::new(config);
+    sink.claim().await.unwrap();
+    let mut log = Log::new();
+    sink.apply(&log.one(vec![mark(Mark::Begin)])).await.unwrap();
+    leads_to.store(there.database.address.port, Relaxed);
+    sink.apply(&log.one(texts(0..8))).await.unwrap();
+    has(&here, 0..8 * ROWS).await;
+    assert_eq!(there.rows().await, []);
+    let lanes = "SELECT count(*)::text FROM pg_replication_origin WHERE roname NOT LIKE '%/0'";
+    assert_eq!(there.ask(lanes).await.unwrap(), "0", "nothing is made there either");
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ use crate::{
     fault::{Code, Fault, Result},
     names::{self, literal},
     position::{ApplyEpoch, Sequence},
-    postgres::{Connection, connect, fault_of},
+    postgres::{Connection, catalog::server_facts, connect, fault_of},
     sink::{COPY_SESSIONS_MAX, ORIGINS_LEFT},
 };
 
@@ -303,14 +303,9 @@ impl Lane {
 
 /// Requires that an origin is there, or that one may be made and leaves enough to others.
 async fn require_room(connection: &Connection, origin: &str) -> Result<()> {
-    let room = "SELECT count(*) FILTER (WHERE roname = $1) > 0, count(*),
-                       coalesce(current_setting('max_active_replication_origins', true),
-                                current_setting('max_replication_slots'))::int8
-                  FROM pg_replication_origin";
-    let room = connection.query_one(room, &[&origin]).await;
-    let room = room.map_err(|error| fault_of(&error).at("ask for replication origins"))?;
-    let (is_there, used, most): (bool, i64, i64) = (room.get(0), room.get(1), room.get(2));
-    if is_there || used + 1 + ORIGINS_LEFT <= most {
+    let server = server_facts(connection).await?;
+    let (used, most) = (server.origins.len() as i64, server.origins_max);
+    if server.origins.iter().any(|it| it == origin) || used + 1 + ORIGINS_LEFT <= most {
         return Ok(());
     }
     let message =

@@ -39,7 +39,7 @@ pub async fn run(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> 
         site.target.create_database(database).await?;
         site.target.execute(database, SCHEMA).await?;
     }
-    let mut landfall = Landfall::set_up(&plan.binary, &site, SCHEMA).await?;
+    let mut landfall = Landfall::set_up(plan, &site, SCHEMA).await?;
     for _ in 0..plan.rounds {
         for contender in ["copy", "native", "landfall"] {
             let database = match contender {

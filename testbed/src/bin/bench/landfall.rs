@@ -1,11 +1,11 @@
 //! Landfall: a daemon that reads the source into Kafka, a daemon that applies from there.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use testbed::{Daemon, eventually, ports};
 
+use super::Plan;
 use super::measure::{Drain, Group, Watch, until, until_so};
 use super::site::{SOURCE, Site};
 use super::workload::{Workload, Written};
@@ -23,7 +23,7 @@ pub struct Landfall {
 
 impl Landfall {
     /// Makes the target's tables and begins the stream; both daemons are stopped again.
-    pub async fn set_up(binary: &Path, site: &Site<'_>, schema: &str) -> Result<Self> {
+    pub async fn set_up(plan: &Plan, site: &Site<'_>, schema: &str) -> Result<Self> {
         site.target.create_database(DATABASE).await?;
         site.target.execute(DATABASE, schema).await?;
         let daemon = |region: &str, rest: String, database: String| -> Result<Daemon> {
@@ -31,14 +31,18 @@ impl Landfall {
             let config = format!(
                 "region = \"{region}\"\n[database]\nurl = \"{database}\"\n{rest}\n[http]\nlisten = \"{http}\"\n"
             );
-            Daemon::builder(PathBuf::from(binary), region, &config).http(http).stopped()
+            Daemon::builder(plan.binary.clone(), region, &config).http(http).stopped()
         };
         let source = format!(
             "[kafka]\nbrokers = [\"{}\"]\nreplication_factor = 1\nmin_insync_replicas = 1\n[source]\ntables = [\"public.*\"]",
             site.kafka.local()
         );
         let region = format!("us-{}", site.name);
-        let link = format!("[[link]]\nfrom = \"{region}\"\nbrokers = [\"{}\"]", site.kafka.remote());
+        let link = format!(
+            "[[link]]\nfrom = \"{region}\"\nbrokers = [\"{}\"]\n{}",
+            site.kafka.remote(),
+            plan.link.join("\n")
+        );
         let us = daemon(&region, source, site.source.url(SOURCE))?;
         let eu = daemon("eu", link, site.target.url(DATABASE))?;
         let mut landfall = Self { us, eu };

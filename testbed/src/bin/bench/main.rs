@@ -47,7 +47,7 @@ use tokio_postgres::Client;
 use workload::{ALL, Workload, Written};
 
 const USAGE: &str = "usage: bench PATH-OF-LANDFALL [--quick] [--rounds N] [--scale X] [--only WORKLOAD,...] \
-                     [--rtt MS,...] [--no-debezium] [--out DIRECTORY]";
+                     [--rtt MS,...] [--link SETTING]... [--no-debezium] [--out DIRECTORY]";
 /// What a short run takes.
 const QUICK: &[&str] = &["insert-1", "insert-1000", "update-1", LATENCY];
 /// Stands for the latencies in `--only`.
@@ -74,6 +74,8 @@ struct Plan {
     scale: f64,
     only: Option<Vec<String>>,
     rtts: Vec<u64>,
+    /// Settings of Landfall's link that are not the defaults, a line each.
+    link: Vec<String>,
     latency: Duration,
     debezium: bool,
     out: Option<PathBuf>,
@@ -90,6 +92,7 @@ impl Plan {
             scale: 1.0,
             only: None,
             rtts: vec![0, 80, 150],
+            link: Vec::new(),
             latency: Duration::from_secs(20),
             debezium: true,
             out: Some("docs/benchmarks".into()),
@@ -114,6 +117,7 @@ impl Plan {
                     let list = names(value()?);
                     plan.rtts = list.iter().map(|ms| ms.parse()).collect::<Result<_, _>>().context(USAGE)?;
                 }
+                "--link" => plan.link.push(value()?),
                 // Most of a run's time is its: for whoever tunes the others.
                 "--no-debezium" => plan.debezium = false,
                 "--out" => plan.out = Some(value()?.into()),
@@ -173,6 +177,9 @@ async fn run(plan: &Plan) -> Result<()> {
     about.push(("rounds".into(), plan.rounds.to_string()));
     about.push(("scale".into(), format!("{} of the full number of rows", plan.scale)));
     about.push(("took".into(), format!("{} s", began.elapsed().as_secs())));
+    if !plan.link.is_empty() {
+        about.push(("link".into(), format!("`{}`", plan.link.join("`, `"))));
+    }
     if let Some(out) = &plan.out {
         report.write(out, &about)?;
         println!("written to {}", out.display());
@@ -238,7 +245,7 @@ async fn drains(
     let site = Site::start(workload.name, kafka).await?;
     let schema = (workload.setup)();
     site.source.execute(SOURCE, &schema).await?;
-    let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
+    let mut landfall = Landfall::set_up(plan, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let receiver = Receiver::set_up(&site).await?;
     // One transaction of five million rows is more than its queues bear on this machine.
@@ -342,7 +349,7 @@ async fn growth(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> {
     let site = Site::start(GROWTH, kafka).await?;
     let schema = (workload.setup)();
     site.source.execute(SOURCE, &schema).await?;
-    let mut landfall = Landfall::set_up(&plan.binary, &site, &schema).await?;
+    let mut landfall = Landfall::set_up(plan, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let mut writer = Writer { client: site.source.connect(SOURCE).await?, workload, last: 0 };
     let written = writer.write(FEW / WARM_SHARE).await?;
@@ -367,7 +374,7 @@ async fn latencies(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<Ve
     let schema = "create table probe (id int8 primary key, at timestamptz not null default now());
         create table hot (id int8 primary key, n int8 not null); insert into hot values (1, 0)";
     site.source.execute(SOURCE, schema).await?;
-    let mut landfall = Landfall::set_up(&plan.binary, &site, schema).await?;
+    let mut landfall = Landfall::set_up(plan, &site, schema).await?;
     let native = Native::set_up(&site, "probe, hot", schema).await?;
     for _ in 0..plan.rounds {
         for &rtt in &plan.rtts {
