@@ -34,8 +34,9 @@ impl Landfall {
             Daemon::builder(plan.binary.clone(), region, &config).http(http).stopped()
         };
         let source = format!(
-            "[kafka]\nbrokers = [\"{}\"]\nreplication_factor = 1\nmin_insync_replicas = 1\n[source]\ntables = [\"public.*\"]",
-            site.kafka.local()
+            "[kafka]\nbrokers = [\"{}\"]\nreplication_factor = 1\nmin_insync_replicas = 1\n[source]\ntables = [\"public.*\"]\n{}",
+            site.kafka.local(),
+            plan.source.join("\n")
         );
         let region = format!("us-{}", site.name);
         let link = format!(

@@ -47,7 +47,7 @@ use tokio_postgres::Client;
 use workload::{ALL, Workload, Written};
 
 const USAGE: &str = "usage: bench PATH-OF-LANDFALL [--quick] [--rounds N] [--scale X] [--only WORKLOAD,...] \
-                     [--rtt MS,...] [--link SETTING]... [--no-debezium] [--out DIRECTORY]";
+                     [--rtt MS,...] [--source SETTING]... [--link SETTING]... [--no-debezium] [--out DIRECTORY]";
 /// What a short run takes.
 const QUICK: &[&str] = &["insert-1", "insert-1000", "update-1", LATENCY];
 /// Stands for the latencies in `--only`.
@@ -76,6 +76,8 @@ struct Plan {
     rtts: Vec<u64>,
     /// Settings of Landfall's link that are not the defaults, a line each.
     link: Vec<String>,
+    /// The same of its source.
+    source: Vec<String>,
     latency: Duration,
     debezium: bool,
     out: Option<PathBuf>,
@@ -93,6 +95,7 @@ impl Plan {
             only: None,
             rtts: vec![0, 80, 150],
             link: Vec::new(),
+            source: Vec::new(),
             latency: Duration::from_secs(20),
             debezium: true,
             out: Some("docs/benchmarks".into()),
@@ -118,6 +121,7 @@ impl Plan {
                     plan.rtts = list.iter().map(|ms| ms.parse()).collect::<Result<_, _>>().context(USAGE)?;
                 }
                 "--link" => plan.link.push(value()?),
+                "--source" => plan.source.push(value()?),
                 // Most of a run's time is its: for whoever tunes the others.
                 "--no-debezium" => plan.debezium = false,
                 "--out" => plan.out = Some(value()?.into()),
@@ -177,8 +181,10 @@ async fn run(plan: &Plan) -> Result<()> {
     about.push(("rounds".into(), plan.rounds.to_string()));
     about.push(("scale".into(), format!("{} of the full number of rows", plan.scale)));
     about.push(("took".into(), format!("{} s", began.elapsed().as_secs())));
-    if !plan.link.is_empty() {
-        about.push(("link".into(), format!("`{}`", plan.link.join("`, `"))));
+    for (name, settings) in [("source", &plan.source), ("link", &plan.link)] {
+        if !settings.is_empty() {
+            about.push((name.into(), format!("`{}`", settings.join("`, `"))));
+        }
     }
     if let Some(out) = &plan.out {
         report.write(out, &about)?;
