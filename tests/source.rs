@@ -146,6 +146,7 @@ async fn a_slot_keeps_its_promises() {
             scope: Scope(vec!["public.*".parse().unwrap()]),
             publication: "landfall".into(),
             slot: "landfall_test".into(),
+            copy_sessions: 1,
         };
         promises(PostgresSource::new(config.clone()), PostgresSource::new(config), async |rows| {
             let sql = format!("insert into t select from generate_series(1, {rows})");

@@ -59,7 +59,8 @@ pub(super) struct Arguments {
     /// Reads nothing while one of the regions is behind by more, such as 10s.
     #[arg(long, value_name = "DURATION", value_parser = config::duration)]
     max_lag: Option<Duration>,
-    /// Reads for at most this share of the time, above 0 and up to 1: the rest is left to the database's users.
+    /// Reads for at most this share of the time, above 0 and up to 1: the rest is left to the database's users. What
+    /// several sessions read side by side counts for each of them.
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     max_source_load: f64,
     /// Reads at most so many rows at once. Fewer are read again after a crash, or where many rows change meanwhile.
@@ -176,6 +177,7 @@ impl Errand<'_> {
             scope: self.source.scope.clone(),
             publication: self.source.publication.clone(),
             slot: self.source.slot.clone(),
+            copy_sessions: self.source.copy_sessions,
         };
         let carried = backfill::carried(&connection, &config).await?;
         let mut tables = backfill::tables(&connection, carried, &arguments.table).await?;

@@ -165,6 +165,12 @@ pub const SETTINGS: &[Setting] = &[
         Is("\"0ms\""),
         "How long a record waits for company on its way to Kafka while the stream is calm; a hot one gathers for 5 ms at least. More gives larger batches and more lag.",
     ),
+    setting(
+        "source.copy_sessions",
+        "1 to 16",
+        Is("2"),
+        "How many sessions read a table of a backfill side by side, each its range of a chunk, under one snapshot. Further ones are opened for tables of some megabytes that have a key, and closed when there is nothing to read; where there is no connection for them, fewer read.",
+    ),
     setting("link[].from", "region name", Required, "The region whose changes come in by this link."),
     setting(
         "link[].brokers",

@@ -128,6 +128,7 @@ fn source(sheet: &mut Sheet<'_>, it: &SourceSettings) {
     sheet.text("max_record_bytes", &show_size(it.max_record_bytes as u64));
     sheet.text("checkpoint_interval", &show_duration(it.checkpoint_interval));
     sheet.text("linger", &show_duration(it.linger));
+    sheet.row("copy_sessions", it.copy_sessions.to_string());
 }
 
 fn link(sheet: &mut Sheet<'_>, it: &LinkSettings) {

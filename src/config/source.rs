@@ -24,7 +24,12 @@ pub struct SourceSettings {
     pub checkpoint_interval: Duration,
     /// How long a record waits for company on its way to Kafka while the stream is calm.
     pub linger: Duration,
+    /// How many sessions read a table of a backfill side by side.
+    pub copy_sessions: u16,
 }
+
+/// No more than this reads side by side: a server has better use for its processors.
+const COPY_SESSIONS_MAX: u64 = 16;
 
 pub(super) fn walk(
     mut section: Section<'_>,
@@ -56,6 +61,7 @@ pub(super) fn walk(
     let record = section.size("max_record_bytes", 16 << 10..=8 << 20);
     let checkpoint = section.duration("checkpoint_interval", SECOND..=3600 * SECOND);
     let linger = section.duration("linger", Duration::ZERO..=SECOND);
+    let copy_sessions = section.number("copy_sessions", 1..=COPY_SESSIONS_MAX);
     section.finish();
     if (publication_given && publication.is_none()) || (stream_given && stream.is_none()) {
         return None;
@@ -74,5 +80,6 @@ pub(super) fn walk(
         max_record_bytes: record.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(900 << 10),
         checkpoint_interval: checkpoint.unwrap_or(10 * SECOND),
         linger: linger.unwrap_or(Duration::ZERO),
+        copy_sessions: copy_sessions.and_then(|it| u16::try_from(it).ok()).unwrap_or(2),
     })
 }

@@ -82,6 +82,7 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
         scope: source.scope.clone(),
         publication: source.publication.clone(),
         slot: source.slot.clone(),
+        copy_sessions: source.copy_sessions,
     });
     let entry = parts.roster.source();
     entry.name_stream(&source.stream);

@@ -6,6 +6,7 @@ pub mod backfill;
 mod copier;
 mod keeper;
 mod publication;
+mod ranges;
 mod setup;
 mod slot;
 mod table;
@@ -49,6 +50,8 @@ pub struct PostgresSourceConfig {
     pub publication: String,
     /// The slot.
     pub slot: String,
+    /// How many sessions read a table of a backfill side by side.
+    pub copy_sessions: u16,
 }
 
 /// Reads a slot.

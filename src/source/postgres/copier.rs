@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 
 use super::{
     PostgresSourceConfig, answer, backfill, publication,
+    ranges::Readers,
     table::Table,
     throttle::{Limits, Strain},
     whole::{self, Reading, Sessions},
@@ -69,6 +70,8 @@ create table if not exists landfall.backfill_condition (
 pub(super) const CHUNK_BYTES: u64 = 4 << 20;
 /// The first chunk of a table shows how large its rows are.
 const FIRST_ROWS: u64 = 1_000;
+/// A table is read by several sessions once a chunk of it was so large: none is opened for a small one.
+const SEVERAL_BYTES: u64 = CHUNK_BYTES / 4;
 /// How often somebody may have asked for something.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Where the server would give the slot up, copying waits while less than this share of what it keeps is left.
@@ -78,6 +81,8 @@ const HEADROOM_MIN: f64 = 0.25;
 pub struct PostgresCopier {
     pub(super) config: PostgresSourceConfig,
     pub(super) connection: Option<Connection>,
+    /// Others that read beside it.
+    readers: Readers,
     looked: Option<Instant>,
     work: Option<Work>,
     /// Given and not told of, oldest first.
@@ -90,6 +95,8 @@ pub struct PostgresCopier {
     not_before: Instant,
     /// Rows in the next chunk.
     chunk_rows: u64,
+    /// Bytes in the last one.
+    chunk_bytes: u64,
     /// Whether the server has time to spare.
     strain: Strain,
     /// The table that is read under one snapshot, of the backfill in hand: that of this place.
@@ -174,6 +181,7 @@ impl PostgresCopier {
         Self {
             config,
             connection: None,
+            readers: Readers::new(),
             looked: None,
             work: None,
             given: VecDeque::new(),
@@ -181,6 +189,7 @@ impl PostgresCopier {
             refused: None,
             not_before: Instant::now(),
             chunk_rows: FIRST_ROWS,
+            chunk_bytes: 0,
             strain: Strain::default(),
             reading: None,
         }
@@ -190,7 +199,9 @@ impl PostgresCopier {
     pub(super) async fn connection(&mut self) -> Result<&Connection> {
         if self.connection.as_ref().is_none_or(|connection| connection.is_closed()) {
             let application = format!("landfall backfill {}", self.config.stream);
-            let connection = connect(&self.config.address, &application).await?;
+            let connected = connect(&self.config.address, &application).await;
+            // What a role or a server has left of connections is this one's before it is theirs.
+            let connection = connected.inspect_err(|_| self.readers.close())?;
             // A watermark is committed only once what was committed before it is shown, however long a standby takes;
             // and a lock on one table must not hold up what else waits for this session.
             let settings = "set synchronous_commit = remote_apply; set lock_timeout = '2s'";
@@ -246,7 +257,7 @@ impl PostgresCopier {
             key: row.get(6),
         });
         let tables = tables.collect();
-        self.chunk_rows = FIRST_ROWS;
+        (self.chunk_rows, self.chunk_bytes) = (FIRST_ROWS, 0);
         Ok(Some(Work {
             id,
             regions: row.get(1),
@@ -266,6 +277,7 @@ impl PostgresCopier {
 
     /// Whether the backfill in hand may go on: nobody holds it back, and the slot is in no danger.
     async fn may_go_on(&mut self) -> Result<bool> {
+        self.readers.close_idle();
         let Some(id) = self.work.as_ref().map(|work| work.id.clone()) else { return Ok(false) };
         let slot = self.config.slot.clone();
         let connection = self.connection().await?;
@@ -291,6 +303,7 @@ impl PostgresCopier {
     /// Leaves the backfill in hand; a table that is read under one snapshot begins anew when it is taken up again.
     fn put_down(&mut self) {
         (self.work, self.reading) = (None, None);
+        self.readers.close();
     }
 
     async fn note_wait(&mut self, why: &str) -> Result<()> {
@@ -343,7 +356,7 @@ impl PostgresCopier {
                 let table = &mut work.tables[at];
                 (table.begun, table.after, table.key) = (true, None, Some(found.key_names()));
             }
-            self.chunk_rows = FIRST_ROWS;
+            (self.chunk_rows, self.chunk_bytes) = (FIRST_ROWS, 0);
             self.known.insert(name);
             let names = found.key_names();
             let (kept, content) = match condition {
@@ -359,19 +372,27 @@ impl PostgresCopier {
         if found.key.is_empty() {
             return self.some_of_all(at, &watermark).await;
         }
+        let by_several = condition.is_none() && self.chunk_bytes >= SEVERAL_BYTES;
+        if by_several {
+            // Before the low watermark, since it takes a while.
+            self.readers.open(&self.config).await;
+        }
+        self.connection().await?;
+        let connection = self.connection.as_ref().expect("made above");
         let sent = Instant::now();
         send(connection, &watermark).await?;
         let committed = sent.elapsed();
         // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
         let found = Table::look(connection, &schema, &table_name).await?;
         let read = match &condition {
+            None if by_several => self.readers.read(connection, &found, after.as_deref(), limit).await,
             None => found.read(connection, after.as_deref(), limit).await,
             Some(condition) => {
                 backfill::require_key(&found)?;
                 found.read_matching(connection, after.as_deref(), limit, condition).await
             }
         };
-        if read.as_ref().map_or(true, |read| read.cut) {
+        if read.as_ref().map_or(true, |read| read.half_way) {
             // What the server still sends, nobody wants.
             self.connection = None;
         }
@@ -381,7 +402,7 @@ impl PostgresCopier {
 
         let is_last = if condition.is_some() { read.looked.is_none() } else { read.rows < limit };
         let done = !read.cut && is_last;
-        let last_key = read.looked.clone().filter(|_| !read.cut).or_else(|| read.last_key(&found));
+        let last_key = read.looked.clone().filter(|_| !read.cut).or_else(|| found.last_key(&read.texts));
         let ticket = ChunkTicket {
             before,
             first: false,
@@ -395,11 +416,12 @@ impl PostgresCopier {
             (table.begun, table.done, table.after) = (true, done, ticket.after.clone());
             let share = self.strain.share();
             // The watermark's commit waited; it read nothing.
-            let reading = took.saturating_sub(committed);
+            let reading = (read.sessions, took.saturating_sub(committed));
             self.not_before = since + work.limits.next_after(read.rows, read.bytes, reading, share);
         }
         self.given.push_back(Ticket { backfill: id, place: Some(place), kept: Kept::Chunk(ticket) });
         self.chunk_rows = next_limit(limit, read.rows, read.bytes).min(rows_max);
+        self.chunk_bytes = read.bytes;
         Ok(Some(Portion {
             to,
             content: Content::Rows(Rows {
@@ -453,7 +475,7 @@ impl PostgresCopier {
             let table = &mut work.tables[at];
             (table.begun, table.done, table.after, table.key) = (true, is_last, None, None);
             let share = self.strain.share();
-            self.not_before = since + work.limits.next_after(texts.rows, texts.bytes, took, share);
+            self.not_before = since + work.limits.next_after(texts.rows, texts.bytes, (1, took), share);
         }
         if is_last {
             self.reading = None;

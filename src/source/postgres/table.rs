@@ -18,6 +18,8 @@ use crate::{
 
 /// Rows travel in texts of about this size.
 const TEXT_BYTES: usize = 256 << 10;
+/// Reading ends where more has come at once, as it does where rows are much larger than those before.
+pub(super) const READ_BYTES_MAX: usize = 2 * CHUNK_BYTES as usize;
 /// A row that is larger is not sent to mend another region's: it would be held in memory several times at once.
 const MENDED_ROW_BYTES: usize = 64 << 20;
 
@@ -73,6 +75,10 @@ pub(super) struct Read {
     pub(super) seen: Snapshot,
     /// Whether reading ended before the last row was there.
     pub(super) cut: bool,
+    /// Whether the server still sends rows that nobody wants: the session is of no more use.
+    pub(super) half_way: bool,
+    /// How many sessions read side by side.
+    pub(super) sessions: u32,
     /// The key of the last row that was held against a condition, where there are more.
     pub(super) looked: Option<Vec<String>>,
 }
@@ -161,13 +167,7 @@ impl Table {
         after: Option<&[String]>,
         limit: u64,
     ) -> Result<Read> {
-        let names = |places: &mut dyn Iterator<Item = usize>| {
-            places.map(|at| quoted(&self.shape.columns[at].name)).collect::<Vec<_>>().join(", ")
-        };
-        let columns = names(&mut (0..self.shape.columns.len()));
-        let key = names(&mut self.key.iter().copied());
-        let rows = self.chunk(&columns, &key, after, limit);
-        let read = self.read_under_snapshot(connection, &rows, 2 * CHUNK_BYTES as usize).await;
+        let read = self.read_under_snapshot(connection, &self.chunk(after, limit), READ_BYTES_MAX).await;
         // Where it was left half-way, or failed, the caller leaves the connection.
         if read.as_ref().is_ok_and(|read| !read.cut) {
             connection.batch_execute("ROLLBACK").await.map_err(sql("end the reading of a chunk"))?;
@@ -177,22 +177,10 @@ impl Table {
 
     /// The rows with these keys; cut where they are more than is held in memory at once.
     pub(super) async fn read_of(&self, connection: &Connection, keys: &[Key]) -> Result<Read> {
-        let columns: Vec<String> = self.shape.columns.iter().map(|column| quoted(&column.name)).collect();
-        let key: Vec<String> = self.key_names().iter().map(|name| quoted(name)).collect();
-        let tuple = |key: &Key| {
-            format!("({})", key.iter().map(|value| literal(value)).collect::<Vec<_>>().join(", "))
-        };
-        let tuples: Vec<String> = keys.iter().map(tuple).collect();
-        let rows = format!(
-            "SELECT {} FROM {}{} WHERE ({}) IN ({})",
-            columns.join(", "),
-            self.only,
-            self.name,
-            key.join(", "),
-            tuples.join(", ")
-        );
+        let tuples: Vec<String> = keys.iter().map(|key| format!("({})", literals(key))).collect();
+        let rows = format!("{} WHERE ({}) IN ({})", self.every_row(), self.quoted_key(), tuples.join(", "));
         // One row is larger than that only where it is larger than a chunk may be.
-        let bytes_max = if keys.len() == 1 { MENDED_ROW_BYTES } else { 2 * CHUNK_BYTES as usize };
+        let bytes_max = if keys.len() == 1 { MENDED_ROW_BYTES } else { READ_BYTES_MAX };
         let read = self.read_under_snapshot(connection, &rows, bytes_max).await?;
         let ended = if read.cut { Ok(()) } else { connection.batch_execute("ROLLBACK").await };
         ended.map_err(sql("end the reading of rows"))?;
@@ -200,13 +188,40 @@ impl Table {
     }
 
     /// The statement that reads the rows behind a key, in the key's order.
-    fn chunk(&self, columns: &str, key: &str, after: Option<&[String]>, limit: u64) -> String {
-        let after = after.map_or_else(String::new, |after| {
-            let values: Vec<String> = after.iter().map(|value| literal(value)).collect();
-            format!("WHERE ({key}) > ({}) ", values.join(", "))
-        });
-        let (only, name) = (self.only, &self.name);
-        format!("SELECT {columns} FROM {only}{name} {after}ORDER BY {key} LIMIT {limit}")
+    pub(super) fn chunk(&self, after: Option<&[String]>, limit: u64) -> String {
+        let (rows, key, behind) = (self.every_row(), self.quoted_key(), self.behind(after));
+        format!("{rows} WHERE {behind} ORDER BY {key} LIMIT {limit}")
+    }
+
+    /// The key of the last of so many rows behind a key, in its order; none where there are not as many. Asked in a
+    /// transaction that reads along the index.
+    pub(super) async fn end_of(
+        &self,
+        connection: &Connection,
+        after: Option<&[String]>,
+        rows: u64,
+    ) -> Result<Option<Vec<String>>> {
+        let (key, behind, from) = (self.quoted_key(), self.behind(after), self.from());
+        let skipped = rows.max(1) - 1;
+        let last = format!("SELECT {key} FROM {from} WHERE {behind} ORDER BY {key} OFFSET {skipped} LIMIT 1");
+        let last = connection.simple_query(&last).await.map_err(sql("find the end of a chunk"))?;
+        Ok(last.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                (0..self.key.len()).map(|at| row.get(at).map(str::to_owned)).collect::<Option<Vec<_>>>()
+            }
+            _ => None,
+        }))
+    }
+
+    /// The columns of the key, as SQL.
+    fn quoted_key(&self) -> String {
+        self.key_names().iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The condition that a row's key comes after this one.
+    fn behind(&self, after: Option<&[String]>) -> String {
+        let key = self.quoted_key();
+        after.map_or_else(|| "true".to_owned(), |after| format!("({key}) > ({})", literals(after)))
     }
 
     /// Those of the next rows that meet a condition, in the key's order. `limit` is how many are looked at: with a limit
@@ -218,30 +233,14 @@ impl Table {
         limit: u64,
         condition: &str,
     ) -> Result<Read> {
-        let columns: Vec<String> = self.shape.columns.iter().map(|column| quoted(&column.name)).collect();
-        let key = self.key_names().iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
-        let (columns, from) = (columns.join(", "), self.from());
-        let tuple = |key: &[String]| key.iter().map(|value| literal(value)).collect::<Vec<_>>().join(", ");
-        let behind = after.map_or_else(|| "true".to_owned(), |after| format!("({key}) > ({})", tuple(after)));
+        let (rows, key, behind) = (self.every_row(), self.quoted_key(), self.behind(after));
         let seen = begin_snapshot(connection).await?;
-        let failed = sql("find the end of a chunk");
-        connection.batch_execute(ALONG_THE_INDEX).await.map_err(&failed)?;
-        let last = format!(
-            "SELECT {key} FROM {from} WHERE {behind} ORDER BY {key} OFFSET {} LIMIT 1",
-            limit.max(1) - 1
-        );
-        let last = connection.simple_query(&last).await.map_err(&failed)?;
-        let looked = last.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                (0..self.key.len()).map(|at| row.get(at).map(str::to_owned)).collect::<Option<Vec<_>>>()
-            }
-            _ => None,
-        });
+        connection.batch_execute(ALONG_THE_INDEX).await.map_err(sql("find the end of a chunk"))?;
+        let looked = self.end_of(connection, after, limit).await?;
         let upto =
-            looked.as_ref().map_or_else(String::new, |last| format!(" AND ({key}) <= ({})", tuple(last)));
-        let rows =
-            format!("SELECT {columns} FROM {from} WHERE {behind}{upto} AND ({condition}) ORDER BY {key}");
-        let read = self.copy_out(connection, &rows, 2 * CHUNK_BYTES as usize, seen).await?;
+            looked.as_ref().map_or_else(String::new, |last| format!(" AND ({key}) <= ({})", literals(last)));
+        let rows = format!("{rows} WHERE {behind}{upto} AND ({condition}) ORDER BY {key}");
+        let read = self.copy_out(connection, &rows, READ_BYTES_MAX, seen).await?;
         if !read.cut {
             connection.batch_execute("ROLLBACK").await.map_err(sql("end the reading of a chunk"))?;
         }
@@ -290,8 +289,25 @@ impl Table {
             }
         }
         let (rows, bytes) = (texts.rows, texts.bytes);
-        Ok(Read { texts: texts.into_texts(), rows, bytes, seen, cut, looked: None })
+        let texts = texts.into_texts();
+        Ok(Read { texts, rows, bytes, seen, cut, half_way: cut, sessions: 1, looked: None })
     }
+
+    /// The key of the last row of some texts.
+    pub(super) fn last_key(&self, texts: &[Bytes]) -> Option<Vec<String>> {
+        let line = copy_text::lines(texts.last()?).last()?;
+        let cells: Vec<Cell> = copy_text::fields(&line).collect();
+        let value = |&at: &usize| match cells.get(at) {
+            Some(Cell::Value(text)) => String::from_utf8(text.to_vec()).ok(),
+            _ => None,
+        };
+        self.key.iter().map(value).collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
+    }
+}
+
+/// The values of a key, as SQL.
+fn literals(key: &[String]) -> String {
+    key.iter().map(|value| literal(value)).collect::<Vec<_>>().join(", ")
 }
 
 /// Ranges and keys are read along their index, whatever the server believes of a table it has not analyzed.
@@ -320,19 +336,6 @@ pub(super) async fn begin_snapshot(connection: &Connection) -> Result<Snapshot> 
     connection.batch_execute(BEGIN).await.map_err(&failed)?;
     let row = connection.query_one(SNAPSHOT, &[]).await.map_err(&failed)?;
     snapshot_of(row.get(0))
-}
-
-impl Read {
-    /// The key of the last row.
-    pub(super) fn last_key(&self, found: &Table) -> Option<Vec<String>> {
-        let line = copy_text::lines(self.texts.last()?).last()?;
-        let cells: Vec<Cell> = copy_text::fields(&line).collect();
-        let value = |&at: &usize| match cells.get(at) {
-            Some(Cell::Value(text)) => String::from_utf8(text.to_vec()).ok(),
-            _ => None,
-        };
-        found.key.iter().map(value).collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
-    }
 }
 
 #[cfg(test)]

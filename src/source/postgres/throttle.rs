@@ -23,18 +23,28 @@ const SHARE_MIN: f64 = 0.05;
 pub(super) struct Limits {
     pub(super) rows_per_second: Option<u64>,
     pub(super) bytes_per_second: Option<u64>,
-    /// The share of the time that may be spent reading, above 0 and at most 1.
+    /// The share of the time that may be spent reading, above 0 and at most 1. What several sessions read side by side
+    /// counts for each of them.
     pub(super) source_load: f64,
 }
 
 impl Limits {
-    /// When the next chunk may be read, counted from when one of so many rows and bytes began to be; it took so long,
-    /// and the server bears that reading takes `share` of the time.
-    pub(super) fn next_after(&self, rows: u64, bytes: u64, took: Duration, share: f64) -> Duration {
+    /// When the next chunk may be read, counted from when one of so many rows and bytes began to be; it took so many
+    /// sessions so long, and the server bears that they read for `share` of the time.
+    pub(super) fn next_after(
+        &self,
+        rows: u64,
+        bytes: u64,
+        (sessions, took): (u32, Duration),
+        share: f64,
+    ) -> Duration {
         let at = |rate: Option<u64>, much: u64| rate.map_or(0.0, |rate| much as f64 / rate.max(1) as f64);
         let for_rate = at(self.rows_per_second, rows).max(at(self.bytes_per_second, bytes));
-        let share = share.min(self.source_load.clamp(0.01, 1.0));
-        let for_load = if share < 1.0 { (took.as_secs_f64() / share).min(REST_MAX) } else { 0.0 };
+        let within = |share: f64, took: Duration| {
+            if share < 1.0 { (took.as_secs_f64() / share).min(REST_MAX) } else { 0.0 }
+        };
+        // What a server bears was learnt with as many sessions as there are.
+        let for_load = within(share, took).max(within(self.source_load.max(0.01), took * sessions));
         Duration::from_secs_f64(for_rate.max(for_load))
     }
 }
@@ -78,7 +88,8 @@ mod tests {
     #[test]
     fn the_slowest_of_what_was_asked_for_is_kept_to() {
         let limits = Limits { rows_per_second: None, bytes_per_second: None, source_load: 1.0 };
-        let after = |limits: Limits, share| limits.next_after(1_000, 50_000, Duration::from_secs(1), share);
+        let second = Duration::from_secs(1);
+        let after = |limits: Limits, share| limits.next_after(1_000, 50_000, (1, second), share);
         assert_eq!(after(limits, 1.0), Duration::ZERO);
         let by_rows = Limits { rows_per_second: Some(500), ..limits };
         assert_eq!(after(by_rows, 1.0), Duration::from_secs(2));
@@ -87,6 +98,11 @@ mod tests {
         let by_load = Limits { source_load: 0.1, ..by_bytes };
         assert_eq!(after(by_load, 0.5), Duration::from_secs(10));
         assert_eq!(after(limits, 0.25), Duration::from_secs(4));
+        // The load of four is four times that of one; the rate is what it is.
+        let by_four = |limits: Limits, share| limits.next_after(1_000, 50_000, (4, second), share);
+        assert_eq!(by_four(by_load, 0.5), Duration::from_secs(40));
+        assert_eq!(by_four(by_bytes, 1.0), Duration::from_secs(5));
+        assert_eq!((by_four(limits, 0.25), by_four(limits, 1.0)), (Duration::from_secs(4), Duration::ZERO));
     }
 
     #[test]
