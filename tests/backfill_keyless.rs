@@ -199,6 +199,31 @@ async fn whoever_wants_the_table_is_let_in_and_it_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_begins_anew_again_and_again_says_so() {
+    let (regions, us, eu) = stage(BARE, FILL).await;
+    ask(&us, &["--max-bytes-per-second", "2MiB"]).await;
+    let waits_for = async || newest(&us).await["waits_for"].as_str().unwrap_or_default().to_owned();
+    for times in 0..3 {
+        eventually(PATIENCE, "it is read", async || {
+            Ok(held_snapshots(&regions).await.as_deref() == Some("1"))
+        })
+        .await
+        .unwrap();
+        assert!(!waits_for().await.contains("in a row"), "after {times}");
+        regions.us.execute("begin; lock table bare; commit").await.unwrap();
+    }
+    // Said while it is read, until it is done.
+    eventually(PATIENCE, "it says so", async || Ok(waits_for().await.contains("3 times in a row")))
+        .await
+        .unwrap();
+    let before = copied(&newest(&us).await);
+    wait_copied(&us, before + 1..ROWS).await;
+    assert!(waits_for().await.contains("give it a primary key"), "{}", waits_for().await);
+    ends_equal(&regions, &us, &eu).await;
+    assert_eq!(waits_for().await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_wider_than_a_portion_and_tables_that_only_grow_are_copied() {
     let tables = format!(
         "{BARE}; create table grows (id int8 primary key, note text);

@@ -72,6 +72,8 @@ pub(super) const CHUNK_BYTES: u64 = 4 << 20;
 const FIRST_ROWS: u64 = 1_000;
 /// A table is read by several sessions once a chunk of it was so large: none is opened for a small one.
 const SEVERAL_BYTES: u64 = CHUNK_BYTES / 4;
+/// A table that is begun anew so often in a row may never come to its end: then that is said.
+const ANEW_TIMES: u32 = 3;
 /// How often somebody may have asked for something.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Where the server would give the slot up, copying waits while less than this share of what it keeps is left.
@@ -101,6 +103,8 @@ pub struct PostgresCopier {
     strain: Strain,
     /// The table that is read under one snapshot, of the backfill in hand: that of this place.
     reading: Option<(i32, Reading)>,
+    /// How often in a row its reading broke off.
+    broke_off: u32,
 }
 
 /// The backfill in hand.
@@ -170,6 +174,8 @@ struct ChunkTicket {
     after: Option<Vec<String>>,
     rows: i64,
     bytes: i64,
+    /// What the table may wait for all the same.
+    waits_for: Option<String>,
 }
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
@@ -192,6 +198,7 @@ impl PostgresCopier {
             chunk_bytes: 0,
             strain: Strain::default(),
             reading: None,
+            broke_off: 0,
         }
     }
 
@@ -302,7 +309,7 @@ impl PostgresCopier {
 
     /// Leaves the backfill in hand; a table that is read under one snapshot begins anew when it is taken up again.
     fn put_down(&mut self) {
-        (self.work, self.reading) = (None, None);
+        (self.work, self.reading, self.broke_off) = (None, None, 0);
         self.readers.close();
     }
 
@@ -410,6 +417,7 @@ impl PostgresCopier {
             after: last_key.or(after),
             rows: i64::try_from(read.rows).unwrap_or(i64::MAX),
             bytes: i64::try_from(read.bytes).unwrap_or(i64::MAX),
+            waits_for: None,
         };
         if let Some(work) = &mut self.work {
             let table = &mut work.tables[at];
@@ -457,7 +465,7 @@ impl PostgresCopier {
         let portion = match reading.next().await {
             Ok(portion) => portion,
             Err(fault) => {
-                self.reading = None;
+                (self.reading, self.broke_off) = (None, self.broke_off + 1);
                 return Err(fault);
             }
         };
@@ -470,6 +478,14 @@ impl PostgresCopier {
             after: None,
             rows: i64::try_from(texts.rows).unwrap_or(i64::MAX),
             bytes: i64::try_from(texts.bytes).unwrap_or(i64::MAX),
+            waits_for: (self.broke_off >= ANEW_TIMES).then(|| {
+                format!(
+                    "{shape} to be left alone: its reading broke off {} times in a row and began anew. It ends once nobody \
+                     changes the table's shape or empties it for as long as it takes; or give it a primary key, and it is \
+                     copied by chunks",
+                    self.broke_off
+                )
+            }),
         };
         if let Some(work) = &mut self.work {
             let table = &mut work.tables[at];
@@ -478,7 +494,7 @@ impl PostgresCopier {
             self.not_before = since + work.limits.next_after(texts.rows, texts.bytes, (1, took), share);
         }
         if is_last {
-            self.reading = None;
+            (self.reading, self.broke_off) = (None, 0);
         }
         self.given.push_back(Ticket { backfill: id, place: Some(place), kept: Kept::Chunk(ticket) });
         Ok(Some(Portion {
@@ -702,7 +718,8 @@ impl Ticket {
                                 ended = case when $3 then now() end
                           where backfill = $1 and place = $2)
                      update landfall.backfill
-                        set waits_for = null, state = case when over then 'done' else state end,
+                        set waits_for = case when not over then $8 end,
+                            state = case when over then 'done' else state end,
                             ended = case when over then now() end
                        from (select $3 and not exists (
                                  select from landfall.backfill_table
@@ -711,7 +728,16 @@ impl Ticket {
                 connection
                     .execute(
                         kept,
-                        &[id, place, &chunk.done, &chunk.after, &chunk.rows, &chunk.bytes, &chunk.first],
+                        &[
+                            id,
+                            place,
+                            &chunk.done,
+                            &chunk.after,
+                            &chunk.rows,
+                            &chunk.bytes,
+                            &chunk.first,
+                            &chunk.waits_for,
+                        ],
                     )
                     .await
                     .map(drop)
