@@ -67,6 +67,13 @@ pub async fn run(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> 
             let drain = Drain { peak_mib: peak, ..watch.stop(rows, rows) };
             report.drain(NAME, "rate", contender, &drain);
             if contender == "landfall" {
+                // Until every row is in the source's Kafka.
+                let read = format!(
+                    "select ({rows} / extract(epoch from ended - begun))::text
+                       from landfall.backfill_table order by ended desc limit 1"
+                );
+                let read = site.source.query_text(SOURCE, &read).await?.context("a backfill is done")?;
+                report.add(format!("{NAME}/read/{contender}"), "rows/s", read.parse()?);
                 landfall.stop().await?;
             }
             let equal = "select count(*)::text || ' ' || sum(hashtextextended(big::text, 0))::text from big";
