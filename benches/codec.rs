@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use divan::{Bencher, black_box, counter::ItemsCount};
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
-    envelope::{Encoded, Encoder, Flags, Header, Kind, decode},
+    envelope::{Encoded, Encoder, Flags, Format, Header, Kind, decode},
     lsn::Lsn,
     plan::{JoiningTables, Locator, Tables, plan},
     position::{Incarnation, Position, PostgresPosition, Sequence, WriterEpoch},
@@ -65,7 +65,7 @@ fn position() -> Position {
 }
 
 fn encoded() -> Encoded {
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     encoder.begin(&position(), Micros(1_795_253_415_123_456));
     let mut out = Encoded::default();
     encoder.change(&insert(&shape(), 1_234_567), 0, Some(&position()), &mut out).unwrap();
@@ -101,7 +101,7 @@ fn pgoutput_insert(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn encode_insert(bencher: Bencher<'_, '_>) {
     let change = insert(&shape(), 1_234_567);
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     let mut out = Encoded::default();
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
         encoder.begin(&position(), Micros(1_795_253_415_123_456));

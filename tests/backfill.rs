@@ -68,7 +68,8 @@ async fn stage(count: u64) -> (TwoRegions, Daemon, Daemon) {
     let stale = "insert into numbered values (1, -1, 'stale'), (-77, 0, 'never there');
         insert into bare select 3, 'twice or more' from generate_series(1, 50)";
     regions.eu.execute(stale).await.unwrap();
-    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let sends = regions.us.config().source(&["public.*"]).packed().to_toml();
+    let us = regions.us.start_daemon(LANDFALL, &sends).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();
     (regions, us, eu)

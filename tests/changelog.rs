@@ -5,7 +5,7 @@ use std::time::Duration;
 use landfall::{
     changelog::{
         Log, Reader, Writer,
-        kafka::{KafkaLog, Topics, WriterLimits},
+        kafka::{KafkaLog, PACK_BYTES, Topics, WriterLimits},
         memory::MemoryLog,
     },
     envelope::{Flags, Header, Kind},
@@ -40,7 +40,7 @@ fn topics() -> Topics {
 }
 
 /// The suite. `low` moves the log's beginning, as retention would.
-async fn promises<L: Log>(log: L, low: impl AsyncFn(i64)) {
+async fn promises<L: Log>(log: L, packs: bool, low: impl AsyncFn(i64)) {
     log.ensure(true).await.unwrap();
     let bounds = log.bounds().await.unwrap().expect("it was made");
     assert_eq!((bounds.low, bounds.high), (Offset(0), Offset(0)));
@@ -52,6 +52,7 @@ async fn promises<L: Log>(log: L, low: impl AsyncFn(i64)) {
     let mut writer = log.writer().unwrap();
     for sequence in 1..=500 {
         writer.append(&header(sequence), b"key", format!("value {sequence}").as_bytes()).await.unwrap();
+        writer.hand_over().await.unwrap();
     }
     while writer.acknowledged() < 500 {
         writer.acknowledged_beyond(writer.acknowledged()).await.unwrap();
@@ -70,6 +71,7 @@ async fn promises<L: Log>(log: L, low: impl AsyncFn(i64)) {
     assert_eq!(read(&mut log.reader(Offset(498)).unwrap(), 2).await[0].1, 499);
     let mut late = log.reader(Offset(500)).unwrap();
     writer.append(&header(501), b"", b"").await.unwrap();
+    writer.hand_over().await.unwrap();
     assert_eq!(read(&mut late, 1).await, vec![(500, 501, Vec::new())]);
 
     // The last checkpoint is the one.
@@ -112,13 +114,52 @@ async fn promises<L: Log>(log: L, low: impl AsyncFn(i64)) {
         assert_eq!(fault.code(), Code::RetentionPassed, "{fault}");
     }
     assert_eq!(read(&mut log.reader(Offset(100)).unwrap(), 1).await[0].0, 100);
+
+    // What is given without a pause stands there in its order, each once; where there are packs, several at an offset:
+    // small ones and large ones, empty ones, ones with a line feed, and a barrier among them.
+    let value = |sequence: u64| match sequence % 100 {
+        1 => Vec::new(),
+        2 => b"two\nlines".to_vec(),
+        3 => vec![b'x'; 2 * PACK_BYTES],
+        4 => vec![b'x'; PACK_BYTES - 1],
+        other => vec![b'v'; other as usize * 10],
+    };
+    let written = writer.acknowledged();
+    for sequence in 502..=3_000 {
+        if sequence == 1_700 {
+            let barrier = Header { kind: Kind::Barrier, sequence: Sequence(0), ..header(0) };
+            writer.append(&barrier, b"", b"a barrier").await.unwrap();
+        }
+        writer.append(&header(sequence), b"key", &value(sequence)).await.unwrap();
+    }
+    writer.hand_over().await.unwrap();
+    writer.hand_over().await.unwrap();
+    while writer.acknowledged() < written + 2_500 {
+        writer.acknowledged_beyond(writer.acknowledged()).await.unwrap();
+    }
+    let all = read(&mut log.reader(Offset(501)).unwrap(), 2_500).await;
+    let expected = (502..1_700).chain([0]).chain(1_700..=3_000);
+    assert!(all.iter().map(|(_, sequence, _)| *sequence).eq(expected));
+    for (_, sequence, found) in &all {
+        let value = if *sequence == 0 { b"a barrier".to_vec() } else { value(*sequence) };
+        assert!(*found == value, "{sequence}: {} bytes", found.len());
+    }
+    let high = log.bounds().await.unwrap().unwrap().high;
+    assert_eq!(writer.last_offset(), Some(Offset(high.0 - 1)));
+    assert!(all.iter().map(|(offset, ..)| *offset).is_sorted());
+    assert_eq!(high.0 == 501 + 2_500, !packs, "the log ends at {high}");
+    // From an offset on comes everything that stands there.
+    for offset in (501..high.0).step_by(7) {
+        let first = read(&mut log.reader(Offset(offset)).unwrap(), 1).await[0].clone();
+        assert_eq!(Some(&first), all.iter().find(|(at, ..)| *at == offset));
+    }
 }
 
 #[tokio::test]
 async fn the_log_in_memory_keeps_its_promises() {
     let log = MemoryLog::default();
     let shared = log.clone();
-    promises(log, async |low| shared.retain_from(Offset(low))).await;
+    promises(log, true, async |low| shared.retain_from(Offset(low))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,8 +172,17 @@ async fn the_log_in_kafka_keeps_its_promises() {
         min_insync_replicas: 1,
         compacted: false,
     };
-    let log = KafkaLog::new(cluster, topics(), "group".into(), rules, WriterLimits::default()).unwrap();
-    promises(log, async |low| assert_eq!(kafka.delete_records("log", low).await.unwrap(), low)).await;
+    for (pack_bytes, name) in [(0, "log"), (PACK_BYTES, "packed")] {
+        let limits = WriterLimits { pack_bytes, ..WriterLimits::default() };
+        let topics = Topics {
+            stream: name.into(),
+            state: format!("{name}-state"),
+            control: format!("{name}-control"),
+        };
+        let log = KafkaLog::new(cluster.clone(), topics, "group".into(), rules.clone(), limits).unwrap();
+        let low = async |low| assert_eq!(kafka.delete_records(name, low).await.unwrap(), low);
+        promises(log, pack_bytes > 0, low).await;
+    }
 }
 
 /// The WAN of the testbed is between a sink and the other region's Kafka: the round trip it sees is the

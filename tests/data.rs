@@ -139,7 +139,8 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     for region in [&regions.us, &regions.eu] {
         ledger::create_tables(&region.connect().await.unwrap()).await.unwrap();
     }
-    let _us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let sends = regions.us.config().source(&["public.*"]).packed().to_toml();
+    let _us = regions.us.start_daemon(LANDFALL, &sends).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     regions.us.begun(PATIENCE).await.unwrap();
     let seed = rand::random();
@@ -175,7 +176,9 @@ async fn two_regions_linked_both_ways_do_not_echo() {
     // Both publish both tables: only the origin tells what was written here.
     let config = |us: bool| {
         let (here, there) = if us { (&regions.us, &regions.eu) } else { (&regions.eu, &regions.us) };
-        here.config().source(&["public.*"]).link(there).to_toml()
+        let config = here.config().source(&["public.*"]).link(there);
+        // Each way with records of its own kind.
+        if us { config.to_toml() } else { config.packed().to_toml() }
     };
     let us = regions.us.start_daemon(LANDFALL, &config(true)).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &config(false)).await.unwrap();

@@ -2,7 +2,7 @@
 //! ended with SIGKILL at every crash point there is, again and again; servers, brokers and the line go
 //! too. Afterwards every acknowledged commit is at the target, once.
 //!
-//! `LANDFALL_SEED` repeats a choice of points; `LANDFALL_KILLS` sets how many (30 in CI).
+//! `LANDFALL_SEED` repeats a choice of points, and an odd one has records packed; `LANDFALL_KILLS` sets how many (30 in CI).
 
 use std::time::Duration;
 
@@ -41,12 +41,15 @@ struct Stage {
 
 impl Stage {
     async fn set(us_major: u16, eu_major: u16, brokers: usize, seed: u64) -> Self {
-        println!("seed {seed}");
+        let packed = seed % 2 == 1;
+        println!("seed {seed}: records are {}", if packed { "packed" } else { "one for each change" });
         let regions = TwoRegions::start(us_major, eu_major, brokers).await.unwrap();
         for region in [&regions.us, &regions.eu] {
             ledger::create_tables(&region.connect().await.unwrap()).await.unwrap();
         }
-        let mut us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+        let sends = regions.us.config().source(&["public.*"]);
+        let sends = if packed { sends.packed() } else { sends };
+        let mut us = regions.us.start_daemon(LANDFALL, &sends.to_toml()).await.unwrap();
         let mut eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
         us.wait_ready(PATIENCE).await.unwrap();
         eu.wait_ready(PATIENCE).await.unwrap();

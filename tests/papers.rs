@@ -11,9 +11,10 @@ use std::{
 
 use landfall::{
     change::{Cell, Change, Column, Identity, Mark, Row, Shape},
+    changelog::kafka::PACK_BYTES,
     config::Settings,
     envelope::{
-        Encoded, Encoder, Flags, HEADER_LEN, HEADER_NAME, Header, Kind,
+        Encoded, Encoder, Flags, Format, HEADER_LEN, HEADER_NAME, Header, Kind, PACK_RECORDS_MAX, Packer,
         body::{
             Abort, Anchor, Answered, Barrier, Beat, Chunk, Commit, Genesis, HeartbeatBody, Idle, Schema,
             Server, Watermark, to_value,
@@ -390,7 +391,7 @@ fn text(value: &str) -> Cell {
 }
 
 fn encoded(change: &Change, ordinal: u64, end: Option<&Position>) -> (String, Value) {
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     encoder.begin(&begun(), TIME);
     let mut out = Encoded::default();
     encoder.change(change, ordinal, end, &mut out).unwrap();
@@ -609,6 +610,36 @@ fn the_wire_format_shows_a_header_byte_by_byte() {
         assert!(paper.contains(&format!("{bytes} ")) && paper.contains(name), "{name}: {bytes}");
     }
     assert!(paper.contains(std::str::from_utf8(&value).unwrap()), "the record it belongs to");
+}
+
+#[test]
+fn the_wire_format_shows_a_pack_byte_by_byte() {
+    let paper = read("docs/wire-format.md");
+    let header = |kind, sequence| Header {
+        kind,
+        flags: Flags::NONE,
+        epoch: WriterEpoch(2),
+        incarnation: Incarnation(0x9f2c_41d0_77ab_e613),
+        sequence: Sequence(sequence),
+    };
+    let mut packer = Packer::new(PACK_BYTES);
+    assert!(packer.take(&header(Kind::Abort, 52), b"", &to_value(&Abort { position: begun() })));
+    assert!(packer.take(&header(Kind::Idle, 53), b"", &to_value(&Idle { position: place() })));
+    let packed = packer.packed().unwrap();
+    let (head, marks) = packed.header.split_at(HEADER_LEN);
+    let sum = as_the_paper_says(&[&head[..28], marks].concat(), packed.key, packed.value);
+    assert_eq!(head[28..], sum.to_be_bytes());
+    let section = paper.split("\n## Packs\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let shown = blocks(section, "text")[0];
+    assert!(shown.starts_with(std::str::from_utf8(packed.value).unwrap()), "its value\n{shown}");
+    let shown: Vec<&str> = shown
+        .lines()
+        .filter(|line| !line.starts_with('{'))
+        .flat_map(|line| line.split("  ").next().unwrap_or_default().split_whitespace())
+        .collect();
+    let written: Vec<String> = packed.header.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(shown, written);
+    assert!(section.contains(&format!("{PACK_RECORDS_MAX} records and {} KiB", PACK_BYTES >> 10)));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use landfall::{
     },
     check,
     config::Settings,
-    envelope::{Flags, Header, Kind, Tracker},
+    envelope::{Flags, Format, Header, Kind, Tracker},
     fault::Code,
     kafka::{Cluster, TopicRules},
     metrics::Metrics,
@@ -164,6 +164,7 @@ fn capture_params(checkpoint_interval: Duration) -> CaptureParams {
         heartbeat_interval: Duration::from_secs(3600),
         checkpoint_interval,
         max_record_bytes: 900 << 10,
+        format: Format::Debezium,
     }
 }
 

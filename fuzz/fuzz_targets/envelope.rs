@@ -1,5 +1,6 @@
 //! What a topic holds: any bytes are a record or are refused, and what is read is read the same once it is
-//! written again. The first 32 bytes stand for the header, the others for the value; the key is empty.
+//! written again. The first 32 bytes stand for the header, the others for the value; the key is empty. Where the header is
+//! a pack's, the next byte says how many records it has, and their marks follow.
 
 #![no_main]
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use landfall::{
     change::{Change, Column, Identity, Shape},
     envelope::{
-        Encoded, Encoder, HEADER_LEN, Header, Kind,
+        Encoded, Encoder, Format, HEADER_LEN, Header, Kind, Packer, unpack,
         body::{self, Abort, Answered, Barrier, Commit, Genesis, HeartbeatBody, Idle},
         decode::{self, Decoded, Shapes},
     },
@@ -47,6 +48,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let _ = Header::open(Some(head), b"", value);
+    pack(head, value);
     // Nobody guesses a checksum: from here on it is right, so that what it guards is reached.
     let mut head = *head;
     let sum = crc32fast::hash(&[&head[..28], &[0; 4], value].concat());
@@ -82,6 +84,29 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
+/// What is unpacked packs as it was.
+fn pack(head: &[u8; HEADER_LEN], rest: &[u8]) {
+    let Some((count, rest)) = rest.split_first() else { return };
+    let Some((marks, value)) = rest.split_at_checked(3 * usize::from(*count)) else { return };
+    let mut sealed = [head, marks].concat();
+    let value = Bytes::copy_from_slice(value);
+    let _ = unpack(&sealed, b"", &value);
+    let sum = crc32fast::hash(&[&head[..28], marks, &[0; 4], &value].concat());
+    sealed[28..HEADER_LEN].copy_from_slice(&sum.to_be_bytes());
+    let Ok(records) = unpack(&sealed, b"", &value) else { return };
+    assert_eq!(records.len(), usize::from(*count));
+    let mut packer = Packer::new(1 << 20);
+    for (header, value) in &records {
+        assert!(packer.may_share(header, value) && packer.take(header, b"", value), "{header:?}");
+    }
+    let packed = packer.packed().unwrap();
+    if records.len() > 1 {
+        assert_eq!(packed.header[..24], sealed[..24]);
+        assert_eq!(packed.header[HEADER_LEN..], sealed[HEADER_LEN..]);
+        assert_eq!(packed.value, &value[..]);
+    }
+}
+
 fn change(value: &Bytes) {
     if let Ok(read) = decode::change(value, &SHAPES) {
         same(&read, |value| decode::change(value, &SHAPES));
@@ -94,7 +119,7 @@ fn same(read: &Decoded, decode: impl Fn(&Bytes) -> Result<Decoded, decode::Unrea
     if read.ordinal == u64::MAX {
         return;
     }
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     encoder.begin(&read.position, Micros(0));
     let mut written = Encoded::default();
     encoder.change(&read.change, read.ordinal, Some(&read.position), &mut written).unwrap();
@@ -109,7 +134,7 @@ fn same(read: &Decoded, decode: impl Fn(&Bytes) -> Result<Decoded, decode::Unrea
 /// The same of what a backfill brings.
 fn copied(value: &[u8], decode: impl Fn(&Bytes) -> Result<Decoded, decode::Unreadable>) {
     let Ok(read) = decode(&Bytes::copy_from_slice(value)) else { return };
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     encoder.begin(&read.position, Micros(0));
     let mut written = Encoded::default();
     let to = read.to.as_deref().unwrap_or_default();

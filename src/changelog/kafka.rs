@@ -18,7 +18,7 @@ use rdkafka::{
 
 use control::Control;
 pub use reader::{FETCH_BYTES, FETCH_BYTES_MAX, KafkaReader};
-pub use writer::{KafkaWriter, WriterLimits};
+pub use writer::{KafkaWriter, PACK_BYTES, WriterLimits};
 
 use crate::{
     changelog::{Bounds, Log},

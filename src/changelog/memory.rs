@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::{
-    changelog::{Bounds, Entry, Log, Reader, Writer},
-    envelope::{Header, InvalidHeader},
+    changelog::{Bounds, Entry, Log, Reader, Writer, kafka::PACK_BYTES},
+    envelope::{Header, InvalidHeader, Packer, unpack},
     fault::{Code, Fault, Result},
     position::Offset,
     stamp::Micros,
@@ -29,9 +29,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// The offset of the first entry kept.
+    /// The offset of the first records kept.
     low: i64,
-    entries: Vec<Entry>,
+    /// What stands at each offset.
+    entries: Vec<Vec<Entry>>,
     checkpoint: Option<Vec<u8>>,
     starts: BTreeMap<String, Vec<u8>>,
     published: Option<Offset>,
@@ -46,15 +47,11 @@ impl MemoryLog {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, header: std::result::Result<Header, InvalidHeader>, value: &[u8]) {
+    fn put(&self, records: Vec<(std::result::Result<Header, InvalidHeader>, Bytes)>) {
         let mut state = self.state();
         let offset = Offset(state.low + state.entries.len() as i64);
-        state.entries.push(Entry {
-            offset,
-            appended: Micros(0),
-            header,
-            value: Bytes::copy_from_slice(value),
-        });
+        let entry = |(header, value)| Entry { offset, appended: Micros(0), header, value };
+        state.entries.push(records.into_iter().map(entry).collect());
         drop(state);
         self.0.grown.notify_waiters();
     }
@@ -77,13 +74,26 @@ impl MemoryLog {
         self.state().published
     }
 
+    fn may_take(&self) -> Result<()> {
+        let mut state = self.state();
+        match &mut state.refuse_after {
+            Some(0) => {
+                state.refuse_after = None;
+                return Err(Fault::new(Code::KafkaRejected, "refused, as it was told to"));
+            }
+            Some(left) => *left -= 1,
+            None => (),
+        }
+        Ok(())
+    }
+
     fn asked(&self) -> MemoryLog {
         self.state().questions.get_or_insert_default().clone()
     }
 
     /// Every entry kept.
     pub fn entries(&self) -> Vec<Entry> {
-        self.state().entries.clone()
+        self.state().entries.concat()
     }
 }
 
@@ -106,7 +116,7 @@ impl Log for MemoryLog {
     }
 
     fn writer(&self) -> Result<MemoryWriter> {
-        Ok(MemoryWriter { log: self.clone(), appended: 0 })
+        Ok(MemoryWriter { log: self.clone(), packer: Packer::new(PACK_BYTES), appended: 0 })
     }
 
     fn reader(&self, from: Offset) -> Result<MemoryReader> {
@@ -122,7 +132,7 @@ impl Log for MemoryLog {
     }
 
     async fn ask(&self, question: &[u8]) -> Result<()> {
-        self.asked().put(Err(InvalidHeader::Missing), question);
+        self.asked().put(vec![(Err(InvalidHeader::Missing), Bytes::copy_from_slice(question))]);
         Ok(())
     }
 
@@ -142,28 +152,48 @@ impl Log for MemoryLog {
     }
 }
 
-/// Appends to a [`MemoryLog`]; everything is acknowledged at once.
+/// Appends to a [`MemoryLog`]; what is handed over is acknowledged at once.
 pub struct MemoryWriter {
     log: MemoryLog,
+    packer: Packer,
     appended: u64,
+}
+
+impl MemoryWriter {
+    fn put_gathered(&mut self) {
+        if let Some(packed) = self.packer.packed() {
+            let value = Bytes::copy_from_slice(packed.value);
+            let records = if packed.records > 1 {
+                let records = unpack(&packed.header, packed.key, &value).expect("as it was packed");
+                records.into_iter().map(|(header, value)| (Ok(header), value)).collect()
+            } else {
+                vec![(Header::open(Some(&packed.header), packed.key, &value), value)]
+            };
+            self.log.put(records);
+            self.appended += packed.records as u64;
+            self.packer.clear();
+        }
+    }
 }
 
 impl Writer for MemoryWriter {
     async fn append(&mut self, header: &Header, key: &[u8], value: &[u8]) -> Result<Duration> {
-        let sealed = header.seal(key, value);
-        let header = Header::open(Some(&sealed), key, value);
-        let mut state = self.log.state();
-        match &mut state.refuse_after {
-            Some(0) => {
-                state.refuse_after = None;
-                return Err(Fault::new(Code::KafkaRejected, "refused, as it was told to"));
-            }
-            Some(left) => *left -= 1,
-            None => (),
+        self.log.may_take()?;
+        if !self.packer.may_share(header, value) {
+            self.put_gathered();
+            let sealed = header.seal(key, value);
+            let header = Header::open(Some(&sealed), key, value);
+            self.log.put(vec![(header, Bytes::copy_from_slice(value))]);
+            self.appended += 1;
+        } else if !self.packer.take(header, key, value) {
+            self.put_gathered();
+            self.packer.take(header, key, value);
         }
-        drop(state);
-        self.log.put(header, value);
-        self.appended += 1;
+        Ok(Duration::ZERO)
+    }
+
+    async fn hand_over(&mut self) -> Result<Duration> {
+        self.put_gathered();
         Ok(Duration::ZERO)
     }
 
@@ -228,7 +258,7 @@ impl Reader for MemoryReader {
             let message = format!("{} is not within {} to {high}", self.next, state.low);
             return Err(Fault::new(Code::RetentionPassed, message));
         }
-        let entries = state.entries[(self.next.0 - state.low) as usize..].to_vec();
+        let entries = state.entries[(self.next.0 - state.low) as usize..].concat();
         self.next = Offset(high);
         Ok((!entries.is_empty()).then_some(entries))
     }

@@ -18,7 +18,7 @@ use crate::{
 /// A record as read.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Where it stood.
+    /// Where it stood. The next one may stand there too.
     pub offset: Offset,
     /// When the log took it in, on the log's clock.
     pub appended: Micros,
@@ -63,7 +63,7 @@ pub trait Log: Send + Sync + 'static {
     /// Opens it for appending. Does not keep others from appending: epochs do.
     fn writer(&self) -> Result<Self::Writer>;
 
-    /// Reads from `from` on, which must be within the bounds.
+    /// Reads from `from` on, which must be within the bounds: every record that stands there.
     fn reader(&self, from: Offset) -> Result<Self::Reader>;
 
     /// The last checkpoint kept beside it.
@@ -105,10 +105,11 @@ pub async fn incarnation<L: Log>(log: &L, bounds: Bounds) -> Result<Option<Incar
     Ok(entries.first().and_then(|entry| entry.header.as_ref().ok()).map(|header| header.incarnation))
 }
 
-/// Appends to a log. Records stand in it in the order they were given, each once.
+/// Appends to a log. Records stand in it in the order they were given, each once. Several that were given one after the
+/// other may stand at one offset.
 pub trait Writer: Send + 'static {
-    /// Queues a record; waits while the queue is full, and says how long it did. Durable only once counted
-    /// by [`Writer::acknowledged`].
+    /// Takes a record; waits while the queue is full, and says how long it did. It may be kept until others come, or
+    /// [`Writer::hand_over`] is called. Durable only once counted by [`Writer::acknowledged`].
     ///
     /// # Errors
     /// A record before it could not be appended: nothing more will be. Open another writer.
@@ -118,6 +119,10 @@ pub trait Writer: Send + 'static {
         key: &[u8],
         value: &[u8],
     ) -> impl Future<Output = Result<Duration>> + Send;
+
+    /// Queues whatever was taken and kept; waits and fails as [`Writer::append`] does. To be called before anything is
+    /// waited for.
+    fn hand_over(&mut self) -> impl Future<Output = Result<Duration>> + Send;
 
     /// How many of this writer's records every in-sync replica has, from the first on without a gap.
     fn acknowledged(&self) -> u64;

@@ -42,8 +42,10 @@ pub(super) struct Stream {
     pub(super) scope: Option<Vec<String>>,
     /// The last shape of each table whose schema record was read, by table.
     pub(super) shapes: BTreeMap<(String, String), Arc<Shape>>,
-    /// How many records were read.
+    /// How many records of the topic were read,
     pub(super) read: i64,
+    /// and where the last of them stood.
+    pub(super) at: Option<Offset>,
     /// Records a second over the last minutes, and over how many seconds; none of an empty topic.
     pub(super) rate: Option<(f64, f64)>,
     /// The bytes of a record, before compression, as the last records have it.
@@ -91,6 +93,7 @@ async fn look(cluster: Cluster, topics: Topics) -> Result<Option<Stream>> {
         scope: None,
         shapes: BTreeMap::new(),
         read: 0,
+        at: None,
         rate: None,
         record_bytes: None,
         arrival: None,
@@ -106,7 +109,8 @@ async fn look(cluster: Cluster, topics: Topics) -> Result<Option<Stream>> {
     while stream.read - before < bounds.high.0 - tail.0 {
         let Ok(entries) = timeout_at(until, reader.read()).await else { break };
         for entry in entries?.iter().filter(|entry| entry.offset < bounds.high) {
-            bytes += entry.value.len() as u64 + RECORD_OVERHEAD;
+            let shares = stream.at == Some(entry.offset);
+            bytes += entry.value.len() as u64 + if shares { 1 } else { RECORD_OVERHEAD };
             stream.take(entry);
         }
     }
@@ -158,7 +162,8 @@ impl Stream {
 
     /// A damaged record is the link's to halt on; here it says nothing.
     fn take(&mut self, entry: &Entry) {
-        self.read += 1;
+        // Several of the stream's may stand at one offset.
+        self.read += i64::from(self.at.replace(entry.offset) != Some(entry.offset));
         let Ok(header) = &entry.header else { return };
         match header.kind {
             Kind::Genesis => {

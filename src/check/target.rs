@@ -241,6 +241,7 @@ mod tests {
             scope: None,
             shapes: BTreeMap::new(),
             read,
+            at: None,
             rate: None,
             record_bytes: None,
             arrival: None,

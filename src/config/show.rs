@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{
     KafkaSettings, LinkSettings, LogFormat, Properties, Settings, SourceSettings,
     places::Places,
+    source::FORMATS,
     units::{show_duration, show_size},
     url,
 };
@@ -129,6 +130,9 @@ fn source(sheet: &mut Sheet<'_>, it: &SourceSettings) {
     sheet.text("checkpoint_interval", &show_duration(it.checkpoint_interval));
     sheet.text("linger", &show_duration(it.linger));
     sheet.row("copy_sessions", it.copy_sessions.to_string());
+    if let Some((word, _)) = FORMATS.iter().find(|(_, format)| *format == it.format) {
+        sheet.text("format", word);
+    }
 }
 
 fn link(sheet: &mut Sheet<'_>, it: &LinkSettings) {

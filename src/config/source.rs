@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{SECOND, stream_name, walk::Section};
-use crate::{names, postgres::Address, region::Region, scope::Scope};
+use crate::{envelope::Format, names, postgres::Address, region::Region, scope::Scope};
 
 /// How this region's changes go out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +26,15 @@ pub struct SourceSettings {
     pub linger: Duration,
     /// How many sessions read a table of a backfill side by side.
     pub copy_sessions: u16,
+    /// How its records are written.
+    pub format: Format,
 }
 
 /// No more than this reads side by side: a server has better use for its processors.
 const COPY_SESSIONS_MAX: u64 = 16;
+
+/// What `format` may say.
+pub(super) const FORMATS: [(&str, Format); 2] = [("debezium", Format::Debezium), ("packed", Format::Packed)];
 
 pub(super) fn walk(
     mut section: Section<'_>,
@@ -62,6 +67,7 @@ pub(super) fn walk(
     let checkpoint = section.duration("checkpoint_interval", SECOND..=3600 * SECOND);
     let linger = section.duration("linger", Duration::ZERO..=SECOND);
     let copy_sessions = section.number("copy_sessions", 1..=COPY_SESSIONS_MAX);
+    let format = section.word("format", &FORMATS);
     section.finish();
     if (publication_given && publication.is_none()) || (stream_given && stream.is_none()) {
         return None;
@@ -81,5 +87,6 @@ pub(super) fn walk(
         checkpoint_interval: checkpoint.unwrap_or(10 * SECOND),
         linger: linger.unwrap_or(Duration::ZERO),
         copy_sessions: copy_sessions.and_then(|it| u16::try_from(it).ok()).unwrap_or(2),
+        format: format.unwrap_or(Format::Debezium),
     })
 }

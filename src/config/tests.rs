@@ -1,7 +1,7 @@
 use std::{io, path::Path};
 
 use super::*;
-use crate::postgres::TlsMode;
+use crate::{envelope::Format, postgres::TlsMode};
 
 const WHOLE: &str = r#"
     region = "eu-west-1"
@@ -49,7 +49,7 @@ fn everything_else_has_a_default() {
     assert_eq!(source.slot, "landfall_eu_west_1_shop");
     assert_eq!((&*source.publication, &*source.stream), ("landfall", "main"));
     assert_eq!((source.heartbeat_interval, source.max_record_bytes), (SECOND, 921_600));
-    assert_eq!(source.checkpoint_interval, 10 * SECOND);
+    assert_eq!((source.checkpoint_interval, source.format), (10 * SECOND, Format::Debezium));
     let link = &found.links[0];
     assert_eq!((link.from.as_str(), &*link.stream), ("us-east-1", "main"));
     assert_eq!((link.batch_bytes, link.open_transaction_timeout), (4 << 20, 60 * SECOND));

@@ -118,7 +118,7 @@ pub struct LinkFigures {
     pub retention_seconds: Option<f64>,
     /// Where the topic ends.
     pub end_offset: Option<i64>,
-    /// How many records are not applied yet.
+    /// How many records of the topic are not applied yet; packed, each may be many changes.
     pub offset_lag: Option<u64>,
     /// Whether a transaction larger than memory is open.
     pub transaction_open: Option<bool>,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use crate::{
-    changelog::kafka::{KafkaLog, Topics, WriterLimits},
+    changelog::kafka::{KafkaLog, PACK_BYTES, Topics, WriterLimits},
     config::{KafkaSettings, LinkSettings, Settings, SourceSettings},
+    envelope::Format,
     fault::Result,
     kafka::{Cluster, TopicRules},
     metrics::Metrics,
@@ -61,12 +62,18 @@ pub(super) fn roads(parts: &Parts) -> Result<Vec<Road>> {
 fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) -> Result<Road> {
     let settings = &parts.settings;
     let region = &settings.region;
+    // Where a record may not be as large as a pack, neither is a pack.
+    let pack_bytes = match source.format {
+        Format::Debezium => 0,
+        Format::Packed => PACK_BYTES.min(source.max_record_bytes),
+    };
+    let limits = WriterLimits { linger: source.linger, pack_bytes, ..WriterLimits::default() };
     let log = KafkaLog::new(
         kafka.cluster(),
         Topics::of(region, &source.stream),
         format!("landfall.{region}.source"),
         kafka.topic_rules(),
-        WriterLimits { linger: source.linger, ..WriterLimits::default() },
+        limits,
     )?;
     let params = CaptureParams {
         region: region.clone(),
@@ -75,6 +82,7 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
         heartbeat_interval: source.heartbeat_interval,
         checkpoint_interval: source.checkpoint_interval,
         max_record_bytes: source.max_record_bytes,
+        format: source.format,
     };
     let reader = PostgresSource::new(PostgresSourceConfig {
         address: settings.database.clone(),

@@ -41,8 +41,18 @@ pub enum Unwritable {
     },
 }
 
+/// For whom a stream's records are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A record for each change, as Debezium's, for whoever reads the topic.
+    Debezium,
+    /// Several in one, without what Debezium's envelope says besides our block, for Landfall.
+    Packed,
+}
+
 /// Writes the changes of one source.
 pub struct Encoder {
+    format: Format,
     /// `"source":{` up to the table, constant for the source.
     source: String,
     origin: String,
@@ -94,7 +104,7 @@ pub struct Encoded {
 
 impl Encoder {
     /// For the changes of `database` in `region`.
-    pub fn new(region: &Region, database: &str) -> Self {
+    pub fn new(region: &Region, database: &str, format: Format) -> Self {
         let mut source = String::from("\"source\":{\"version\":\"");
         source.push_str(env!("CARGO_PKG_VERSION"));
         source.push_str("\",\"connector\":\"postgresql\",\"name\":");
@@ -103,7 +113,13 @@ impl Encoder {
         push_json(&mut source, database);
         let mut origin = String::new();
         push_json(&mut origin, region.as_str());
-        Self { source, origin, tables: foldhash::HashMap::default(), transaction: TransactionText::default() }
+        Self {
+            format,
+            source,
+            origin,
+            tables: foldhash::HashMap::default(),
+            transaction: TransactionText::default(),
+        }
     }
 
     /// Begins a transaction. The changes given after it are its.
@@ -163,12 +179,16 @@ impl Encoder {
         push_row(value, table, shape, after)?;
         value.extend_from_slice(b",\"op\":\"");
         value.extend_from_slice(op.as_bytes());
-        value.extend_from_slice(b"\",");
-        value.extend_from_slice(self.source.as_bytes());
-        value.extend_from_slice(table.source.as_bytes());
-        value.extend_from_slice(&self.transaction.head);
-        push_number(value, ordinal + 1);
-        value.extend_from_slice(b"},\"landfall\":{\"shape\":\"");
+        if self.format == Format::Debezium {
+            value.extend_from_slice(b"\",");
+            value.extend_from_slice(self.source.as_bytes());
+            value.extend_from_slice(table.source.as_bytes());
+            value.extend_from_slice(&self.transaction.head);
+            push_number(value, ordinal + 1);
+            value.extend_from_slice(b"},\"landfall\":{\"shape\":\"");
+        } else {
+            value.extend_from_slice(b"\",\"landfall\":{\"shape\":\"");
+        }
         value.extend_from_slice(table.fingerprint.as_bytes());
         value.extend_from_slice(b"\",\"ordinal\":");
         push_number(value, ordinal);

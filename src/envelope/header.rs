@@ -72,6 +72,10 @@ impl Kind {
         Self::Watermark,
         Self::Answer,
     ];
+
+    pub(super) fn of(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// Marks on a record. [`Flags::FIRST`] and [`Flags::LAST`] bound a transaction;
@@ -93,6 +97,11 @@ impl Flags {
     /// The parts are of a chunk, not of a change.
     pub const OF_CHUNK: Self = Self(16);
     const KNOWN: u16 = 31;
+
+    /// Flags as they are written, where all of them are known.
+    pub(super) fn known(flags: u16) -> Result<Self, InvalidHeader> {
+        if flags & !Self::KNOWN == 0 { Ok(Self(flags)) } else { Err(InvalidHeader::Flags(flags)) }
+    }
 
     /// Whether all of `other` is set here.
     pub fn has(self, other: Self) -> bool {
@@ -151,19 +160,17 @@ pub enum InvalidHeader {
         /// As written.
         written: u32,
     },
+    /// A pack that does not hold what its header says.
+    #[error("the record is a pack of several: {0}")]
+    Pack(&'static str),
 }
 
 impl Header {
     /// The header's bytes, sealed over `key` and `value`.
     pub fn seal(&self, key: &[u8], value: &[u8]) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        bytes[0] = VERSION;
-        bytes[1] = self.kind as u8;
-        bytes[2..4].copy_from_slice(&self.flags.0.to_be_bytes());
-        bytes[4..8].copy_from_slice(&self.epoch.0.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.incarnation.0.to_be_bytes());
-        bytes[16..24].copy_from_slice(&self.sequence.0.to_be_bytes());
-        let sum = checksum(&bytes[..28], key, value);
+        bytes[..28].copy_from_slice(&head(self.kind as u8, self.flags, self));
+        let sum = checksum(&[&bytes[..28]], key, value);
         bytes[28..].copy_from_slice(&sum.to_be_bytes());
         bytes
     }
@@ -174,39 +181,54 @@ impl Header {
     /// Whatever does not fit: the record is foreign, newer than this daemon, or damaged.
     pub fn open(bytes: Option<&[u8]>, key: &[u8], value: &[u8]) -> Result<Self, InvalidHeader> {
         let bytes = bytes.ok_or(InvalidHeader::Missing)?;
-        let bytes: &[u8; HEADER_LEN] = bytes.try_into().map_err(|_| InvalidHeader::Length(bytes.len()))?;
-        if bytes[0] != VERSION {
-            return Err(InvalidHeader::Version(bytes[0]));
+        if bytes.len() != HEADER_LEN {
+            return Err(InvalidHeader::Length(bytes.len()));
         }
-        let number = |range: std::ops::Range<usize>| {
-            bytes[range].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
-        };
-        let written = number(28..32) as u32;
-        let found = checksum(&bytes[..28], key, value);
-        if found != written {
-            return Err(InvalidHeader::Checksum { found, written });
-        }
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|kind| *kind as u8 == bytes[1])
-            .ok_or(InvalidHeader::Kind(bytes[1]))?;
-        let flags = number(2..4) as u16;
-        if flags & !Flags::KNOWN != 0 {
-            return Err(InvalidHeader::Flags(flags));
-        }
-        Ok(Self {
-            kind,
-            flags: Flags(flags),
-            epoch: WriterEpoch(number(4..8) as u32),
-            incarnation: Incarnation(number(8..16)),
-            sequence: Sequence(number(16..24)),
-        })
+        read(bytes, checksum(&[&bytes[..28]], key, value), Kind::of)
     }
 }
 
-fn checksum(head: &[u8], key: &[u8], value: &[u8]) -> u32 {
+/// What the checksum follows.
+pub(super) fn head(kind: u8, flags: Flags, header: &Header) -> [u8; 28] {
+    let mut bytes = [0; 28];
+    bytes[0] = VERSION;
+    bytes[1] = kind;
+    bytes[2..4].copy_from_slice(&flags.0.to_be_bytes());
+    bytes[4..8].copy_from_slice(&header.epoch.0.to_be_bytes());
+    bytes[8..16].copy_from_slice(&header.incarnation.0.to_be_bytes());
+    bytes[16..24].copy_from_slice(&header.sequence.0.to_be_bytes());
+    bytes
+}
+
+/// Reads a header's 32 bytes, where `found` is the checksum they should have; `kind_of` knows the kinds.
+pub(super) fn read(
+    bytes: &[u8],
+    found: u32,
+    kind_of: impl FnOnce(u8) -> Option<Kind>,
+) -> Result<Header, InvalidHeader> {
+    if bytes[0] != VERSION {
+        return Err(InvalidHeader::Version(bytes[0]));
+    }
+    let number = |range: std::ops::Range<usize>| {
+        bytes[range].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
+    };
+    let written = number(28..32) as u32;
+    if found != written {
+        return Err(InvalidHeader::Checksum { found, written });
+    }
+    Ok(Header {
+        kind: kind_of(bytes[1]).ok_or(InvalidHeader::Kind(bytes[1]))?,
+        flags: Flags::known(number(2..4) as u16)?,
+        epoch: WriterEpoch(number(4..8) as u32),
+        incarnation: Incarnation(number(8..16)),
+        sequence: Sequence(number(16..24)),
+    })
+}
+
+/// Over the parts of a header, the key's length, the key and the value.
+pub(super) fn checksum(head: &[&[u8]], key: &[u8], value: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(head);
+    head.iter().for_each(|part| hasher.update(part));
     hasher.update(&(key.len() as u32).to_be_bytes());
     hasher.update(key);
     hasher.update(value);
@@ -274,7 +296,7 @@ mod tests {
         assert_eq!(Header::open(Some(&newer), b"", b""), Err(InvalidHeader::Version(2)));
         let mut sealed = HEADER.seal(b"", b"");
         sealed[1] = 200;
-        let sum = checksum(&sealed[..28], b"", b"");
+        let sum = checksum(&[&sealed[..28]], b"", b"");
         sealed[28..].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(Header::open(Some(&sealed), b"", b""), Err(InvalidHeader::Kind(200)));
     }

@@ -58,25 +58,10 @@ pub(super) fn change(value: &Bytes, shapes: &Shapes) -> Option<Decoded> {
     let new = rows.row(shape, true)?;
     rows.eat(",\"op\":\"")?;
     let operation = rows.until_quote()?;
-    rows.eat("\",\"source\":{\"version\":\"")?;
-    for next in ["connector", "name", "snapshot", "db", "schema", "table"] {
-        rows.until_quote()?;
-        rows.eat("\",\"")?;
-        rows.eat(next)?;
-        rows.eat("\":\"")?;
-    }
-    rows.until_quote()?;
     rows.eat("\"")?;
-    for name in [",\"txId\":", ",\"lsn\":", ",\"ts_ms\":", "},\"ts_ms\":"] {
-        rows.eat(name)?;
-        rows.number()?;
+    if !rows.rest.is_empty() {
+        rows.debezium()?;
     }
-    rows.eat(",\"transaction\":{\"id\":\"")?;
-    rows.until_quote()?;
-    rows.eat("\",\"total_order\":")?;
-    rows.number()?;
-    rows.eat("}")?;
-    rows.end()?;
 
     let shape = shape.clone();
     let change = match (operation, old, new) {
@@ -100,6 +85,29 @@ impl<'a> Reader<'a> {
     fn eat(&mut self, expected: &str) -> Option<()> {
         self.rest = self.rest.strip_prefix(expected)?;
         Some(())
+    }
+
+    /// What Debezium's envelope says of a change besides its rows: nothing that our block does not.
+    fn debezium(&mut self) -> Option<()> {
+        self.eat(",\"source\":{\"version\":\"")?;
+        for next in ["connector", "name", "snapshot", "db", "schema", "table"] {
+            self.until_quote()?;
+            self.eat("\",\"")?;
+            self.eat(next)?;
+            self.eat("\":\"")?;
+        }
+        self.until_quote()?;
+        self.eat("\"")?;
+        for name in [",\"txId\":", ",\"lsn\":", ",\"ts_ms\":", "},\"ts_ms\":"] {
+            self.eat(name)?;
+            self.number()?;
+        }
+        self.eat(",\"transaction\":{\"id\":\"")?;
+        self.until_quote()?;
+        self.eat("\",\"total_order\":")?;
+        self.number()?;
+        self.eat("}")?;
+        self.end()
     }
 
     fn end(&self) -> Option<()> {

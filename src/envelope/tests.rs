@@ -47,8 +47,16 @@ fn value(text: &str) -> Cell {
     Cell::Value(Bytes::copy_from_slice(text.as_bytes()))
 }
 
+/// In both formats: read, they are the same. Gives Debezium's.
 fn round_trip(change: &Change, end: Option<&Position>) -> (Encoded, decode::Decoded) {
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let (_, packed) = round_trip_as(Format::Packed, change, end);
+    let (written, read) = round_trip_as(Format::Debezium, change, end);
+    assert_eq!(read, packed);
+    (written, read)
+}
+
+fn round_trip_as(format: Format, change: &Change, end: Option<&Position>) -> (Encoded, decode::Decoded) {
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", format);
     encoder.begin(&position(77), Micros(1_700_000_000_123_456));
     let mut out = Encoded::default();
     encoder.change(change, 3, end, &mut out).unwrap();
@@ -63,7 +71,7 @@ fn round_trip(change: &Change, end: Option<&Position>) -> (Encoded, decode::Deco
 
 #[test]
 fn what_a_backfill_brings_survives() {
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     encoder.begin(&position(77), Micros(1_700_000_000_123_456));
     let shapes: decode::Shapes = decode::Shapes::from_iter([(shape().fingerprint(), shape())]);
     let to = ["eu-west-1".to_owned(), "ap-south-1".to_owned()];
@@ -242,7 +250,7 @@ fn a_row_that_is_not_all_there_is_refused() {
 
 #[test]
 fn bytes_that_are_no_text_are_refused_by_table_and_column() {
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", Format::Debezium);
     encoder.begin(&position(77), Micros(0));
     let bad = Cell::Value(Bytes::from_static(b"\xff"));
     let new = Row([value("1"), value("2"), value("t"), bad, value("{}")].into());
@@ -281,9 +289,11 @@ fn what_is_read_in_one_pass_is_read_by_the_parser_just_so() {
         ["int8", "int4", "bool", "text"].map(|name| column(&format!("of {name}"), name, name == "int8"));
     let shape = Arc::new(Shape::new("public", "t", Identity::Default, columns));
     let shapes = decode::Shapes::from_iter([(shape.fingerprint(), shape.clone())]);
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+    let encoder = |format| Encoder::new(&"us-east-1".parse().unwrap(), "shop", format);
+    let mut encoders = [encoder(Format::Debezium), encoder(Format::Packed)];
     let (mut in_one_pass, mut damaged_and_read) = (0, 0);
     for _ in 0..5_000 {
+        let encoder = &mut encoders[random.random_range(0..2)];
         encoder.begin(&position(77), Micros(random.random_range(-9..9)));
         let cell = |text: &str, random: &mut StdRng| {
             if random.random_ratio(1, 9) { Cell::Null } else { value(text) }

@@ -77,6 +77,7 @@ impl Region {
             database_url: self.postgres.url_as(ROLE, DATABASE),
             kafka: (self.kafka.local(), String::new()),
             source: None,
+            packed: false,
             links: Vec::new(),
             extra: String::new(),
         }
@@ -135,6 +136,7 @@ pub struct Config<'a> {
     database_url: String,
     kafka: (String, String),
     source: Option<Vec<String>>,
+    packed: bool,
     links: Vec<(String, String, String)>,
     extra: String,
 }
@@ -143,6 +145,12 @@ impl Config<'_> {
     /// This region's changes to these tables go out.
     pub fn source(mut self, tables: &[&str]) -> Self {
         self.source = Some(tables.iter().map(|&table| table.to_owned()).collect());
+        self
+    }
+
+    /// They go out with several in a record of the topic.
+    pub fn packed(mut self) -> Self {
+        self.packed = true;
         self
     }
 
@@ -201,6 +209,9 @@ impl Config<'_> {
         if let Some(tables) = &self.source {
             let tables = list(tables.iter().map(String::as_str));
             line(format!("\n[source]\ntables = {tables}"));
+            if self.packed {
+                line("format = \"packed\"".to_owned());
+            }
         }
         for (from, brokers, more) in &self.links {
             let brokers = list(brokers.split(','));

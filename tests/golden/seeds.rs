@@ -7,7 +7,7 @@ use bytes::Bytes;
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
     envelope::{
-        Encoded, Encoder, Flags, Header, Kind,
+        Encoded, Encoder, Flags, Format, HEADER_LEN, Header, Kind, Packer,
         body::{
             Abort, Anchor, Barrier, Beat, Commit, Echo, Genesis, HeartbeatBody, Idle, Schema, Server,
             to_value,
@@ -102,7 +102,7 @@ pub fn envelope() -> Seeds {
     add("schema", Kind::Schema, Flags::NONE, to_value(&schema));
     for (name, change) in changes() {
         let kind = if let Change::Truncate { .. } = change { Kind::Truncate } else { Kind::Change };
-        add(name, kind, Flags::FIRST.with(Flags::LAST), encoded(&change));
+        add(name, kind, Flags::FIRST.with(Flags::LAST), encoded(&change, Format::Debezium));
     }
     add("commit", Kind::Commit, Flags::LAST, to_value(&Commit { position: position(0x130) }));
     add("abort", Kind::Abort, Flags::LAST, to_value(&Abort { position: position(0x100) }));
@@ -111,7 +111,33 @@ pub fn envelope() -> Seeds {
     let beat = Beat { sent: TIME, echo: vec![echo] };
     let heartbeat = HeartbeatBody { position: position(0x230), beat };
     add("heartbeat", Kind::Heartbeat, Flags::NONE, to_value(&heartbeat));
+    for (name, change) in
+        changes().into_iter().filter(|(_, change)| !matches!(change, Change::Truncate { .. }))
+    {
+        let name = format!("{name}-packed");
+        add(&name, Kind::Change, Flags::FIRST.with(Flags::LAST), encoded(&change, Format::Packed));
+    }
+    seeds.insert("pack".to_owned(), pack());
     seeds
+}
+
+/// Several records in one. The fuzz target finds where the header ends by how many there are.
+fn pack() -> Vec<u8> {
+    let mut packer = Packer::new(4096);
+    for (at, (_, change)) in changes().iter().enumerate() {
+        let header = Header {
+            kind: if let Change::Truncate { .. } = change { Kind::Truncate } else { Kind::Change },
+            flags: Flags::FIRST.with(Flags::LAST),
+            epoch: WriterEpoch(2),
+            incarnation: Incarnation(0x9f2c_41d0_77ab_e613),
+            sequence: Sequence(100 + at as u64),
+        };
+        assert!(packer.take(&header, b"", &encoded(change, Format::Packed)));
+    }
+    let packed = packer.packed().unwrap();
+    let (head, marks) = packed.header.split_at(HEADER_LEN);
+    let count = u8::try_from(packed.records).unwrap();
+    [head, &[count], marks, packed.value].concat()
 }
 
 const TIME: Micros = Micros(1_767_225_600_123_456);
@@ -160,8 +186,8 @@ fn changes() -> Vec<(&'static str, Change)> {
 }
 
 /// The change's value, as version 0.0.0 would write it: a seed does not change with a release.
-fn encoded(change: &Change) -> Vec<u8> {
-    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop");
+fn encoded(change: &Change, format: Format) -> Vec<u8> {
+    let mut encoder = Encoder::new(&"us-east-1".parse().unwrap(), "shop", format);
     encoder.begin(&position(0x100), TIME);
     let mut out = Encoded::default();
     encoder.change(change, 3, Some(&position(0x130)), &mut out).unwrap();

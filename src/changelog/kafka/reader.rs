@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::{PARTITION, traffic::Traffic};
 use crate::{
     changelog::{Entry, Reader},
-    envelope::{HEADER_NAME, Header, InvalidHeader},
+    envelope::{HEADER_NAME, Header, is_pack, unpack},
     fault::{Code, Fault, Result},
     kafka::{Cluster, REQUEST_TIMEOUT, Resource, fault_of},
     position::Offset,
@@ -160,9 +160,8 @@ fn helping<C: ConsumerContext>(consumer: &BaseConsumer<C>, buffer: &mut BytesMut
         match consumer.poll(wait) {
             None => break,
             Some(Ok(message)) => {
-                let entry = entry(&message, buffer);
-                bytes += entry.value.len();
-                entries.push(entry);
+                bytes += message.payload_len();
+                take(&message, buffer, &mut entries);
                 wait = Duration::ZERO;
             }
             // What was read before the error is still to be handed over; the error comes again or heals.
@@ -190,16 +189,16 @@ fn is_passing(error: &KafkaError) -> bool {
     !error.rdkafka_error_code().is_some_and(|code| lasting.contains(&code))
 }
 
-/// Its value is a slice of `buffer`, shared with its neighbours', unless it is large: one allocation serves many.
-fn entry(message: &BorrowedMessage<'_>, buffer: &mut BytesMut) -> Entry {
-    let value = message.payload().unwrap_or_default();
-    let sealed =
-        message.headers().and_then(|headers| headers.iter().find(|header| header.key == HEADER_NAME));
-    let header = match sealed {
-        Some(header) => Header::open(header.value, message.key().unwrap_or_default(), value),
-        None => Err(InvalidHeader::Missing),
-    };
-    let value = if value.len() > BUFFER_BYTES / 4 {
+/// The records that stand at one offset. Their values are slices of `buffer`, shared with their neighbours', unless they
+/// are large: one allocation serves many.
+fn take(message: &BorrowedMessage<'_>, buffer: &mut BytesMut, entries: &mut Vec<Entry>) {
+    let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
+    let headers = message.headers();
+    let sealed = headers
+        .as_ref()
+        .and_then(|headers| headers.iter().find(|header| header.key == HEADER_NAME))
+        .and_then(|header| header.value);
+    let kept = if value.len() > BUFFER_BYTES / 4 {
         Bytes::copy_from_slice(value)
     } else {
         if buffer.capacity() < value.len() {
@@ -208,11 +207,13 @@ fn entry(message: &BorrowedMessage<'_>, buffer: &mut BytesMut) -> Entry {
         buffer.extend_from_slice(value);
         buffer.split().freeze()
     };
-    Entry {
-        offset: Offset(message.offset()),
-        appended: Micros(message.timestamp().to_millis().unwrap_or(0) * 1000),
-        header,
-        value,
+    let offset = Offset(message.offset());
+    let appended = Micros(message.timestamp().to_millis().unwrap_or(0) * 1000);
+    let mut give = |header, value| entries.push(Entry { offset, appended, header, value });
+    match sealed.filter(|sealed| is_pack(sealed)).map(|sealed| unpack(sealed, key, &kept)) {
+        Some(Ok(records)) => records.into_iter().for_each(|(header, value)| give(Ok(header), value)),
+        Some(Err(error)) => give(Err(error), kept),
+        None => give(Header::open(sealed, key, value), kept),
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use super::{PARTITION, traffic::Traffic};
 use crate::{
     changelog::Writer,
-    envelope::{HEADER_NAME, Header},
+    envelope::{HEADER_NAME, Header, Packer},
     fault::{Code, Fault, Result},
     kafka::{Cluster, Resource, fault_of},
     names,
@@ -39,15 +39,20 @@ pub struct WriterLimits {
     pub queue_bytes: usize,
     /// How long a record waits for others to share a request with.
     pub linger: Duration,
+    /// Records that are taken one after the other share one of the topic's, up to so many bytes; 0 has each stand alone.
+    pub pack_bytes: usize,
 }
 
 impl Default for WriterLimits {
     /// 8 MiB: a few requests in flight and as much again behind them. A lone record does not wait; while the
-    /// stream is hot it is [`HOT_LINGER`] at least.
+    /// stream is hot it is some milliseconds at least.
     fn default() -> Self {
-        Self { queue_bytes: 8 << 20, linger: Duration::ZERO }
+        Self { queue_bytes: 8 << 20, linger: Duration::ZERO, pack_bytes: 0 }
     }
 }
+
+/// A pack's bytes, at most. Readers keep a pack as long as they keep one of its values: small, then.
+pub const PACK_BYTES: usize = 48 << 10;
 
 /// Records queued before [`Writer::append`] waits, however small they are.
 const QUEUE_RECORDS: usize = 20_000;
@@ -60,8 +65,10 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(2);
 const GATHER: Duration = Duration::from_millis(2);
 
 /// How long a record waits for company while the stream is hot: up to some hundreds share a request then, and what a
-/// request costs the broker hardly counts.
+/// request costs the broker, and everybody behind it, hardly counts.
 const HOT_LINGER: Duration = Duration::from_millis(2);
+/// The same for packs. There are fewer of them, and a client that has few under way sends the next sooner.
+const HOT_LINGER_PACKED: Duration = Duration::from_millis(5);
 /// A stream is hot from so many records a second on, where a request for each would begin to fill a core,
 const HOT: f64 = 3_000.0;
 /// and calm again below so many.
@@ -76,26 +83,35 @@ pub struct KafkaWriter {
     hot: ThreadedProducer<Acks>,
     is_hot: bool,
     pace: Pace,
+    packer: Packer,
     /// Records of the stream given to either.
     given: u64,
+    given_bytes: u64,
+    queue_bytes: usize,
     delivered: Arc<Delivered>,
     topic: String,
     state_topic: String,
 }
 
-/// Which queue a delivery report belongs to.
-const STREAM: usize = 0;
-const CHECKPOINT: usize = 1;
+/// What a record is, to its delivery report: so many of the stream's, or none of it.
+const CHECKPOINT: usize = 0;
 
 /// Counts delivery reports. With one partition and idempotence they come in the order of sending.
 struct Acks(Arc<Delivered>, Traffic);
 
 struct Delivered {
     records: AtomicU64,
+    bytes: AtomicU64,
     offset: AtomicI64,
-    /// What failed first, and of which queue.
-    failed: OnceLock<(usize, KafkaError)>,
+    /// What failed first, and of which topic: a checkpoint, or the stream.
+    failed: OnceLock<(Of, KafkaError)>,
     changed: Notify,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Of {
+    Stream,
+    Checkpoint,
 }
 
 impl ClientContext for Acks {
@@ -103,7 +119,7 @@ impl ClientContext for Acks {
         tracing::debug!(%error, reason, "Kafka producer");
         // The client would try for ever, and what it waits for is a person: the next session says so.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication) {
-            let _ = self.0.failed.set((STREAM, error));
+            let _ = self.0.failed.set((Of::Stream, error));
             self.0.changed.notify_waiters();
         }
     }
@@ -116,17 +132,17 @@ impl ClientContext for Acks {
 impl ProducerContext for Acks {
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, queue: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, records: usize) {
         match result {
             // The next checkpoint will do, unless none will ever be let in.
-            Err((error, _)) if queue == CHECKPOINT => {
+            Err((error, _)) if records == CHECKPOINT => {
                 let denied = Some(RDKafkaErrorCode::TopicAuthorizationFailed);
                 if error.rdkafka_error_code() != denied {
                     return;
                 }
-                let _ = self.0.failed.set((CHECKPOINT, error.clone()));
+                let _ = self.0.failed.set((Of::Checkpoint, error.clone()));
             }
-            Ok(_) if queue == CHECKPOINT => return,
+            Ok(_) if records == CHECKPOINT => return,
             // Behind a failed record nothing counts: the count is a prefix.
             Ok(_) if self.0.failed.get().is_some() => (),
             Ok(message) => {
@@ -134,10 +150,11 @@ impl ProducerContext for Acks {
                 if message.offset() >= 0 {
                     self.0.offset.store(message.offset(), Ordering::Relaxed);
                 }
-                self.0.records.fetch_add(1, Ordering::Release);
+                self.0.bytes.fetch_add(message.payload_len() as u64, Ordering::Relaxed);
+                self.0.records.fetch_add(records as u64, Ordering::Release);
             }
             Err((error, _)) => {
-                let _ = self.0.failed.set((STREAM, error.clone()));
+                let _ = self.0.failed.set((Of::Stream, error.clone()));
             }
         }
         self.0.changed.notify_waiters();
@@ -153,10 +170,12 @@ impl KafkaWriter {
     ) -> Result<Self> {
         let delivered = Arc::new(Delivered {
             records: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             offset: AtomicI64::new(-1),
             failed: OnceLock::new(),
             changed: Notify::new(),
         });
+        let hot_linger = if limits.pack_bytes > 0 { HOT_LINGER_PACKED } else { HOT_LINGER };
         let producer = |linger: Duration| {
             let mut config = cluster.client("writer");
             Traffic::told_by(&mut config)
@@ -178,10 +197,13 @@ impl KafkaWriter {
         Ok(Self {
             cluster: cluster.clone(),
             calm: producer(limits.linger)?,
-            hot: producer(limits.linger.max(HOT_LINGER))?,
+            hot: producer(limits.linger.max(hot_linger))?,
             is_hot: false,
             pace: Pace::new(PACE_INTERVAL, Instant::now()),
+            packer: Packer::new(limits.pack_bytes),
             given: 0,
+            given_bytes: 0,
+            queue_bytes: limits.queue_bytes,
             topic: topic.to_owned(),
             state_topic: state_topic.to_owned(),
             delivered,
@@ -193,9 +215,9 @@ impl KafkaWriter {
         if self.is_hot { &self.hot } else { &self.calm }
     }
 
-    /// Notes that a record is about to be given, and changes the producer where the rate calls for it.
-    async fn choose(&mut self) -> Result<()> {
-        let Some(rate) = self.pace.note(1, Instant::now()) else { return Ok(()) };
+    /// Notes that records are about to be given, and changes the producer where the rate calls for it.
+    async fn choose(&mut self, records: usize) -> Result<()> {
+        let Some(rate) = self.pace.note(records as u64, Instant::now()) else { return Ok(()) };
         let is_hot = rate > if self.is_hot { CALM } else { HOT };
         if is_hot != self.is_hot {
             while self.acknowledged() < self.given || self.producer().in_flight_count() > 0 {
@@ -212,8 +234,8 @@ impl KafkaWriter {
     }
 
     fn failure(&self) -> Option<Fault> {
-        let (queue, error) = self.delivered.failed.get()?;
-        let topic = if *queue == CHECKPOINT { &self.state_topic } else { &self.topic };
+        let (of, error) = self.delivered.failed.get()?;
+        let topic = if *of == Of::Checkpoint { &self.state_topic } else { &self.topic };
         Some(self.fault(topic, error.clone()))
     }
 
@@ -232,32 +254,28 @@ impl KafkaWriter {
 
 impl Writer for KafkaWriter {
     async fn append(&mut self, header: &Header, key: &[u8], value: &[u8]) -> Result<Duration> {
-        let sealed = header.seal(key, value);
-        let headers = OwnedHeaders::new_with_capacity(1)
-            .insert(KafkaHeader { key: HEADER_NAME, value: Some(sealed.as_slice()) });
-        self.choose().await?;
-        let mut record = BaseRecord::with_opaque_to(&self.topic, STREAM)
-            .partition(PARTITION)
-            .key(key)
-            .payload(value)
-            .headers(headers);
-        let mut since = None;
-        loop {
-            record = match self.producer().send(record) {
-                Ok(()) => {
-                    self.given += 1;
-                    return Ok(since.map_or(Duration::ZERO, |since: Instant| since.elapsed()));
-                }
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
-                Err((error, _)) => {
-                    return Err(self.fault(&self.topic, error));
-                }
-            };
-            self.check()?;
-            since.get_or_insert_with(Instant::now);
-            // A delivery makes room; not for each is it worth waking up.
-            tokio::time::sleep(ROOM_INTERVAL).await;
+        if !self.packer.may_share(header, value) {
+            let waited = self.hand_over().await?;
+            return Ok(waited + self.send(&header.seal(key, value), key, value, 1).await?);
         }
+        if self.packer.take(header, key, value) {
+            return Ok(Duration::ZERO);
+        }
+        let waited = self.hand_over().await?;
+        self.packer.take(header, key, value);
+        Ok(waited)
+    }
+
+    async fn hand_over(&mut self) -> Result<Duration> {
+        // Taken out for as long as it is sent: a send that is cancelled is of a session that has ended.
+        let mut packer = std::mem::replace(&mut self.packer, Packer::new(0));
+        let sent = match packer.packed() {
+            Some(packed) => self.send(&packed.header, packed.key, packed.value, packed.records).await,
+            None => Ok(Duration::ZERO),
+        };
+        packer.clear();
+        self.packer = packer;
+        sent
     }
 
     fn acknowledged(&self) -> u64 {
@@ -302,7 +320,9 @@ impl Writer for KafkaWriter {
     }
 
     fn fill(&self) -> f64 {
-        f64::from(self.producer().in_flight_count()) / QUEUE_RECORDS as f64
+        let records = f64::from(self.producer().in_flight_count()) / QUEUE_RECORDS as f64;
+        let bytes = self.given_bytes.saturating_sub(self.delivered.bytes.load(Ordering::Relaxed));
+        records.max(bytes as f64 / self.queue_bytes as f64)
     }
 
     fn sent(&self) -> u64 {
@@ -311,6 +331,36 @@ impl Writer for KafkaWriter {
 }
 
 impl KafkaWriter {
+    /// Queues one record of the topic that is so many of the stream's.
+    async fn send(&mut self, header: &[u8], key: &[u8], value: &[u8], records: usize) -> Result<Duration> {
+        let headers =
+            OwnedHeaders::new_with_capacity(1).insert(KafkaHeader { key: HEADER_NAME, value: Some(header) });
+        self.choose(records).await?;
+        let mut record = BaseRecord::with_opaque_to(&self.topic, records)
+            .partition(PARTITION)
+            .key(key)
+            .payload(value)
+            .headers(headers);
+        let mut since = None;
+        loop {
+            record = match self.producer().send(record) {
+                Ok(()) => {
+                    self.given += records as u64;
+                    self.given_bytes += value.len() as u64;
+                    return Ok(since.map_or(Duration::ZERO, |since: Instant| since.elapsed()));
+                }
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
+                Err((error, _)) => {
+                    return Err(self.fault(&self.topic, error));
+                }
+            };
+            self.check()?;
+            since.get_or_insert_with(Instant::now);
+            // A delivery makes room; not for each is it worth waking up.
+            tokio::time::sleep(ROOM_INTERVAL).await;
+        }
+    }
+
     /// Queues what is kept in the state topic under `key`.
     fn keep(&self, key: &[u8], value: &[u8]) -> Result<()> {
         let record = BaseRecord::with_opaque_to(&self.state_topic, CHECKPOINT)

@@ -157,8 +157,15 @@ impl<W: Writer> Appender<W> {
         std::mem::take(&mut self.waited)
     }
 
+    /// Has the writer queue what it keeps. To be called before anything is waited for.
+    pub async fn hand_over(&mut self) -> Result<()> {
+        self.waited += self.writer.hand_over().await?;
+        Ok(())
+    }
+
     /// Waits until every record given so far is durable.
     pub async fn settle(&mut self) -> Result<()> {
+        self.hand_over().await?;
         while self.writer.acknowledged() < self.given {
             self.writer.acknowledged_beyond(self.writer.acknowledged()).await?;
         }

@@ -24,8 +24,8 @@ mod tail;
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    changelog::Log, metrics::Metrics, pipeline::setback::Setback, region::Region, roster::Roster,
-    source::Source, task::Stop,
+    changelog::Log, envelope::Format, metrics::Metrics, pipeline::setback::Setback, region::Region,
+    roster::Roster, source::Source, task::Stop,
 };
 
 /// How a stream is captured.
@@ -43,6 +43,8 @@ pub struct CaptureParams {
     pub checkpoint_interval: Duration,
     /// A larger change is appended in parts.
     pub max_record_bytes: usize,
+    /// How its records are written.
+    pub format: Format,
 }
 
 /// Captures until asked to stop. Faults end up on the roster; nothing ends the road but the stop.

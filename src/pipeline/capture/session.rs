@@ -67,7 +67,7 @@ pub(super) async fn run<S: Source, L: Log>(
     let mut capture = Capture {
         params,
         source,
-        encoder: Encoder::new(&params.region, &params.database),
+        encoder: Encoder::new(&params.region, &params.database, params.format),
         incarnation: opened.incarnation,
         epoch,
         appender,
@@ -282,6 +282,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                 () = stop.asked() => return self.finish().await,
             }
             self.rest().await?;
+            self.appender.hand_over().await?;
             self.tell()?;
         }
     }

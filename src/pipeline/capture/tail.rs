@@ -7,7 +7,7 @@ use super::resume::{Open, Tail};
 use crate::{
     changelog::{Bounds, Entry, Log, Reader},
     envelope::{
-        Flags, Header, Kind, Tracker, Verdict,
+        Flags, Header, Kind, PACK_RECORDS_MAX, Tracker, Verdict,
         body::{self, Abort, Commit, Genesis, HeartbeatBody, Idle},
     },
     fault::{Code, Fault, Result},
@@ -107,7 +107,9 @@ pub async fn read<L: Log>(
         let end = checkpoint.map_or(
             End { sequence: Sequence(0), tail: Tail::default(), lost: false, highest },
             |checkpoint| {
-                let since = (bounds.high.0 - checkpoint.offset.0).max(0).unsigned_abs();
+                // More numbers than there can have been: several records may stand at an offset.
+                let offsets = (bounds.high.0 - checkpoint.offset.0).max(0).unsigned_abs();
+                let since = offsets * PACK_RECORDS_MAX as u64;
                 End {
                     sequence: Sequence(checkpoint.sequence.0 + since),
                     tail: Tail { last: None, through: Some(checkpoint.through), open: None },

@@ -13,7 +13,7 @@ use super::{Group, Open, Session, into_fault};
 use crate::{
     change::{Change, Mark, Shape, TransactionHead},
     crash,
-    envelope::{Encoded, Encoder},
+    envelope::{Encoded, Encoder, Format},
     fault::{Code, Fault, Result},
     plan::parked::{ParkedId, Part, RowName, parts_of},
     position::{Incarnation, Position, Sequence},
@@ -198,7 +198,7 @@ impl Session {
     /// Keeps changes of a parked transaction and the rows they speak for, in the transaction that is open. Their tables
     /// were looked at before.
     async fn keep_changes(&self, id: ParkedId, step: &Step) -> Attempt<()> {
-        let mut encoder = Encoder::new(&self.config.from, "");
+        let mut encoder = Encoder::new(&self.config.from, "", Format::Packed);
         let head = &step.frame.head;
         encoder.begin(&head.position, head.time);
         let (mut ordinals, mut operations, mut bodies) = (Vec::new(), Vec::new(), Vec::new());

@@ -284,7 +284,7 @@ transaction). Figures are named `workload/what/contender`.
 
 How the contenders are set, and how durable what they do is:
 
-- **landfall**: the defaults. Kafka acknowledges with all (one) of its replicas, which does not wait for the
+- **landfall**: the defaults, but for what is listed under *The run*. Kafka acknowledges with all (one) of its replicas, which does not wait for the
   disk; the target commits asynchronously inside a burst and what is told is flushed every 100 ms.
 - **native**: `CREATE SUBSCRIPTION` with its defaults: the apply worker's `synchronous_commit` is off.
   **native-durable** is the same with it on.
