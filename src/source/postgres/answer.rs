@@ -6,7 +6,7 @@ use super::{
     backfill,
     copier::{self, PostgresCopier},
     publication,
-    table::{ALONG_THE_INDEX, BEGIN, SNAPSHOT, Table, begin_snapshot, snapshot_of},
+    table::{ALONG_THE_INDEX, SNAPSHOT, Table, begin_snapshot, begin_to_read, snapshot_of},
 };
 use crate::{
     change::Mark,
@@ -147,10 +147,11 @@ async fn read(
             (Found::Mended(rows.keys.len()), seen, With::Rows(rows))
         }
         about => {
-            let (told, seen) = tell(connection, about, &digest, found.key.is_empty()).await?;
+            let (told, seen) = tell(connection, about, &digest, &found).await?;
             (told, seen, With::Nothing)
         }
     };
+    found.require_unaltered(connection).await?;
     Ok((told, ReadFor { shape: found.shape, key: found.key, seen }, with))
 }
 
@@ -158,14 +159,14 @@ async fn tell(
     connection: &Connection,
     about: &About,
     digest: &Digest<'_>,
-    is_keyless: bool,
+    table: &Table,
 ) -> Result<(Found, Snapshot)> {
     if let About::Keys { keys, values, .. } = about {
-        return tell_keys(digest, keys, *values).await;
+        return tell_keys(digest, table, keys, *values).await;
     }
-    let seen = begin_snapshot(connection).await?;
+    let seen = begin_snapshot(connection, &table.from()).await?;
     let failed = |error: tokio_postgres::Error| fault_of(&error).at("read for an answer");
-    if !is_keyless {
+    if !table.key.is_empty() {
         connection.batch_execute(ALONG_THE_INDEX).await.map_err(failed)?;
     }
     let found = match about {
@@ -205,13 +206,19 @@ async fn tell(
 
 /// In one message to the server: keys are asked for that change often, and what changes between the snapshot and the
 /// high watermark is unsure.
-async fn tell_keys(digest: &Digest<'_>, keys: &[Key], values: bool) -> Result<(Found, Snapshot)> {
+async fn tell_keys(
+    digest: &Digest<'_>,
+    table: &Table,
+    keys: &[Key],
+    values: bool,
+) -> Result<(Found, Snapshot)> {
     if keys.len() > KEYS_MAX {
         let message = format!("{} keys are more than the {KEYS_MAX} one question may name", keys.len());
         return Err(Fault::new(Code::ProtocolUnknown, message));
     }
     let select = digest.select_rows_of(keys, values);
-    let rows = digest.rows(&format!("{BEGIN}; {ALONG_THE_INDEX}; {SNAPSHOT}; {select}; ROLLBACK")).await?;
+    let begin = begin_to_read(&table.from());
+    let rows = digest.rows(&format!("{begin}; {ALONG_THE_INDEX}; {SNAPSHOT}; {select}; ROLLBACK")).await?;
     let (seen, rows) =
         rows.split_first().ok_or_else(|| Fault::new(Code::Internal, "no snapshot was told"))?;
     let seen = snapshot_of(seen.get(0).unwrap_or_default())?;

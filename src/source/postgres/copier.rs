@@ -210,8 +210,10 @@ impl PostgresCopier {
             // What a role or a server has left of connections is this one's before it is theirs.
             let connection = connected.inspect_err(|_| self.readers.close())?;
             // A watermark is committed only once what was committed before it is shown, however long a standby takes;
-            // and a lock on one table must not hold up what else waits for this session.
-            let settings = "set synchronous_commit = remote_apply; set lock_timeout = '2s'";
+            // and a lock on one table must not hold up what else waits for this session. It is at rest in a transaction
+            // while others read.
+            let settings = "set synchronous_commit = remote_apply; set lock_timeout = '2s';
+                set idle_in_transaction_session_timeout = 0";
             connection.batch_execute(settings).await.map_err(sql("set up a session that copies"))?;
             self.connection = Some(connection);
         }
@@ -389,7 +391,7 @@ impl PostgresCopier {
         let sent = Instant::now();
         send(connection, &watermark).await?;
         let committed = sent.elapsed();
-        // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
+        // Behind the watermark: a change of shape before it is seen here, and one after it by looking again.
         let found = Table::look(connection, &schema, &table_name).await?;
         let read = match &condition {
             None if by_several => self.readers.read(connection, &found, after.as_deref(), limit).await,
@@ -405,6 +407,7 @@ impl PostgresCopier {
         }
         let read = read?;
         let took = since.elapsed();
+        found.require_unaltered(self.connection().await?).await?;
         self.strain.note(committed);
 
         let is_last = if condition.is_some() { read.looked.is_none() } else { read.rows < limit };

@@ -29,7 +29,9 @@ use tokio_postgres::{CopyOutStream, SimpleQueryMessage};
 
 use super::{
     PostgresSourceConfig,
-    table::{ALONG_THE_INDEX, BEGIN, READ_BYTES_MAX, Read, SNAPSHOT, Table, Texts, snapshot_of},
+    table::{
+        ALONG_THE_INDEX, BEGIN, READ_BYTES_MAX, Read, SNAPSHOT, Table, Texts, begin_to_read, snapshot_of,
+    },
 };
 use crate::{
     fault::{Code, Fault, Result},
@@ -45,6 +47,8 @@ const PATIENCE_TO_OPEN: Duration = Duration::from_secs(2);
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How long a further session waits for the table: whoever is before it there waits for us.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '200ms'";
+/// How long one may take to begin: the others wait for it, and whoever wants the table for them.
+const PATIENCE_TO_BEGIN: Duration = Duration::from_secs(5);
 
 /// Sessions beside the copier's own.
 pub(super) struct Readers {
@@ -121,9 +125,7 @@ impl Readers {
             return table.read(own, after, limit).await;
         }
         let failed = sql("read a table by several sessions");
-        // The lock before the snapshot: a range of a table that is truncated or rewritten before it is read would look empty.
-        let from = table.from();
-        let begin = format!("{BEGIN}; {ALONG_THE_INDEX}; LOCK TABLE {from} IN ACCESS SHARE MODE; {SNAPSHOT}");
+        let begin = format!("{}; {ALONG_THE_INDEX}; {SNAPSHOT}", begin_to_read(&table.from()));
         let shown = text_of(&own.simple_query(&begin).await.map_err(&failed)?)?;
         let seen = snapshot_of(&shown)?;
         let exported = match own.simple_query("SELECT pg_export_snapshot()").await {
@@ -135,7 +137,10 @@ impl Readers {
             }
         };
         let step = limit / (readers.len() as u64 + 1);
-        let begun = join_all(readers.iter().map(|reader| begin_as(reader, &exported, &shown)));
+        let begun = join_all(readers.iter().map(|reader| {
+            let begun = timeout(PATIENCE_TO_BEGIN, begin_as(reader, &exported, &shown));
+            async { begun.await.unwrap_or_else(|_| Err(no_answer())) }
+        }));
         let (ends, begun) = join(ends(own, table, after, step, readers.len()), begun).await;
         let mut ends = ends?;
         let mut sessions = Vec::with_capacity(readers.len());
@@ -201,10 +206,15 @@ impl Readers {
     }
 }
 
+fn no_answer() -> Fault {
+    Fault::new(Code::DatabaseUnreachable, "a further session gives no answer")
+}
+
 async fn open(config: &PostgresSourceConfig) -> Result<Connection> {
     let application = format!("landfall backfill {} beside", config.stream);
     let reader = connect(&config.address, &application).await?;
-    reader.batch_execute(LOCK_TIMEOUT).await.map_err(sql("set up a further session that copies"))?;
+    let settings = format!("{LOCK_TIMEOUT}; set idle_in_transaction_session_timeout = 0");
+    reader.batch_execute(&settings).await.map_err(sql("set up a further session that copies"))?;
     Ok(reader)
 }
 

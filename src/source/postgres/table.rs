@@ -234,7 +234,7 @@ impl Table {
         condition: &str,
     ) -> Result<Read> {
         let (rows, key, behind) = (self.every_row(), self.quoted_key(), self.behind(after));
-        let seen = begin_snapshot(connection).await?;
+        let seen = begin_snapshot(connection, &self.from()).await?;
         connection.batch_execute(ALONG_THE_INDEX).await.map_err(sql("find the end of a chunk"))?;
         let looked = self.end_of(connection, after, limit).await?;
         let upto =
@@ -245,6 +245,17 @@ impl Table {
             connection.batch_execute("ROLLBACK").await.map_err(sql("end the reading of a chunk"))?;
         }
         Ok(Read { looked, ..read })
+    }
+
+    /// Requires of a table that was read since it was looked at that it is as it was: its rows are told in the shape it had
+    /// then.
+    pub(super) async fn require_unaltered(&self, connection: &Connection) -> Result<()> {
+        let now = Self::look(connection, &self.shape.schema, &self.shape.table).await?;
+        if now.shape.fingerprint() == self.shape.fingerprint() && now.key == self.key {
+            return Ok(());
+        }
+        let message = format!("{} was altered while its rows were read", self.shape);
+        Err(Fault::new(Code::TableDiffers, message).remedied_by("nothing: they are read again"))
     }
 
     /// The statement that reads every row, in no order.
@@ -264,7 +275,7 @@ impl Table {
         rows: &str,
         bytes_max: usize,
     ) -> Result<Read> {
-        let seen = begin_snapshot(connection).await?;
+        let seen = begin_snapshot(connection, &self.from()).await?;
         self.copy_out(connection, rows, bytes_max, seen).await
     }
 
@@ -313,7 +324,7 @@ fn literals(key: &[String]) -> String {
 /// Ranges and keys are read along their index, whatever the server believes of a table it has not analyzed.
 pub(super) const ALONG_THE_INDEX: &str = "SET LOCAL enable_seqscan = off";
 
-/// Begins a transaction that reads everything as of now. Where row security would hide rows, the read fails instead.
+/// Begins a transaction that reads everything under one snapshot. Where row security would hide rows, the read fails instead.
 pub(super) const BEGIN: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off";
 /// What that transaction sees.
@@ -330,10 +341,16 @@ pub(super) fn snapshot_of(text: &str) -> Result<Snapshot> {
     Ok(Snapshot { low, high, open })
 }
 
-/// Begins a transaction that reads everything as of now; gives what it sees.
-pub(super) async fn begin_snapshot(connection: &Connection) -> Result<Snapshot> {
+/// Begins a transaction that will read from a table, which waits while the table is rewritten. The lock before the snapshot:
+/// to one that was taken before it, a table that was rewritten meanwhile is empty.
+pub(super) fn begin_to_read(from: &str) -> String {
+    format!("{BEGIN}; LOCK TABLE {from} IN ACCESS SHARE MODE")
+}
+
+/// Begins a transaction that reads a table as of now; gives what it sees.
+pub(super) async fn begin_snapshot(connection: &Connection, from: &str) -> Result<Snapshot> {
     let failed = sql("read a table under a snapshot");
-    connection.batch_execute(BEGIN).await.map_err(&failed)?;
+    connection.batch_execute(&begin_to_read(from)).await.map_err(&failed)?;
     let row = connection.query_one(SNAPSHOT, &[]).await.map_err(&failed)?;
     snapshot_of(row.get(0))
 }

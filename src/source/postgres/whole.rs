@@ -24,7 +24,7 @@ use tokio_postgres::CopyOutStream;
 use super::{
     PostgresSourceConfig,
     copier::CHUNK_BYTES,
-    table::{BEGIN, SNAPSHOT, Table, Texts, snapshot_of},
+    table::{SNAPSHOT, Table, Texts, begin_to_read, snapshot_of},
 };
 use crate::{
     fault::{Code, Fault, Result},
@@ -88,9 +88,7 @@ impl Sessions {
     pub(super) async fn read(self, schema: &str, name: &str, rows_max: u64) -> Result<Option<Reading>> {
         let failed = sql("read a table under one snapshot");
         let before = Table::look(&self.reader, schema, name).await?;
-        // The lock before the snapshot: a table that is truncated or rewritten between the two would look empty.
-        let begin = format!("{BEGIN}; LOCK TABLE {} IN ACCESS SHARE MODE", before.from());
-        self.reader.batch_execute(&begin).await.map_err(&failed)?;
+        self.reader.batch_execute(&begin_to_read(&before.from())).await.map_err(&failed)?;
         let seen = self.reader.query_one(SNAPSHOT, &[]).await.map_err(&failed)?;
         let seen = snapshot_of(seen.get(0))?;
         let table = Table::look(&self.reader, schema, name).await?;
