@@ -26,7 +26,7 @@ pub struct Cursor {
     pub sequence: Sequence,
     /// The highest writer epoch whose barrier, or record, was seen.
     pub epoch: WriterEpoch,
-    /// Where it stood in Kafka: a hint where to look.
+    /// Where it stood in Kafka, or just before that where more stand there: a hint where to look.
     pub offset: Offset,
     /// The last source position that is complete up to here.
     pub position: Option<Position>,

@@ -144,6 +144,13 @@ async fn promises<L: Log>(log: L, packs: bool, low: impl AsyncFn(i64)) {
         let value = if *sequence == 0 { b"a barrier".to_vec() } else { value(*sequence) };
         assert!(*found == value, "{sequence}: {} bytes", found.len());
     }
+    // Each but the last of those that stand at an offset says that more do.
+    let (mut reader, mut places) = (log.reader(Offset(501)).unwrap(), Vec::new());
+    while places.len() < all.len() {
+        places.extend(reader.read().await.unwrap().iter().map(|entry| (entry.offset, entry.more)));
+    }
+    assert!(places.windows(2).all(|pair| pair[0].1 == (pair[0].0 == pair[1].0)));
+    assert_eq!(places.last().map(|(_, more)| *more), Some(false));
     let high = log.bounds().await.unwrap().unwrap().high;
     assert_eq!(writer.last_offset(), Some(Offset(high.0 - 1)));
     assert!(all.iter().map(|(offset, ..)| *offset).is_sorted());

@@ -19,6 +19,7 @@ const AT_SOURCE: &[&str] = &[
     "capture.after_read",
     "capture.before_produce",
     "capture.after_produce",
+    "capture.after_hand_over",
     "capture.after_ack",
     "capture.after_confirm",
 ];

@@ -243,6 +243,7 @@ async fn keep<W: Writer>(writer: &mut W, value: &serde_json::Value) {
 async fn append<W: Writer>(writer: &mut W, header: &Header, value: &[u8]) {
     let before = writer.acknowledged();
     writer.append(header, b"", value).await.unwrap();
+    writer.hand_over().await.unwrap();
     while writer.acknowledged() == before {
         writer.acknowledged_beyond(before).await.unwrap();
     }

@@ -407,6 +407,7 @@ impl Forged {
         for (kind, sequence, value) in records {
             writer.append(&header(*kind, *sequence), b"", value).await.unwrap();
         }
+        writer.hand_over().await.unwrap();
         while writer.acknowledged() < records.len() as u64 {
             writer.acknowledged_beyond(writer.acknowledged()).await.unwrap();
         }

@@ -50,7 +50,11 @@ impl MemoryLog {
     fn put(&self, records: Vec<(std::result::Result<Header, InvalidHeader>, Bytes)>) {
         let mut state = self.state();
         let offset = Offset(state.low + state.entries.len() as i64);
-        let entry = |(header, value)| Entry { offset, appended: Micros(0), header, value };
+        let mut left = records.len();
+        let entry = |(header, value)| {
+            left -= 1;
+            Entry { offset, more: left > 0, appended: Micros(0), header, value }
+        };
         state.entries.push(records.into_iter().map(entry).collect());
         drop(state);
         self.0.grown.notify_waiters();
@@ -187,7 +191,7 @@ impl Writer for MemoryWriter {
             self.appended += 1;
         } else if !self.packer.take(header, key, value) {
             self.put_gathered();
-            self.packer.take(header, key, value);
+            assert!(self.packer.take(header, key, value), "the first of a pack is taken");
         }
         Ok(Duration::ZERO)
     }

@@ -18,8 +18,10 @@ use crate::{
 /// A record as read.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Where it stood. The next one may stand there too.
+    /// Where it stood.
     pub offset: Offset,
+    /// Whether more stand there behind it.
+    pub more: bool,
     /// When the log took it in, on the log's clock.
     pub appended: Micros,
     /// Its header, proven against key and value; or what is wrong with it.

@@ -23,6 +23,8 @@ use crate::{
 
 /// How many records of each end are read: seconds of a busy stream, all of a young one.
 const READ_MAX: i64 = 20_000;
+/// How much of each end is read, where records are packed.
+const READ_BYTES_MAX: u64 = 64 << 20;
 /// How long each end may take; over a narrow line less is read.
 const READ_TIME: Duration = Duration::from_secs(10);
 /// How long the next record is waited for: a source that runs appends a heartbeat every second, unless it
@@ -106,7 +108,7 @@ async fn look(cluster: Cluster, topics: Topics) -> Result<Option<Stream>> {
     let (mut bytes, before) = (0, stream.read);
     let mut reader = log.reader(tail)?;
     let until = Instant::now() + READ_TIME;
-    while stream.read - before < bounds.high.0 - tail.0 {
+    while stream.read - before < bounds.high.0 - tail.0 && bytes < READ_BYTES_MAX {
         let Ok(entries) = timeout_at(until, reader.read()).await else { break };
         for entry in entries?.iter().filter(|entry| entry.offset < bounds.high) {
             let shares = stream.at == Some(entry.offset);
@@ -117,6 +119,7 @@ async fn look(cluster: Cluster, topics: Topics) -> Result<Option<Stream>> {
     let sampled = stream.read - before;
     stream.record_bytes = (sampled > 0).then(|| bytes as f64 / sampled as f64);
     // What comes from now on shows the broker's clock.
+    let mut reader = log.reader(bounds.high)?;
     if let Ok(entries) = timeout_at(Instant::now() + LIVE_TIME, reader.read()).await {
         let arrived = clock::now();
         stream.arrival = entries?.last().map(|entry| (entry.appended, arrived));
@@ -153,9 +156,13 @@ impl Stream {
         let mut reader = log.reader(from)?;
         let until = Instant::now() + READ_TIME;
         let wanted = self.read + end.0 - from.0;
-        while self.read < wanted {
+        let mut bytes = 0;
+        while self.read < wanted && bytes < READ_BYTES_MAX {
             let Ok(entries) = timeout_at(until, reader.read()).await else { break };
-            entries?.iter().filter(|entry| entry.offset < end).for_each(|entry| self.take(entry));
+            for entry in entries?.iter().filter(|entry| entry.offset < end) {
+                bytes += entry.value.len() as u64;
+                self.take(entry);
+            }
         }
         Ok(())
     }

@@ -169,7 +169,7 @@ pub const SETTINGS: &[Setting] = &[
         "source.format",
         "`debezium` or `packed`",
         Is("\"debezium\""),
-        "How records are written. `debezium`: one for each change, in Debezium's envelope, for whoever else reads the topic. `packed`: changes that come one after the other share a record, up to 48 KiB of them, without what that envelope says twice: less work for source, Kafka and sinks, and fewer bytes; for topics that only Landfall reads. Sinks read both, so it may be changed at any time.",
+        "How records are written. `debezium`: one for each change, in Debezium's envelope, for whoever else reads the topic. `packed`: changes that come one after the other share a record, up to 48 KiB of them, without what that envelope says twice: less work for source, Kafka and sinks, and fewer bytes; for topics that only Landfall reads. Sinks read both, so it may be changed at any time once every region that reads has a version that knows it.",
     ),
     setting(
         "source.copy_sessions",

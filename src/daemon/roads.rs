@@ -65,7 +65,8 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
     // Where a record may not be as large as a pack, neither is a pack.
     let pack_bytes = match source.format {
         Format::Debezium => 0,
-        Format::Packed => PACK_BYTES.min(source.max_record_bytes),
+        // Its header may have some kilobytes besides.
+        Format::Packed => PACK_BYTES.min(source.max_record_bytes / 2),
     };
     let limits = WriterLimits { linger: source.linger, pack_bytes, ..WriterLimits::default() };
     let log = KafkaLog::new(

@@ -1,4 +1,5 @@
-//! The header every record of ours carries: 32 bytes, big-endian, in the Kafka header `landfall`.
+//! The header every record of ours carries: 32 bytes, big-endian, in the Kafka header `landfall`; a pack's
+//! ([`super::pack`]) has more behind them.
 //!
 //! ```text
 //!  0     version        1
@@ -141,7 +142,7 @@ pub enum InvalidHeader {
     #[error("the record has no `{HEADER_NAME}` header: something else than Landfall wrote it")]
     Missing,
     /// Not the length a header has.
-    #[error("the header has {0} bytes instead of {HEADER_LEN}")]
+    #[error("the header has {0} bytes instead of {HEADER_LEN}, or a pack's number of them")]
     Length(usize),
     /// A format this version does not know.
     #[error("the header's version is {0}; this daemon reads version {VERSION}")]
@@ -160,6 +161,9 @@ pub enum InvalidHeader {
         /// As written.
         written: u32,
     },
+    /// A record that stands in the sequence has no number.
+    #[error("the {0} record has no number")]
+    Unnumbered(Kind),
     /// A pack that does not hold what its header says.
     #[error("the record is a pack of several: {0}")]
     Pack(&'static str),
@@ -216,13 +220,17 @@ pub(super) fn read(
     if found != written {
         return Err(InvalidHeader::Checksum { found, written });
     }
-    Ok(Header {
+    let header = Header {
         kind: kind_of(bytes[1]).ok_or(InvalidHeader::Kind(bytes[1]))?,
         flags: Flags::known(number(2..4) as u16)?,
         epoch: WriterEpoch(number(4..8) as u32),
         incarnation: Incarnation(number(8..16)),
         sequence: Sequence(number(16..24)),
-    })
+    };
+    if header.sequence == Sequence(0) && header.kind != Kind::Barrier {
+        return Err(InvalidHeader::Unnumbered(header.kind));
+    }
+    Ok(header)
 }
 
 /// Over the parts of a header, the key's length, the key and the value.

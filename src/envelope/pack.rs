@@ -133,12 +133,12 @@ pub(crate) fn is_pack(sealed: &[u8]) -> bool {
 /// # Errors
 /// Whatever does not fit, as for [`Header::open`].
 pub fn unpack(sealed: &[u8], key: &[u8], value: &Bytes) -> Result<Vec<(Header, Bytes)>, InvalidHeader> {
-    if !key.is_empty() {
-        return Err(InvalidHeader::Pack("it has a key"));
-    }
     let (start, marks) = sealed.split_at_checked(HEADER_LEN).ok_or(InvalidHeader::Length(sealed.len()))?;
     let first =
         super::header::read(start, sum(sealed, value), |kind| (kind == PACK).then_some(Kind::Change))?;
+    if !key.is_empty() {
+        return Err(InvalidHeader::Pack("it has a key"));
+    }
     if marks.is_empty() || marks.len() % EACH != 0 || marks.len() / EACH > PACK_RECORDS_MAX {
         return Err(InvalidHeader::Length(sealed.len()));
     }

@@ -209,11 +209,17 @@ fn take(message: &BorrowedMessage<'_>, buffer: &mut BytesMut, entries: &mut Vec<
     };
     let offset = Offset(message.offset());
     let appended = Micros(message.timestamp().to_millis().unwrap_or(0) * 1000);
-    let mut give = |header, value| entries.push(Entry { offset, appended, header, value });
+    let mut give = |header, value, more| entries.push(Entry { offset, more, appended, header, value });
     match sealed.filter(|sealed| is_pack(sealed)).map(|sealed| unpack(sealed, key, &kept)) {
-        Some(Ok(records)) => records.into_iter().for_each(|(header, value)| give(Ok(header), value)),
-        Some(Err(error)) => give(Err(error), kept),
-        None => give(Header::open(sealed, key, value), kept),
+        Some(Ok(records)) => {
+            let mut left = records.len();
+            for (header, value) in records {
+                left -= 1;
+                give(Ok(header), value, left > 0);
+            }
+        }
+        Some(Err(error)) => give(Err(error), kept, false),
+        None => give(Header::open(sealed, key, value), kept, false),
     }
 }
 

@@ -179,7 +179,7 @@ impl KafkaWriter {
         let producer = |linger: Duration| {
             let mut config = cluster.client("writer");
             Traffic::told_by(&mut config)
-                // Implies acks=all, unlimited retries and order kept with 5 requests in flight.
+                // Implies acks=all, unlimited retries and order kept with up to 5 requests in flight.
                 .set("enable.idempotence", "true")
                 // Never give a record up: a hole would follow. The queue fills and the source waits.
                 .set("message.timeout.ms", "0")
@@ -262,7 +262,7 @@ impl Writer for KafkaWriter {
             return Ok(Duration::ZERO);
         }
         let waited = self.hand_over().await?;
-        self.packer.take(header, key, value);
+        assert!(self.packer.take(header, key, value), "the first of a pack is taken");
         Ok(waited)
     }
 

@@ -40,6 +40,8 @@ use crate::{
 /// An idle record at most so often. A few a second release an idle server's log soon enough, and let a
 /// shutting down server go within a second.
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);
+/// How long what was read before a fault may take to become durable.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Events taken before acknowledgements are looked at again.
 const GULP: usize = 256;
 
@@ -263,7 +265,16 @@ struct Transaction {
 }
 
 impl<S: Source, W: Writer> Capture<'_, S, W> {
-    async fn run(&mut self, mut stop: Stop) -> Result<()> {
+    async fn run(&mut self, stop: Stop) -> Result<()> {
+        let outcome = self.capture(stop).await;
+        if outcome.is_err() {
+            // What was read before it is good, and whoever comes next may get no further than this.
+            let _ = tokio::time::timeout(LAST_WORDS, self.appender.settle()).await;
+        }
+        outcome
+    }
+
+    async fn capture(&mut self, mut stop: Stop) -> Result<()> {
         let mut tick = tokio::time::interval(IDLE_INTERVAL / 2);
         loop {
             let waiting = self.appender.is_waiting();
@@ -283,6 +294,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             }
             self.rest().await?;
             self.appender.hand_over().await?;
+            crate::crash::point("capture.after_hand_over");
             self.tell()?;
         }
     }
@@ -380,6 +392,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         if !self.aside.is_idle() {
             let Position::Postgres(at) = transaction.begin;
             if let Some(table) = self.aside.change(at.xid, &mut ordered.change) {
+                self.appender.hand_over().await?;
                 self.desk.restart(&table).await;
             }
         }

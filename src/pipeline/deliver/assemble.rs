@@ -167,11 +167,17 @@ impl Assembler {
         self.open.is_none() && self.cursor.sequence > self.after && self.placed_at.elapsed() >= PLACE_INTERVAL
     }
 
-    /// Takes the next record that counts.
+    /// Takes the next record that counts, where it stood, and whether more stand there behind it.
     ///
     /// # Errors
     /// [`Code::RecordCorrupt`] where it is not what its kind must be.
-    pub fn take(&mut self, header: &Header, offset: Offset, value: &Bytes, arrival: Arrival) -> Result<()> {
+    pub fn take(
+        &mut self,
+        header: &Header,
+        (offset, more): (Offset, bool),
+        value: &Bytes,
+        arrival: Arrival,
+    ) -> Result<()> {
         let now = arrival.fetched;
         let corrupt = |error: Unreadable| {
             let place = format!("{} record {} at {offset}", header.kind, header.sequence);
@@ -264,6 +270,8 @@ impl Assembler {
             }
             Kind::Barrier => return Err(misplaced(header, offset, "a barrier stands outside the sequence")),
         }
+        // While more stand there, whoever begins at this place has not passed the offset.
+        let offset = if more { Offset(offset.0 - 1) } else { offset };
         self.cursor = Cursor { sequence: header.sequence, epoch: header.epoch, offset, position };
         if ended {
             self.end(arrival);

@@ -283,7 +283,7 @@ impl<R: Reader> Reading<R> {
             Verdict::Next => {
                 self.catching_up = false;
                 let arrival = Arrival { appended: entry.appended, fetched: now };
-                assembler.take(&header, offset, &entry.value, arrival)
+                assembler.take(&header, (offset, entry.more), &entry.value, arrival)
             }
             Verdict::Stale => {
                 self.meter.stale_record();
