@@ -160,9 +160,14 @@ impl Stage {
         self.postgres.query_text("shop", sql).await.unwrap().unwrap_or_default()
     }
 
-    /// Sessions beside the copier's own.
-    async fn beside(&self) -> usize {
-        beside(&self.postgres).await
+    /// Waits until no session is left beside the copier's: it ends them where nothing is asked for any more.
+    async fn let_go(&mut self) {
+        eventually(PATIENCE, "no session is left beside", async || {
+            self.copier.next(|_| unreachable!("nothing is read")).await?;
+            Ok(beside(&self.postgres).await == 0)
+        })
+        .await
+        .unwrap();
     }
 }
 
@@ -326,12 +331,7 @@ async fn each_chunk_is_what_one_snapshot_shows_of_its_rows() {
         let least = READ_BYTES_MAX + 200_000;
         assert!(chunks.iter().all(|chunk| bytes_of(chunk) < least), "memory is bounded");
         assert_exact(&chunks, &history(&stage.postgres, "t", kind.key).await);
-        // Nothing is asked for any more.
-        let ended = eventually(PATIENCE, "no session is left beside", async || {
-            stage.copier.next(|_| unreachable!("nothing is read")).await?;
-            Ok(beside(&stage.postgres).await == 0)
-        });
-        ended.await.unwrap();
+        stage.let_go().await;
     }
 }
 
@@ -461,9 +461,7 @@ async fn one_that_is_ended_while_it_reads_takes_no_row_along() {
     tokio::time::timeout(PATIENCE, killer).await.expect("one was ended").unwrap();
     // It may have ended one chunk early.
     assert!(chunks.len() <= 14, "{rows:?}");
-    // The server takes a moment to let one go.
-    let ended = eventually(PATIENCE, "no session is left beside", async || Ok(stage.beside().await == 0));
-    ended.await.unwrap();
+    stage.let_go().await;
     assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
 }
 
