@@ -465,6 +465,36 @@ async fn one_that_is_ended_while_it_reads_takes_no_row_along() {
     assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
 }
 
+#[tokio::test]
+async fn one_that_stands_still_is_not_waited_for() {
+    let log = Log::default();
+    let _kept = log.keep();
+    let mut stage = plain(3, "postgres").await;
+    let stopper = stage.postgres.connect("shop").await.unwrap();
+    // As it is when a connection is cut without a word: the server's process does nothing, and nobody says so.
+    let stop = "do $$ declare found int; begin
+            loop
+                perform pg_stat_clear_snapshot();
+                select pid into found from pg_stat_activity
+                 where application_name like '% beside' and state = 'active' and query like 'COPY%';
+                exit when found is not null;
+            end loop;
+            execute format('copy (select) to program %L', 'kill -STOP ' || found);
+        end $$";
+    let stopper = tokio::spawn(async move { stopper.batch_execute(stop).await.unwrap() });
+    stage.ask(&["t"], 500).await;
+    let chunks = stage.copy(async |_, _| ()).await;
+    assert_exact(&chunks, &history(&stage.postgres, "t", "id").await);
+    tokio::time::timeout(PATIENCE, stopper).await.expect("one was stopped").unwrap();
+    assert!(log.lines().len() == 1 && log.lines()[0].contains("no answer"), "{:?}", log.lines());
+    let go_on = "select pid::text from pg_stat_activity where application_name like '% beside'";
+    while let Some(pid) = stage.postgres.query_text("shop", go_on).await.unwrap() {
+        let go_on = format!("copy (select) to program 'kill -CONT {pid}'");
+        stage.postgres.execute("shop", &go_on).await.unwrap();
+        stage.copier.next(|_| unreachable!("nothing is read")).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_the_table_is_soon_let_in() {
     let mut stage = plain(4, "postgres").await;
@@ -491,26 +521,31 @@ async fn whoever_waits_for_the_table_is_soon_let_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_rewritten_as_it_is_read_is_not_empty() {
-    for sessions in [1, 3] {
+    // Another type; and the same, which nobody sees who looks at the table before and after.
+    let alters = [("int8", "int8"), ("int4", "int4 using size + 0")];
+    for ((type_name, to), sessions) in alters.into_iter().flat_map(|alter| [1, 3].map(|it| (alter, it))) {
         let mut stage = plain(sessions, "postgres").await;
-        let alter = stage.postgres.connect("shop").await.unwrap();
-        let alter = Arc::new(tokio::sync::Mutex::new(alter));
+        let client = Arc::new(tokio::sync::Mutex::new(stage.postgres.connect("shop").await.unwrap()));
         stage.ask(&["t"], 500).await;
         let chunks = stage.copy(async |_, number| {
             if number != 3 {
                 return;
             }
             // Whoever reads next waits for it, and sees it as it then is.
-            let alter = Arc::clone(&alter).lock_owned().await;
-            alter.batch_execute("begin; alter table t alter column size type int8").await.unwrap();
+            let client = Arc::clone(&client).lock_owned().await;
+            client.batch_execute(&format!("begin; alter table t alter column size type {to}")).await.unwrap();
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                alter.batch_execute("commit").await.unwrap();
+                client.batch_execute("commit").await.unwrap();
             });
         });
         let chunks = chunks.await;
         println!("{sessions}: {:?}", chunks.iter().map(|chunk| rows_of(chunk).len()).collect::<Vec<_>>());
         assert_exact(&chunks, &history(&stage.postgres, "t", "id").await);
         assert_eq!(chunks.iter().map(|chunk| rows_of(chunk).len()).sum::<usize>(), 6_000);
+        let size = |chunk: &Rows| {
+            chunk.shape.columns.iter().find(|it| &*it.name == "size").unwrap().type_name.clone()
+        };
+        assert!(chunks[3..].iter().all(|chunk| &*size(chunk) == type_name), "rows in a shape they have not");
     }
 }

@@ -47,8 +47,9 @@ const PATIENCE_TO_OPEN: Duration = Duration::from_secs(2);
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How long a further session waits for the table: whoever is before it there waits for us.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '200ms'";
-/// How long one may take to begin: the others wait for it, and whoever wants the table for them.
-const PATIENCE_TO_BEGIN: Duration = Duration::from_secs(5);
+/// How long a further session may take to begin, to begin to send, to end, and to send behind the copier's own: that one
+/// waits meanwhile, and whoever wants the table waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sessions beside the copier's own.
 pub(super) struct Readers {
@@ -138,7 +139,7 @@ impl Readers {
         };
         let step = limit / (readers.len() as u64 + 1);
         let begun = join_all(readers.iter().map(|reader| {
-            let begun = timeout(PATIENCE_TO_BEGIN, begin_as(reader, &exported, &shown));
+            let begun = timeout(PATIENCE, begin_as(reader, &exported, &shown));
             async { begun.await.unwrap_or_else(|_| Err(no_answer())) }
         }));
         let (ends, begun) = join(ends(own, table, after, step, readers.len()), begun).await;
@@ -158,10 +159,16 @@ impl Readers {
             std::iter::once(own).chain(&sessions).zip(starts).enumerate().map(|(at, (session, start))| {
                 let limit = if at + 1 < count { step } else { limit - step * at as u64 };
                 let copy = format!("COPY ({}) TO STDOUT", table.chunk(start, limit));
-                async move { session.copy_out(&copy).await }
+                async move {
+                    let copied = async { session.copy_out(&copy).await.map_err(|error| fault_of(&error)) };
+                    if at == 0 {
+                        return copied.await;
+                    }
+                    timeout(PATIENCE, copied).await.unwrap_or_else(|_| Err(no_answer()))
+                }
             });
         let mut ranges = Ranges::of(join_all(copies).await).map_err(|fault| fault.at(&table.shape))?;
-        poll_fn(|context| ranges.poll(context)).await.map_err(|fault| fault.at(&table.shape))?;
+        ranges.read().await.map_err(|fault| fault.at(&table.shape))?;
         if let Some(fault) = ranges.lost.take() {
             self.do_without(&fault.at(&table.shape));
         }
@@ -173,10 +180,13 @@ impl Readers {
         sessions.extend(unused);
         let end = async |session: &Connection| session.batch_execute("ROLLBACK").await;
         let own_end = async { if half_way { Ok(()) } else { end(own).await } };
-        let (own_end, ended) = join(own_end, join_all(sessions.iter().map(end))).await;
+        let ends_of_others = sessions.iter().map(|session| timeout(PATIENCE, end(session)));
+        let (own_end, ended) = join(own_end, join_all(ends_of_others)).await;
         own_end.map_err(sql("end the reading of a chunk"))?;
-        let sessions =
-            sessions.into_iter().zip(ended).filter_map(|(session, end)| end.is_ok().then_some(session));
+        let sessions = sessions
+            .into_iter()
+            .zip(ended)
+            .filter_map(|(session, end)| matches!(end, Ok(Ok(()))).then_some(session));
 
         let mut read = Read {
             texts: Vec::new(),
@@ -272,7 +282,7 @@ struct Range {
     texts: Texts,
 }
 
-type Copied = std::result::Result<CopyOutStream, tokio_postgres::Error>;
+type Copied = Result<CopyOutStream>;
 
 impl Ranges {
     fn of(copies: Vec<Copied>) -> Result<Self> {
@@ -284,14 +294,35 @@ impl Ranges {
                     is_whole: false,
                     texts: Texts::new(),
                 }),
-                Err(error) if ranges.ranges.is_empty() => return Err(fault_of(&error)),
-                Err(error) => {
-                    ranges.lost = Some(fault_of(&error));
+                Err(fault) if ranges.ranges.is_empty() => return Err(fault),
+                Err(fault) => {
+                    ranges.lost = Some(fault);
                     break;
                 }
             }
         }
         Ok(ranges)
+    }
+
+    /// Takes all that comes. Of those that send nothing more, a while after the copier's own has ended, none is waited for.
+    async fn read(&mut self) -> Result<()> {
+        poll_fn(|context| match self.poll(context) {
+            Poll::Pending if self.ranges[0].copied.is_none() => Poll::Ready(Ok(())),
+            polled => polled,
+        })
+        .await?;
+        while let Some(at) = self.ranges.iter().position(|range| range.copied.is_some()) {
+            let before = self.bytes;
+            match timeout(PATIENCE, poll_fn(|context| self.poll(context))).await {
+                Ok(read) => return read,
+                Err(_) if self.bytes > before => (),
+                Err(_) => {
+                    self.lost = Some(no_answer());
+                    self.give_up_from(at);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes what has come; ready when nothing more does.

@@ -67,13 +67,7 @@ pub async fn run(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> 
             let drain = Drain { peak_mib: peak, ..watch.stop(rows, rows) };
             report.drain(NAME, "rate", contender, &drain);
             if contender == "landfall" {
-                // Until every row is in the source's Kafka.
-                let read = format!(
-                    "select ({rows} / extract(epoch from ended - begun))::text
-                       from landfall.backfill_table order by ended desc limit 1"
-                );
-                let read = site.source.query_text(SOURCE, &read).await?.context("a backfill is done")?;
-                report.add(format!("{NAME}/read/{contender}"), "rows/s", read.parse()?);
+                report.add(format!("{NAME}/read/{contender}"), "rows/s", read(&site, rows).await?);
                 landfall.stop().await?;
             }
             let equal = "select count(*)::text || ' ' || sum(hashtextextended(big::text, 0))::text from big";
@@ -87,7 +81,21 @@ pub async fn run(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<()> 
             }
         }
     }
+    // Last, since what is read so is nowhere but in Kafka.
+    for _ in 0..plan.rounds {
+        landfall.read_alone(&site).await.with_context(|| landfall.logs())?;
+        report.add(format!("{NAME}/read-alone/landfall"), "rows/s", read(&site, rows).await?);
+    }
     Ok(())
+}
+
+/// How fast the rows of the last backfill came into the source's Kafka, a second.
+async fn read(site: &Site<'_>, rows: u64) -> Result<f64> {
+    let read = format!(
+        "select ({rows} / extract(epoch from ended - begun))::text
+           from landfall.backfill_table order by ended desc limit 1"
+    );
+    Ok(site.source.query_text(SOURCE, &read).await?.context("a backfill is done")?.parse()?)
 }
 
 async fn copy(site: &Site<'_>) -> Result<()> {

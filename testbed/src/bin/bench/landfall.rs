@@ -14,6 +14,7 @@ use super::workload::{Workload, Written};
 pub const DATABASE: &str = "landfall";
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(30);
+const READ: Duration = Duration::from_secs(600);
 
 /// Both daemons, started and stopped by each measurement.
 pub struct Landfall {
@@ -135,11 +136,27 @@ impl Landfall {
 
     /// Copies every table there is into the target; gives the larger of the daemons' peaks, in MiB.
     pub async fn backfill(&self) -> Result<f64> {
-        let done = self.us.command(&["backfill", "--to", "eu", "--again"]).await?;
+        self.ask_for_backfill(&[]).await?;
+        Ok(self.us.vm_hwm_kib()?.max(self.eu.vm_hwm_kib()?) as f64 / 1024.0)
+    }
+
+    /// A backfill with nobody at the target: its rows come into Kafka.
+    pub async fn read_alone(&mut self, site: &Site<'_>) -> Result<()> {
+        self.us.start_again()?;
+        let us = &self.us;
+        eventually(START, "the source is up", async || Ok(confirmed(us).await > 0)).await?;
+        self.ask_for_backfill(&["--detach"]).await?;
+        let done = "select not exists (select from landfall.backfill where state <> 'done')";
+        tokio::time::timeout(READ, until(&site.source, SOURCE, done)).await??;
+        self.us.sigterm(STOP).await.map(drop)
+    }
+
+    async fn ask_for_backfill(&self, more: &[&str]) -> Result<()> {
+        let done = self.us.command(&[&["backfill", "--to", "eu", "--again"], more].concat()).await?;
         let said =
             format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         ensure!(done.status.success(), "landfall backfill: {said}");
-        Ok(self.us.vm_hwm_kib()?.max(self.eu.vm_hwm_kib()?) as f64 / 1024.0)
+        Ok(())
     }
 
     /// The end of both logs, for a failure's message.
