@@ -5,6 +5,8 @@
 mod beside;
 #[path = "sink/log.rs"]
 mod log;
+#[path = "sink/looking.rs"]
+mod looking;
 #[path = "sink/not_whole.rs"]
 mod not_whole;
 #[path = "sink/only_postgres.rs"]

@@ -580,7 +580,7 @@ impl Inspector for MemoryInspector {
         Ok(())
     }
 
-    async fn hold(&mut self) -> Result<()> {
+    async fn hold(&mut self, _table: &TableName) -> Result<()> {
         Ok(())
     }
 

@@ -287,8 +287,9 @@ pub trait Inspector: Send {
     /// Notes which tables the stream carries: those a verification asked for become its tables.
     fn begin(&mut self, id: &str, carried: &[TableName]) -> impl Future<Output = Result<()>> + Send;
 
-    /// Holds on to what is there now, for the next [`Inspector::look`].
-    fn hold(&mut self) -> impl Future<Output = Result<()>> + Send;
+    /// Holds on to what is there now, for the next [`Inspector::look`] at this table. Waits for whoever alters it, but not
+    /// for long: the link waits too.
+    fn hold(&mut self, table: &TableName) -> impl Future<Output = Result<()>> + Send;
 
     /// What was there when it was held on to, asked what was answered: in the same ranges, by the same columns. What
     /// cannot be told is [`Found::Refused`].

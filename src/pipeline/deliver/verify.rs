@@ -328,13 +328,13 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
     ) -> Result<Option<(Arc<Answer>, Found)>> {
         loop {
             let Some(answer) = self.answered(&verification.id, about).await? else { return Ok(None) };
-            if answer.layout.is_none() {
-                // It is about no table: there is nothing to hold.
+            let Some(table) = about.table().filter(|_| answer.layout.is_some()) else {
+                // It tells of no table: there is nothing to hold.
                 self.meeting.release();
                 let here = answer.found.clone();
                 return Ok(Some((answer, here)));
-            }
-            let held = self.inspector.hold().await;
+            };
+            let held = self.inspector.hold(table).await;
             let in_time = self.meeting.release();
             held?;
             let here = self.inspector.look(about, &answer).await?;

@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{error::SqlState, types::ToSql};
 
 use super::PostgresSinkConfig;
 use crate::{
     fault::{Code, Fault, Result},
+    names::qualified,
     postgres::{Connection, Digest, connect, fault_of},
     scope::Pattern,
     sink::{Comparison, Inspected, Inspector, Verification},
@@ -68,6 +69,16 @@ const UNASKED_RANGE_ROWS: i64 = 2_000;
 const UNASKED_LOAD: f64 = 0.1;
 /// What was found is kept so long, where verifications follow each other unasked: three times the longest interval.
 const KEPT: &str = "90 days";
+
+/// How long delivering waits for whoever alters a table that is looked at; it is asked about again then.
+const LOCK_TIMEOUT: &str = "500ms";
+/// A table is not there, or not ours to read.
+const CANNOT_BE_LOCKED: [SqlState; 4] = [
+    SqlState::UNDEFINED_TABLE,
+    SqlState::INVALID_SCHEMA_NAME,
+    SqlState::WRONG_OBJECT_TYPE,
+    SqlState::INSUFFICIENT_PRIVILEGE,
+];
 
 /// Looks into a Postgres target.
 pub struct PostgresInspector {
@@ -217,15 +228,27 @@ impl Inspector for PostgresInspector {
         connection.execute(begun, &[&id, &schemas, &names]).await.map(drop).map_err(failed)
     }
 
-    async fn hold(&mut self) -> Result<()> {
+    async fn hold(&mut self, table: &TableName) -> Result<()> {
         let connection = self.connection().await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;
-                     SET LOCAL enable_seqscan = off; SELECT 1";
-        let held = connection.batch_execute(begin).await;
+        // The lock before the snapshot: to one that was taken before it, a table that was rewritten meanwhile is empty.
+        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE;", qualified(&table.schema, &table.table));
+        let begin = |lock: &str| {
+            format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;
+                 SET LOCAL enable_seqscan = off; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {lock} SELECT 1"
+            )
+        };
+        let held = match connection.batch_execute(&begin(&lock)).await {
+            // Who looks at it says so.
+            Err(error) if error.code().is_some_and(|state| CANNOT_BE_LOCKED.contains(state)) => {
+                connection.batch_execute(&format!("ROLLBACK; {}", begin(""))).await
+            }
+            held => held,
+        };
         if held.is_err() {
             self.connection = None;
         }
-        held.map_err(sql("hold on to what is there"))
+        held.map_err(|error| fault_of(&error).at(format_args!("hold on to what is in table {table}")))
     }
 
     async fn look(&mut self, about: &About, answer: &Answer) -> Result<Found> {
