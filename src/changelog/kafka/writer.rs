@@ -1,8 +1,8 @@
 //! Appending: an idempotent producer, its acknowledgements counted in order.
 //!
 //! A producer's linger is fixed when it is made, and no one value is right: a lone record must not wait, and
-//! of a hundred thousand a second each must, or a broker is asked for every twenty of them. So there are two
-//! producers, a calm and a hot one. One is in use; it is changed for the other by the rate of appending, once
+//! of a hundred thousand a second each must, or a broker is asked for every twenty of them. So there are several
+//! producers, a calm one and hotter ones. One is in use; it is changed for another by the rate of appending, once
 //! everything it was given is acknowledged: so the order stays, and the count of acknowledgements a prefix.
 
 use std::{
@@ -64,24 +64,30 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(2);
 /// for them is what the server may release, and nothing a reader of the stream would see.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// How long a record waits for company while the stream is hot: up to some hundreds share a request then, and what a
-/// request costs the broker, and everybody behind it, hardly counts.
-const HOT_LINGER: Duration = Duration::from_millis(2);
-/// The same for packs. There are fewer of them, and a client that has few under way sends the next sooner.
-const HOT_LINGER_PACKED: Duration = Duration::from_millis(5);
-/// A stream is hot from so many records a second on, where a request for each would begin to fill a core,
-const HOT: f64 = 3_000.0;
-/// and calm again below so many.
-const CALM: f64 = 1_000.0;
+/// From so many records a second on, each waits so long for company.
+struct Gathering {
+    rate: f64,
+    linger: Duration,
+}
+
+/// A stream is hot where a request for each of its records would begin to fill a core. Up to some hundreds share one then,
+/// and what a request costs the broker, and everybody behind it, hardly counts.
+const HOT: Gathering = Gathering { rate: 3_000.0, linger: Duration::from_millis(2) };
+/// Packs that come so fast gather longer: there are fewer of them, and a client that has few under way sends the next
+/// sooner.
+const HOT_PACKS: Gathering = Gathering { rate: 20_000.0, linger: Duration::from_millis(5) };
+/// A stream is as hot as it was until there are so many times fewer.
+const COOLS: f64 = 3.0;
 /// What a rate is taken over: long enough that one transaction is not a stream.
 const PACE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Appends to a topic.
 pub struct KafkaWriter {
     cluster: Cluster,
-    calm: ThreadedProducer<Acks>,
-    hot: ThreadedProducer<Acks>,
-    is_hot: bool,
+    /// The calm one first, then hotter and hotter ones, and from how many records a second each is used.
+    producers: Vec<(f64, ThreadedProducer<Acks>)>,
+    /// Which of them is in use.
+    used: usize,
     pace: Pace,
     packer: Packer,
     /// Records of the stream given to either.
@@ -175,8 +181,10 @@ impl KafkaWriter {
             failed: OnceLock::new(),
             changed: Notify::new(),
         });
-        let hot_linger = if limits.pack_bytes > 0 { HOT_LINGER_PACKED } else { HOT_LINGER };
-        let producer = |linger: Duration| {
+        let hotter: &[Gathering] = if limits.pack_bytes > 0 { &[HOT, HOT_PACKS] } else { &[HOT] };
+        let calm = Gathering { rate: 0.0, linger: limits.linger };
+        let producer = |of: &Gathering| {
+            let linger = of.linger.max(limits.linger);
             let mut config = cluster.client("writer");
             Traffic::told_by(&mut config)
                 // Implies acks=all, unlimited retries and order kept with up to 5 requests in flight.
@@ -192,13 +200,14 @@ impl KafkaWriter {
                 .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
                 .set("queue.buffering.max.kbytes", (limits.queue_bytes >> 10).to_string())
                 .create_with_context(Acks(Arc::clone(&delivered), Traffic::default()))
+                .map(|producer| (of.rate, producer))
                 .map_err(|error| fault_of("set up a Kafka producer", error))
         };
+        let producers = std::iter::once(&calm).chain(hotter).map(producer).collect::<Result<_>>()?;
         Ok(Self {
             cluster: cluster.clone(),
-            calm: producer(limits.linger)?,
-            hot: producer(limits.linger.max(hot_linger))?,
-            is_hot: false,
+            producers,
+            used: 0,
             pace: Pace::new(PACE_INTERVAL, Instant::now()),
             packer: Packer::new(limits.pack_bytes),
             given: 0,
@@ -212,19 +221,24 @@ impl KafkaWriter {
 
     /// The one in use.
     fn producer(&self) -> &ThreadedProducer<Acks> {
-        if self.is_hot { &self.hot } else { &self.calm }
+        &self.producers[self.used].1
+    }
+
+    /// All of them.
+    fn each(&self) -> impl Iterator<Item = &ThreadedProducer<Acks>> {
+        self.producers.iter().map(|(_, producer)| producer)
     }
 
     /// Notes that records are about to be given, and changes the producer where the rate calls for it.
     async fn choose(&mut self, records: usize) -> Result<()> {
         let Some(rate) = self.pace.note(records as u64, Instant::now()) else { return Ok(()) };
-        let is_hot = rate > if self.is_hot { CALM } else { HOT };
-        if is_hot != self.is_hot {
+        let due = due(self.producers.iter().map(|(from, _)| *from), self.used, rate);
+        if due != self.used {
             while self.acknowledged() < self.given || self.producer().in_flight_count() > 0 {
                 self.check()?;
                 tokio::time::sleep(ROOM_INTERVAL).await;
             }
-            self.is_hot = is_hot;
+            self.used = due;
         }
         Ok(())
     }
@@ -245,8 +259,7 @@ impl KafkaWriter {
             let (code, _) = producer.client().fatal_error()?;
             (code == RDKafkaErrorCode::ClusterAuthorizationFailed).then_some(code)
         };
-        let error =
-            denied(&self.calm).or_else(|| denied(&self.hot)).map_or(error, KafkaError::MessageProduction);
+        let error = self.each().find_map(denied).map_or(error, KafkaError::MessageProduction);
         let doing = format_args!("append to topic {topic}");
         self.cluster.fault_of(doing, error, "Write", Resource::Topic(topic))
     }
@@ -312,7 +325,7 @@ impl Writer for KafkaWriter {
     }
 
     async fn all_kept(&self) -> Result<()> {
-        while [&self.calm, &self.hot].iter().any(|producer| producer.in_flight_count() > 0) {
+        while self.each().any(|producer| producer.in_flight_count() > 0) {
             self.check()?;
             tokio::time::sleep(ROOM_INTERVAL).await;
         }
@@ -326,7 +339,7 @@ impl Writer for KafkaWriter {
     }
 
     fn sent(&self) -> u64 {
-        [&self.calm, &self.hot].map(|producer| producer.context().1.sent()).iter().sum()
+        self.each().map(|producer| producer.context().1.sent()).sum()
     }
 }
 
@@ -375,5 +388,26 @@ impl KafkaWriter {
                     .because(error))
             }
         }
+    }
+}
+
+/// The hottest producer that so many records a second call for, of those that are used from these rates on.
+fn due(from: impl DoubleEndedIterator<Item = f64> + ExactSizeIterator, used: usize, rate: f64) -> usize {
+    from.enumerate()
+        .rev()
+        .find(|(at, from)| rate >= if *at <= used { from / COOLS } else { *from })
+        .map_or(0, |(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_stays_as_hot_as_it_was_for_a_while() {
+        let due = |used, rate| due([0.0, HOT.rate, HOT_PACKS.rate].into_iter(), used, rate);
+        assert_eq!([due(0, 0.0), due(0, 2_999.0), due(0, 3_000.0), due(0, 20_000.0)], [0, 0, 1, 2]);
+        assert_eq!([due(1, 19_999.0), due(1, 1_001.0), due(1, 999.0)], [1, 1, 0]);
+        assert_eq!([due(2, 7_000.0), due(2, 6_000.0), due(2, 999.0)], [2, 1, 0]);
     }
 }
