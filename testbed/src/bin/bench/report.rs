@@ -299,10 +299,10 @@ a quarter of an hour (insert-1000). One transaction of five million rows (giant)
 Debezium; growth in one round as well.
 
 One broker and one Kafka Connect worker serve the whole run. The broker is set as Kafka's own start script has it, with
-half the heap, and warmed up by a load of its own before anybody is measured; the worker by rows of each workload. Now
-and then the broker's collector stops it, and whatever goes through it waits. Latency is the time from a
-commit's return to a reader's first seeing the row; nobody looks while nothing is under way. *Evenness* below says how
-late this machine wakes a thread by itself.
+half the heap, and warmed up by a load of its own before anybody is measured, and by 15 s of Landfall's rows before latency
+is; the worker by rows of each workload. Now and then the broker's collector stops it, and whatever goes through it waits.
+Latency is the time from a commit's return to a reader's first seeing the row; nobody looks while nothing is under way.
+*Evenness* below says how late this machine wakes a thread by itself.
 
 ## The run
 
