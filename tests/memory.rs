@@ -136,6 +136,8 @@ async fn memory_does_not_grow_with_a_table_without_a_key() {
     let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
     let written = writers.stop().await.unwrap().statements;
     println!("{written} statements meanwhile");
+    // How long it took, and how much of what.
+    eu.log().lines().filter(|line| line.contains("made up for")).for_each(|line| println!("{line}"));
     assert!(
         filled.status.success(),
         "{}\n--- us\n{}\n--- eu\n{}",
