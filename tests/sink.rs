@@ -216,6 +216,7 @@ promises! {
     a_table_that_was_emptied_waits_as_a_whole
     what_is_discarded_never_comes
     a_transaction_larger_than_memory_is_parked_whole
+    what_comes_behind_one_that_is_to_be_applied_is_to_be_as_well
     rows_that_come_anew_overtake_what_is_parked
     however_it_is_parked_it_ends_as_the_source
     no_more_is_parked_than_may_be

@@ -188,7 +188,8 @@ impl MemorySink {
                 applied.aside.push(step.frame.head.position);
             } else if let Err(refused) = self.apply_step(&mut state, step) {
                 let refused = refused?;
-                if !step.frame.is_whole() {
+                let waits_from_its_first = step.frame.first && refused.is_none();
+                if !step.frame.is_whole() && !waits_from_its_first {
                     self.condemned = Some((batch.after, refused));
                     return Err(Fault::new(Code::Parking, "the transaction is larger than memory"));
                 }
@@ -197,7 +198,10 @@ impl MemorySink {
             }
             if step.frame.last {
                 self.open = None;
-                if let Some((kept, refused)) = self.keeping.take() {
+                if let Some((mut kept, refused)) = self.keeping.take() {
+                    if refused.is_none() {
+                        kept.asked = state.aside.wish_ahead_of(&kept);
+                    }
                     applied.refused.extend(refused);
                     if state.aside.changes() + kept.changes.len() as u64 > PARKED_CHANGES_MAX {
                         return Err(Fault::new(Code::ParkedFull, "no more changes may be parked"));
@@ -558,7 +562,7 @@ impl Sink for MemorySink {
                 kept.asked = None;
             }
         }
-        Ok(Attended { parked: state.aside.transactions.len(), replayed })
+        Ok(Attended { parked: state.aside.transactions.len(), more: false, replayed })
     }
 }
 

@@ -171,6 +171,8 @@ impl Wish {
 pub struct Attended {
     /// Transactions that are still parked.
     pub parked: usize,
+    /// There was no time for everything that is asked for.
+    pub more: bool,
     /// What those that are no longer have changed, by table and operation.
     pub replayed: Vec<Replayed>,
 }
@@ -217,8 +219,8 @@ pub trait Sink: Send {
     /// the progress is not at `batch.after`: nothing was written. A conflict or a refused row names
     /// its table, key and position: everything before its transaction is committed, nothing of it.
     /// A conflict's fault has a [`Conflict`] as its source, for whoever counts them.
-    /// [`Code::Parking`](crate::fault::Code::Parking) where a transaction larger than memory is to be parked: it is,
-    /// when this sink is claimed and it is given again.
+    /// [`Code::Parking`](crate::fault::Code::Parking) where a transaction larger than memory is to be parked, which does
+    /// not wait behind another from its first slice on: it is, when this sink is claimed and it is given again.
     fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;
 
     /// Makes sure everything committed is flushed, and returns the number up to which it is. Also
@@ -230,9 +232,10 @@ pub trait Sink: Send {
     fn abandon(&mut self) -> impl Future<Output = Result<()>> + Send;
 
     /// Does what somebody asked for with what is parked, oldest first: applies a transaction, each in a commit of its own,
-    /// or forgets it. After about a second it takes up no further one. One that is refused again stays, and so does one that
-    /// stands behind another. Nothing where a target transaction is open. To be called now and then while something is
-    /// parked.
+    /// or forgets it. What came behind one that is to be applied again is to be as well. After about a second it takes up no
+    /// further one, or, where there was no time for all, after twice as long as the stream went on meanwhile. One that is
+    /// refused again stays, and so does one that stands behind another. Nothing where a target transaction is open. To be
+    /// called now and then while something is parked.
     fn attend(&mut self) -> impl Future<Output = Result<Attended>> + Send;
 }
 

@@ -53,8 +53,15 @@ async fn a_table_that_is_rewritten_as_it_is_held_is_not_taken_for_empty() {
     }
     let mut inspector = inspector(&target).await;
     target.run("BEGIN; ALTER TABLE t ALTER v TYPE int8 USING v::int8").await;
+    let waiting = "SELECT count(*)::text FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
     let rewritten = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // As long as is waited for it, where nobody waits.
+        for _ in 0..40 {
+            if target.ask(waiting).await.as_deref() == Some("1") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         target.run("COMMIT").await;
     };
     let t = table();

@@ -206,12 +206,51 @@ pub(crate) async fn a_transaction_larger_than_memory_is_parked_whole(target: &im
     for batch in &batches {
         sink.apply(batch).await.unwrap();
     }
+    // And one that waits from its first on: nothing of it is applied, so it is not asked for again.
+    let batches = sliced(&mut log, vec![vec![become_("1", "AA")], vec![come("5", "e")]]);
+    sink.apply(&batches[0]).await.unwrap();
+    sink.abandon().await.unwrap();
+    assert_eq!(target.parked().await.len(), 2);
+    for batch in &batches {
+        assert_eq!(sink.apply(batch).await.unwrap().aside.len(), 1);
+    }
     assert_eq!(sink.flush().await.unwrap(), log.after);
     assert_eq!(target.rows().await, rows(&[(7, THEIRS)]));
     target.remove(7).await;
     let parked = target.parked().await;
-    assert_eq!((parked.len(), done(target, &mut sink, &parked, Wish::Retry).await), (2, 0));
-    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B"), (4, "d"), (7, "ours")]));
+    assert_eq!((parked.len(), done(target, &mut sink, &parked, Wish::Retry).await), (3, 0));
+    assert_eq!(target.rows().await, rows(&[(1, "AA"), (2, "B"), (4, "d"), (5, "e"), (7, "ours")]));
+}
+
+pub(crate) async fn what_comes_behind_one_that_is_to_be_applied_is_to_be_as_well(target: &impl Target) {
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    target.put(1, THEIRS).await;
+    target.put(2, THEIRS).await;
+    let mut batch = log.one(vec![come("1", "a")]);
+    batch.shapes = vec![shape()];
+    sink.apply(&batch).await.unwrap();
+    sink.apply(&log.one(vec![come("2", "b")])).await.unwrap();
+    let parked = target.parked().await;
+    target.remove(1).await;
+    target.wish(&parked[..1], Wish::Retry).await;
+    // They come before anybody has attended to it; one of them by slices.
+    sink.apply(&log.one(vec![become_("1", "A")])).await.unwrap();
+    for batch in sliced(&mut log, vec![vec![become_("1", "AA")], vec![come("3", "c")]]) {
+        sink.apply(&batch).await.unwrap();
+    }
+    // One that waits behind another, for which nobody asked.
+    sink.apply(&log.one(vec![become_("2", "B")])).await.unwrap();
+    assert_eq!(target.parked().await.len(), 5);
+    assert_eq!(sink.attend().await.unwrap().parked, 2);
+    assert_eq!(target.rows().await, rows(&[(1, "AA"), (2, THEIRS), (3, "c")]));
+    // Nor does it come because somebody wants it gone.
+    target.remove(2).await;
+    target.wish(&parked[1..], Wish::Discard).await;
+    sink.apply(&log.one(vec![become_("2", "BB")])).await.unwrap();
+    assert_eq!(sink.attend().await.unwrap().parked, 2);
+    assert_eq!(target.rows().await, rows(&[(1, "AA"), (3, "c")]));
 }
 
 pub(crate) async fn rows_that_come_anew_overtake_what_is_parked(target: &impl Target) {

@@ -468,7 +468,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             self.entry.changes.add(rows);
             self.meter.changes(&shape.schema, &shape.table, replayed.operation, rows);
         }
-        self.attend_at = None;
+        self.attend_at = attended.more.then(Instant::now);
         self.show_parked(attended.parked);
         Ok(())
     }

@@ -49,6 +49,13 @@ impl Aside {
         self.transactions.insert(id, parked);
     }
 
+    /// What waits behind one that is to be applied again is to be as well.
+    pub(super) fn wish_ahead_of(&self, parked: &Parked) -> Option<Wish> {
+        let parts = parked.changes.iter().flat_map(|(_, parts)| parts);
+        let ahead = parts.filter_map(|(part, _)| self.rows.holder(part)).min()?;
+        self.transactions.get(&ahead)?.asked.filter(|wish| *wish == Wish::Retry)
+    }
+
     pub(super) fn remove(&mut self, id: ParkedId) {
         let parked = self.transactions.remove(&id);
         for (part, _) in parked.iter().flat_map(|parked| &parked.changes).flat_map(|(_, parts)| parts) {

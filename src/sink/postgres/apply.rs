@@ -84,6 +84,8 @@ pub(super) struct Session {
     overtakes: bool,
     /// A transaction larger than memory that is to be parked.
     condemned: Option<Condemned>,
+    /// There was no time for everything that was asked for, at this moment.
+    in_arrears: Option<Instant>,
     /// The transactions of the batch in hand that were kept aside,
     aside: Vec<Position>,
     /// and why those were that the target refuses.
@@ -185,6 +187,7 @@ impl Session {
             kept: held.kept,
             overtakes: false,
             condemned,
+            in_arrears: None,
             aside: Vec::new(),
             refused: Vec::new(),
         })

@@ -42,18 +42,26 @@ const RETRY_ATTEMPTS_MAX: u32 = 3;
 /// The stream waits meanwhile: not for a lock that somebody holds.
 const BEGIN_ATTENDING: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '1s'";
 
-/// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look.
+/// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look. That one is
+/// twice as long as the stream went on for, so that it ends also where each change of the stream adds to it.
 const ATTEND_FOR: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Does what is asked for, oldest first.
     pub(in crate::sink::postgres) async fn attend(&mut self) -> Result<Attended> {
-        let until = Instant::now() + ATTEND_FOR;
+        let meanwhile = self.in_arrears.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let until = Instant::now() + ATTEND_FOR.max(2 * meanwhile);
+        let mut more = false;
         let mut replayed = BTreeMap::new();
         let (mut after, mut looked_again) = (ParkedId(0), false);
-        while self.open.is_none() && !self.kept.transactions.is_empty() && Instant::now() < until {
+        while self.open.is_none() && !self.kept.transactions.is_empty() {
             let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
             let Some(asked) = parked::asked(self.client(), link, stream, after).await? else { break };
+            more = Instant::now() >= until;
+            if more {
+                self.in_arrears = Some(Instant::now());
+                break;
+            }
             after = asked.id;
             if !looked_again {
                 // Whoever asks may have mended the table.
@@ -65,7 +73,8 @@ impl Session {
                 Wish::Retry => self.retry(&asked, &mut replayed).await?,
             }
         }
-        Ok(Attended { parked: self.kept.transactions.len(), replayed: replayed.into_values().collect() })
+        let replayed = replayed.into_values().collect();
+        Ok(Attended { parked: self.kept.transactions.len(), more, replayed })
     }
 
     async fn discard(&mut self, asked: &Asked) -> Result<()> {

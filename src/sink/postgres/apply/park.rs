@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  refused alone, or behind another ▶ its changes into landfall.parked, and progress moved: one commit
-//!  larger than memory               ▶ noted, LF-PARKING, read again: slice by slice into landfall.parked
+//!  larger than memory               ▶ behind another from its first slice on: slice by slice into landfall.parked
+//!                                   ▶ otherwise noted, LF-PARKING, read again: the same
 //!  a backfill or repair brings rows ▶ what is parked of exactly these rows is overtaken, and goes: the same commit
 //! ```
 
@@ -177,19 +178,30 @@ impl Session {
         Fault::new(Code::Parking, message)
     }
 
+    /// Has a transaction larger than memory parked whose first slice waits behind one that is: nothing of it is applied, so
+    /// it need not be read again. One there was no room for stays so.
+    pub(super) fn condemn_from_its_first(&mut self, batch: &Batch, step: &Step, ahead: ParkedId) {
+        if !self.condemned.as_ref().is_some_and(|it| it.is(batch, step)) {
+            self.condemned = Some(Condemned::new(batch, step, Why::Behind(ahead)));
+        }
+    }
+
     /// Notes a parked transaction, in the transaction that is open.
     async fn keep_head(&self, head: &TransactionHead, why: &Why) -> Attempt<ParkedId> {
         let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
-        let (code, reason) = match why {
-            Why::Refused(fault) => (Some(fault.code().as_str()), with_remedy(fault)),
-            Why::Behind(id) => (None, behind(*id)),
+        let (code, reason, ahead) = match why {
+            Why::Refused(fault) => (Some(fault.code().as_str()), with_remedy(fault), None),
+            Why::Behind(id) => (None, behind(*id), Some(id.0)),
         };
-        let keep = "INSERT INTO landfall.parked (link, stream, position, committed, code, reason)
-                    VALUES ($1, $2, $3::jsonb, $4, $5, $6) RETURNING id";
+        // What comes behind one that is to be applied again is to be as well, or what is written without a pause would have
+        // something parked for ever.
+        let keep = "INSERT INTO landfall.parked (link, stream, position, committed, code, reason, asked)
+                    VALUES ($1, $2, $3::jsonb, $4, $5, $6,
+                            (SELECT asked FROM landfall.parked WHERE id = $7 AND asked = 'retry')) RETURNING id";
         let (position, committed) = (position_text(&head.position)?, Timestamp::from(head.time));
         let kept = self
             .client()
-            .query_one(keep, &[&link, &stream, &position, &committed, &code, &reason])
+            .query_one(keep, &[&link, &stream, &position, &committed, &code, &reason, &ahead])
             .await
             .map_err(|error| trouble::of_guard(&error))?;
         Ok(ParkedId(kept.get(0)))
@@ -250,6 +262,10 @@ impl Session {
         else {
             return Ok(());
         };
+        // What it was to wait behind may have been applied since.
+        if matches!(condemned.why, Why::Behind(id) if self.kept.transactions.get(&id).is_none()) {
+            return Ok(());
+        }
         self.run("BEGIN").await?;
         let touch = self.guard.touch(self.client(), batch.after)?.await;
         touch.map_err(|error| trouble::of_guard(&error))?;

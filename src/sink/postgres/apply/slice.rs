@@ -24,7 +24,13 @@ use crate::{
 
 impl Session {
     pub(super) async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
+        let copied = step.is_copy();
+        let kept = self.open.as_ref().is_some_and(|open| open.aside.is_some());
+        let ahead = if copied || kept { None } else { self.ahead_of(std::slice::from_ref(step)).await? };
         if self.open.is_none() {
+            if let Some(ahead) = ahead {
+                self.condemn_from_its_first(batch, step, ahead);
+            }
             self.open_aside(batch, step).await.map_err(into_fault)?;
         }
         if self.open.as_ref().is_some_and(|open| open.aside.is_some()) {
@@ -32,8 +38,6 @@ impl Session {
             self.slice_aside(batch, step).await.map_err(into_fault)?;
             return Ok(false);
         }
-        let copied = step.is_copy();
-        let ahead = if copied { None } else { self.ahead_of(std::slice::from_ref(step)).await? };
         let sliced = match ahead {
             Some(ahead) => Err(self.condemn(batch, step, Why::Behind(ahead)).into()),
             None => self.try_slice(batch, step).await,
