@@ -233,7 +233,7 @@ pub trait Sink: Send {
 
     /// Does what somebody asked for with what is parked, oldest first: applies a transaction, each in a commit of its own,
     /// or forgets it. What came behind one that is to be applied again is to be as well. After about a second it takes up no
-    /// further one, or, where there was no time for all, after twice as long as the stream went on meanwhile. One that is
+    /// further one, or, where there was no time for all, after some times as long as the stream went on since. One that is
     /// refused again stays, and so does one that stands behind another. Nothing where a target transaction is open. To be
     /// called now and then while something is parked.
     fn attend(&mut self) -> impl Future<Output = Result<Attended>> + Send;

@@ -48,6 +48,8 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 const FLUSH_SOON: Duration = Duration::from_millis(20);
 /// How often it is asked, while something is parked, whether somebody wants something done with it.
 const ATTEND_INTERVAL: Duration = Duration::from_secs(1);
+/// The same where there was no time for all of it: the stream has a turn in between.
+const ATTEND_SOON: Duration = Duration::from_millis(100);
 
 pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     params: &DeliverParams,
@@ -468,7 +470,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             self.entry.changes.add(rows);
             self.meter.changes(&shape.schema, &shape.table, replayed.operation, rows);
         }
-        self.attend_at = attended.more.then(Instant::now);
+        self.attend_at = attended.more.then(|| Instant::now() + ATTEND_SOON);
         self.show_parked(attended.parked);
         Ok(())
     }

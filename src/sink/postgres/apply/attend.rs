@@ -42,15 +42,19 @@ const RETRY_ATTEMPTS_MAX: u32 = 3;
 /// The stream waits meanwhile: not for a lock that somebody holds.
 const BEGIN_ATTENDING: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '1s'";
 
-/// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look. That one is
-/// twice as long as the stream went on for, so that it ends also where each change of the stream adds to it.
+/// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look.
 const ATTEND_FOR: Duration = Duration::from_secs(1);
+/// Where there was no time for all, the next look takes so many times as long as the stream went on for: whatever comes in
+/// that time may wait behind what is parked, and takes less to be parked than to be applied. So it ends.
+const ARREARS: u32 = 8;
+/// But no longer than this: nobody is told anything meanwhile.
+const ATTEND_FOR_MAX: Duration = Duration::from_secs(10);
 
 impl Session {
     /// Does what is asked for, oldest first.
     pub(in crate::sink::postgres) async fn attend(&mut self) -> Result<Attended> {
         let meanwhile = self.in_arrears.take().map_or(Duration::ZERO, |since| since.elapsed());
-        let until = Instant::now() + ATTEND_FOR.max(2 * meanwhile);
+        let until = Instant::now() + (ARREARS * meanwhile).clamp(ATTEND_FOR, ATTEND_FOR_MAX);
         let mut more = false;
         let mut replayed = BTreeMap::new();
         let (mut after, mut looked_again) = (ParkedId(0), false);

@@ -263,7 +263,7 @@ impl Session {
             return Ok(());
         };
         // What it was to wait behind may have been applied since.
-        if matches!(condemned.why, Why::Behind(id) if self.kept.transactions.get(&id).is_none()) {
+        if matches!(condemned.why, Why::Behind(id) if !self.kept.transactions.contains_key(&id)) {
             return Ok(());
         }
         self.run("BEGIN").await?;
