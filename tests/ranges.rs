@@ -471,25 +471,24 @@ async fn one_that_stands_still_is_not_waited_for() {
     let _kept = log.keep();
     let mut stage = plain(3, "postgres").await;
     let stopper = stage.postgres.connect("shop").await.unwrap();
-    // As it is when a connection is cut without a word: the server's process does nothing, and nobody says so.
-    let stop = "do $$ declare found int; begin
-            loop
-                perform pg_stat_clear_snapshot();
-                select pid into found from pg_stat_activity
-                 where application_name like '% beside' and state = 'active' and query like 'COPY%';
-                exit when found is not null;
-            end loop;
-            execute format('copy (select) to program %L', 'kill -STOP ' || found);
+    // As it is when a connection is cut without a word: the server's process does nothing, and nobody says so. Between two
+    // chunks: before one is stopped that is seen to read, it has read.
+    let stop = "do $$ begin
+            execute (select format('copy (select) to program %L', 'cat > /dev/null; kill -STOP ' || pid)
+                       from pg_stat_activity where application_name like '% beside' limit 1);
         end $$";
-    let stopper = tokio::spawn(async move { stopper.batch_execute(stop).await.unwrap() });
     stage.ask(&["t"], 500).await;
-    let chunks = stage.copy(async |_, _| ()).await;
+    let chunks = stage.copy(async |_, number| {
+        if number == 3 {
+            stopper.batch_execute(stop).await.unwrap();
+        }
+    });
+    let chunks = chunks.await;
     assert_exact(&chunks, &history(&stage.postgres, "t", "id").await);
-    tokio::time::timeout(PATIENCE, stopper).await.expect("one was stopped").unwrap();
     assert!(log.lines().len() == 1 && log.lines()[0].contains("no answer"), "{:?}", log.lines());
     let go_on = "select pid::text from pg_stat_activity where application_name like '% beside'";
     while let Some(pid) = stage.postgres.query_text("shop", go_on).await.unwrap() {
-        let go_on = format!("copy (select) to program 'kill -CONT {pid}'");
+        let go_on = format!("copy (select) to program 'cat > /dev/null; kill -CONT {pid} || true'");
         stage.postgres.execute("shop", &go_on).await.unwrap();
         stage.copier.next(|_| unreachable!("nothing is read")).await.unwrap();
     }
