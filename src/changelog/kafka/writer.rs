@@ -90,7 +90,7 @@ pub struct KafkaWriter {
     used: usize,
     pace: Pace,
     packer: Packer,
-    /// Records of the stream given to either.
+    /// Records of the stream given to any of them.
     given: u64,
     given_bytes: u64,
     queue_bytes: usize,

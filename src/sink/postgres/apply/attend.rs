@@ -47,8 +47,9 @@ const ATTEND_FOR: Duration = Duration::from_secs(1);
 /// Where there was no time for all, the next look takes so many times as long as the stream went on for: whatever comes in
 /// that time may wait behind what is parked, and takes less to be parked than to be applied. So it ends.
 const ARREARS: u32 = 8;
-/// But no longer than this: nobody is told anything meanwhile.
-const ATTEND_FOR_MAX: Duration = Duration::from_secs(10);
+/// But no longer than this: nobody is told anything meanwhile, and where one after the other stays as it is, nothing shows
+/// that we live; who is silent for ten seconds is taken for dead.
+const ATTEND_FOR_MAX: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Does what is asked for, oldest first.
