@@ -23,9 +23,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::ports;
 
@@ -55,8 +55,8 @@ pub enum Direction {
 pub enum Cut {
     /// Open connections are reset, new ones refused: a router that knows.
     Refuse,
-    /// Open connections fall silent and are reset only at [`Wan::heal`]; new
-    /// ones are never answered: packets that vanish.
+    /// Open connections fall silent and are reset only at [`Wan::heal`]; who
+    /// connects is left without a word: packets that vanish, or a host.
     Blackhole,
 }
 
@@ -68,6 +68,8 @@ struct Lane {
     stalled: bool,
     slice_bytes: Option<usize>,
     flip_probability: f64,
+    /// What a connection that is new delivers before it falls silent.
+    silent_after_bytes: Option<u64>,
 }
 
 const CLEAR: Lane = Lane {
@@ -76,6 +78,7 @@ const CLEAR: Lane = Lane {
     stalled: false,
     slice_bytes: None,
     flip_probability: 0.0,
+    silent_after_bytes: None,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -225,6 +228,12 @@ impl Wan {
         self.change(|now| now.lane_mut(direction).flip_probability = probability.clamp(0.0, 1.0));
     }
 
+    /// Connections made from now on fall silent in this direction once they have delivered so many bytes, and stay open;
+    /// None lets them go on, and new ones be.
+    pub fn set_silent_after(&self, direction: Direction, bytes: Option<u64>) {
+        self.change(|now| now.lane_mut(direction).silent_after_bytes = bytes);
+    }
+
     /// Holds every byte back in both directions; connections stay open.
     pub fn stall(&self) {
         self.change(|now| {
@@ -320,12 +329,19 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
 async fn accept(cable: Arc<Cable>, address: SocketAddr, listener: std::net::TcpListener, target: SocketAddr) {
     let mut conditions = cable.conditions.subscribe();
     let mut listener = TcpListener::from_std(listener).ok();
+    let mut deaf = None;
     loop {
         let cut = conditions.borrow_and_update().cut;
         match cut {
-            Some(Cut::Refuse) => listener = None,
-            Some(Cut::Blackhole) => {}
+            Some(Cut::Refuse) => (listener, deaf) = (None, None),
+            Some(Cut::Blackhole) => {
+                listener = None;
+                if deaf.is_none() {
+                    deaf = Deaf::at(address).await.ok();
+                }
+            }
             None => {
+                deaf = None;
                 if listener.is_none() {
                     listener = TcpListener::bind(address).await.ok();
                 }
@@ -349,13 +365,31 @@ async fn accept(cable: Arc<Cable>, address: SocketAddr, listener: std::net::TcpL
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 Ok(())
             }
-            // A silent cut keeps listening and never answers: the kernel
-            // completes the handshake, and then nothing comes.
             _ => conditions.changed().await,
         };
         if changed.is_err() {
             return;
         }
+    }
+}
+
+/// Listens and takes nobody in: its queue is full, and the kernel drops what comes.
+struct Deaf {
+    _listener: TcpListener,
+    _queue: Vec<TcpStream>,
+}
+
+impl Deaf {
+    async fn at(address: SocketAddr) -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(1)?;
+        let mut queue = Vec::new();
+        while let Ok(waiting) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            queue.push(waiting?);
+        }
+        Ok(Self { _listener: listener, _queue: queue })
     }
 }
 
@@ -429,6 +463,7 @@ async fn pump(
     let (line_in, mut line_out) = mpsc::unbounded_channel::<UnderWay>();
     let room = Semaphore::new(DELAY_LINE_BYTES);
     let meter = cable.meter(direction);
+    let silent_after = cable.conditions.borrow().lane(direction).silent_after_bytes;
 
     let enter = async {
         let line_in = line_in;
@@ -454,10 +489,16 @@ async fn pump(
 
     let leave = async {
         let mut conditions = cable.conditions.subscribe();
+        let mut delivered = 0;
         while let Some(UnderWay { due, mut bytes }) = line_out.recv().await {
             arrive(due).await;
+            delivered += bytes.len() as u64;
+            let is_silent = silent_after.is_some_and(|most| delivered > most);
+            let holds = |now: &Conditions| {
+                now.holds(direction) || is_silent && now.lane(direction).silent_after_bytes.is_some()
+            };
             let lane = {
-                let Ok(now) = conditions.wait_for(|now| !now.holds(direction)).await else {
+                let Ok(now) = conditions.wait_for(|now| !holds(now)).await else {
                     return Ok(());
                 };
                 *now.lane(direction)
