@@ -19,7 +19,7 @@ use landfall::{
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use testbed::{Postgres, eventually, writers::seed};
+use testbed::{Postgres, Wan, eventually, ports, wan::Direction, writers::seed};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What the copier reads at most.
@@ -94,12 +94,16 @@ struct Stage {
 impl Stage {
     async fn begin(tables: &str, user: &str, copy_sessions: u16) -> Self {
         let postgres = Postgres::start(15, "ranges").await.unwrap();
+        let url = postgres.url_as(user, "shop");
+        Self::begin_at(postgres, &url, tables, copy_sessions).await
+    }
+
+    async fn begin_at(postgres: Postgres, url: &str, tables: &str, copy_sessions: u16) -> Self {
         postgres.create_database("shop").await.unwrap();
         postgres.execute("shop", "create role landfall login superuser").await.unwrap();
         postgres.execute("shop", tables).await.unwrap();
         let settings = format!(
-            "region = \"us-east-1\"\n[database]\nurl = \"{}\"\n[kafka]\nbrokers = [\"k:1\"]\n[source]\ntables = [\"public.*\"]",
-            postgres.url_as(user, "shop")
+            "region = \"us-east-1\"\n[database]\nurl = \"{url}\"\n[kafka]\nbrokers = [\"k:1\"]\n[source]\ntables = [\"public.*\"]"
         );
         let settings = Settings::from_parts(&settings, [], &|_| unreachable!("no file is named")).unwrap();
         let source = settings.source.unwrap();
@@ -406,9 +410,13 @@ impl Log {
 /// Rows of one kind, by so many sessions.
 async fn plain(copy_sessions: u16, user: &str) -> Stage {
     let stage = Stage::begin(&KINDS[0].create("t"), user, copy_sessions).await;
+    fill(&stage).await;
+    stage
+}
+
+async fn fill(stage: &Stage) {
     let rows = KINDS[0].rows("4000", "generate_series(1, 6000) n");
     stage.postgres.execute("shop", &format!("insert into t {rows}")).await.unwrap();
-    stage
 }
 
 #[tokio::test]
@@ -492,6 +500,36 @@ async fn one_that_stands_still_is_not_waited_for() {
         stage.postgres.execute("shop", &go_on).await.unwrap();
         stage.copier.next(|_| unreachable!("nothing is read")).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn of_one_that_falls_silent_amid_its_rows_none_is_taken() {
+    let log = Log::default();
+    let _kept = log.keep();
+    let wan = Wan::new().unwrap();
+    let postgres = Postgres::start(15, "ranges").await.unwrap();
+    let near = ports::loopback(postgres.port());
+    let url = postgres.url_as("postgres", "shop");
+    let url = url.replace(&near.to_string(), &wan.forward(near).unwrap().to_string());
+    let mut stage = Stage::begin_at(postgres, &url, &KINDS[0].create("t"), 3).await;
+    fill(&stage).await;
+    // The copier's own session is made; those beside it are to come. A range has 166 rows of 4 KB: the second that one
+    // of them reads comes in part.
+    stage.copier.next(|_| unreachable!("nothing is asked for")).await.unwrap();
+    wan.set_silent_after(Direction::Down, Some(1_000_000));
+    stage.ask(&["t"], 500).await;
+    let chunks = stage.copy(async |_, _| ()).await;
+    let rows: Vec<usize> = chunks.iter().map(|chunk| rows_of(chunk).len()).collect();
+    println!("{rows:?}");
+    assert_exact(&chunks, &history(&stage.postgres, "t", "id").await);
+    assert_eq!(
+        rows.iter().filter(|&&rows| rows == 166).count(),
+        1,
+        "{rows:?}: one chunk ends with the copier's own range"
+    );
+    let lines = log.lines();
+    assert!(lines.len() == 1 && lines[0].contains("no answer"), "{lines:?}");
+    stage.let_go().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
