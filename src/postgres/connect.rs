@@ -9,6 +9,7 @@ use pgwire_replication::{
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, NoTls, error::SqlState};
 
+use super::vanished::{Line, Noted, watch_over};
 use crate::{
     fault::{Code, Fault, Result},
     secret::Secret,
@@ -116,8 +117,7 @@ pub const OUTPUT_SETTINGS: &str = "-c timezone=UTC -c datestyle=ISO,YMD -c inter
 
 async fn open(address: &Address, application: &str) -> Result<Connection> {
     let unreachable = |error: std::io::Error| Fault::new(Code::DatabaseUnreachable, error.to_string());
-    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
+    let (tcp, line) = dial(address).await.map_err(unreachable)?;
     let stream = maybe_upgrade_to_tls(tcp, &address.tls_config(), &address.host).await.map_err(wire_fault)?;
     let mut config = tokio_postgres::Config::new();
     config
@@ -130,20 +130,33 @@ async fn open(address: &Address, application: &str) -> Result<Connection> {
         config.password(address.password.reveal());
     }
     let (client, driver) = match stream {
-        MaybeTlsStream::Plain(stream) => drive(&config, stream).await?,
-        MaybeTlsStream::Tls(stream) => drive(&config, *stream).await?,
+        MaybeTlsStream::Plain(stream) => drive(&config, stream, line).await?,
+        MaybeTlsStream::Tls(stream) => drive(&config, *stream, line).await?,
     };
     Ok(Connection { client, driver })
 }
 
-async fn drive<S>(config: &tokio_postgres::Config, stream: S) -> Result<(Client, JoinHandle<()>)>
+/// A connection that the kernel watches over, and where it leads.
+pub(super) async fn dial(address: &Address) -> std::io::Result<(TcpStream, Line)> {
+    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    tcp.set_nodelay(true)?;
+    watch_over(&tcp)?;
+    let line = Line::to(tcp.peer_addr()?);
+    Ok((tcp, line))
+}
+
+async fn drive<S>(config: &tokio_postgres::Config, stream: S, line: Line) -> Result<(Client, JoinHandle<()>)>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    let stream = Noted::new(stream, line.clone());
     let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|error| fault_of(&error))?;
     let driver = async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "database session ended");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "database session ended");
+            },
+            () = line.until_gone() => (),
         }
     };
     Ok((client, crate::task::spawn("postgres session", driver)))

@@ -9,6 +9,7 @@ pub mod own;
 pub mod pgoutput;
 mod replication;
 pub mod tables;
+mod vanished;
 
 pub use connect::{Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, wire_fault};
 pub use digest::Digest;

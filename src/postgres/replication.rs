@@ -18,6 +18,7 @@
 //! each message through a channel that is bounded by messages and not by bytes.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -40,12 +41,15 @@ use pgwire_replication::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
-    net::TcpStream,
     sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
 
-use super::{Address, OUTPUT_SETTINGS};
+use super::{
+    Address, OUTPUT_SETTINGS,
+    connect::dial,
+    vanished::{Line, Noted},
+};
 use crate::{clock, lsn::Lsn, names::literal, pace::Pace};
 
 /// How often the server hears from us at least. Well below the least `wal_sender_timeout` in use.
@@ -243,8 +247,8 @@ async fn read(
         let seconds = CONNECT_TIMEOUT.as_secs();
         Err(PgWireError::Server(format!("no answer within {seconds} s")))
     });
-    let stream = match stream {
-        Ok(stream) => stream,
+    let (stream, line) = match stream {
+        Ok(started) => started,
         Err(error) => return drop(started.send(Err(error))),
     };
     if started.send(Ok(())).is_err() {
@@ -255,10 +259,14 @@ async fn read(
         () = gulps(reader, &put) => (),
         () = report(writer, feedback) => (),
         () = put.closed() => (),
+        () = line.until_gone() => {
+            let gone = io::Error::new(io::ErrorKind::TimedOut, "nobody is there any more");
+            drop(put.send(Err(gone.into())).await);
+        }
     }
 }
 
-async fn gulps(mut reader: ReadHalf<MaybeTlsStream>, put: &mpsc::Sender<Result<BytesMut>>) {
+async fn gulps(mut reader: ReadHalf<Noted<MaybeTlsStream>>, put: &mpsc::Sender<Result<BytesMut>>) {
     let mut pace = Pace::new(PACE_INTERVAL, Instant::now());
     let mut rest = Duration::ZERO;
     loop {
@@ -293,11 +301,11 @@ fn nap(bytes_per_second: f64) -> Duration {
     NAP_MAX.mul_f64((bytes_per_second / hottest).min(1.0)).max(NAP_MIN)
 }
 
-async fn start(request: &Request) -> Result<MaybeTlsStream> {
+async fn start(request: &Request) -> Result<(Noted<MaybeTlsStream>, Line)> {
     let Request { address, slot, publication, application } = request;
-    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
-    tcp.set_nodelay(true)?;
-    let mut stream = maybe_upgrade_to_tls(tcp, &address.tls_config(), &address.host).await?;
+    let (tcp, line) = dial(address).await?;
+    let stream = maybe_upgrade_to_tls(tcp, &address.tls_config(), &address.host).await?;
+    let mut stream = Noted::new(stream, line.clone());
     let parameters = [
         ("user", address.user.as_str()),
         ("database", &address.database),
@@ -318,7 +326,7 @@ async fn start(request: &Request) -> Result<MaybeTlsStream> {
     loop {
         let message = read_backend_message(&mut stream).await?;
         match message.tag {
-            b'W' => return Ok(stream),
+            b'W' => return Ok((stream, line)),
             b'E' => return Err(PgWireError::Server(parse_error_response(&message.payload))),
             _ => (),
         }
@@ -402,7 +410,7 @@ async fn scram_answer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, expecte
 
 /// Tells the server how far it may release, until the connection breaks: the reader meets that too, and
 /// says so.
-async fn report(mut writer: WriteHalf<MaybeTlsStream>, feedback: &Feedback) {
+async fn report(mut writer: WriteHalf<Noted<MaybeTlsStream>>, feedback: &Feedback) {
     loop {
         let confirmed = pgwire_replication::Lsn::from_u64(feedback.confirmed.load(Ordering::Relaxed));
         let status = encode_standby_status_update(confirmed, clock::now().0 - PG_EPOCH_MICROS, false);
