@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How often the work is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(200);
 /// How often a line is written where nobody sits at a terminal.
 const LINE: Duration = Duration::from_secs(10);
 
