@@ -29,7 +29,7 @@ fn prefix(site: &str) -> String {
     format!("debezium-{site}")
 }
 
-/// A workload's connectors, deleted between two measurements: the worker keeps where they stood.
+/// A workload's connectors, deleted while others are measured: the worker keeps where they stood.
 pub struct Debezium<'a> {
     connect: &'a Connect,
     /// What both connectors' names and all topics begin with.
@@ -41,7 +41,7 @@ pub struct Debezium<'a> {
 }
 
 impl<'a> Debezium<'a> {
-    /// Makes the tables on both sides, and the slot.
+    /// Makes the tables on both sides, and the slot; its source reads from now on.
     pub async fn set_up(
         connect: &'a Connect,
         site: &Site<'_>,
@@ -56,14 +56,16 @@ impl<'a> Debezium<'a> {
         let writer = site.source.connect(DATABASE).await?;
         let debezium = Self { connect, prefix: prefix(site.name), tables, writer, last: 0 };
         debezium.read(site).await?;
-        debezium.rest(site).await?;
         Ok(debezium)
     }
 
-    /// Lets a share of so many rows through, unmeasured: a JVM that is cold, caches that are empty.
+    /// Lets a share of so many rows through, unmeasured: a JVM that is cold, caches that are empty. It is at rest then.
     pub async fn warm(&mut self, site: &Site<'_>, workload: &Workload, rows: u64) -> Result<()> {
         let written = self.write(workload, rows).await?;
-        self.whole(site, workload, &written).await.map(drop)
+        self.apply(site).await?;
+        self.applied(site, workload, &written).await?;
+        self.rest(site).await?;
+        self.connect.delete(&self.connector("sink")).await
     }
 
     /// One round, of a share of so many rows.
@@ -75,12 +77,15 @@ impl<'a> Debezium<'a> {
         report: &mut Report,
     ) -> Result<()> {
         let written = self.write(workload, rows).await?;
-        let drain = self.capture(site, workload, &written).await?;
+        let drain = self.capture(site, &written).await?;
         report.drain(workload.name, "capture", DATABASE, &drain);
+        // What was captured is applied unmeasured.
+        self.apply(site).await?;
+        self.applied(site, workload, &written).await?;
         let written = self.write(workload, rows).await?;
         let drain = self.whole(site, workload, &written).await?;
         report.drain(workload.name, "whole", DATABASE, &drain);
-        Ok(())
+        self.connect.delete(&self.connector("sink")).await
     }
 
     async fn write(&mut self, workload: &Workload, rows: u64) -> Result<Written> {
@@ -147,8 +152,17 @@ impl<'a> Debezium<'a> {
         ]
     }
 
-    /// Source to Kafka alone; the rows are applied afterwards, unmeasured.
-    async fn capture(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
+    /// Waits until everything that was written is at the target.
+    async fn applied(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<()> {
+        let there = workload.arrived(written.last);
+        tokio::select! {
+            there = until(&site.target, DATABASE, &there) => there,
+            failed = self.failure() => Err(failed),
+        }
+    }
+
+    /// Source to Kafka alone.
+    async fn capture(&self, site: &Site<'_>, written: &Written) -> Result<Drain> {
         let before = self.records(site.kafka).await;
         self.connect.forget_peak()?;
         let mut watch = Watch::start(self.groups(site));
@@ -163,25 +177,20 @@ impl<'a> Debezium<'a> {
         let mut drain = watch.stop(written.rows, written.all_rows);
         drain.peak_mib = Some(self.connect.vm_hwm_kib()? as f64 / 1024.0);
         self.rest(site).await?;
-        self.apply(site).await?;
-        until(&site.target, DATABASE, &workload.arrived(written.last)).await?;
-        self.connect.delete(&self.connector("sink")).await?;
         Ok(drain)
     }
 
-    /// The whole way.
+    /// The whole way, with a sink that waits for rows.
     async fn whole(&self, site: &Site<'_>, workload: &Workload, written: &Written) -> Result<Drain> {
         self.connect.forget_peak()?;
         let watch = Watch::start(self.groups(site));
         self.read(site).await?;
-        self.apply(site).await?;
         let mut drain = tokio::select! {
             arrived = arrive(site, workload, written, watch, DATABASE) => arrived?,
             failed = self.failure() => return Err(failed),
         };
         drain.peak_mib = Some(self.connect.vm_hwm_kib()? as f64 / 1024.0);
         self.rest(site).await?;
-        self.connect.delete(&self.connector("sink")).await?;
         Ok(drain)
     }
 

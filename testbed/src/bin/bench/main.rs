@@ -84,6 +84,8 @@ struct Plan {
     source: Vec<String>,
     latency: Duration,
     debezium: bool,
+    /// Leaves out what no goal is about.
+    goals_only: bool,
     out: Option<PathBuf>,
 }
 
@@ -102,6 +104,7 @@ impl Plan {
             source: Vec::new(),
             latency: Duration::from_secs(20),
             debezium: true,
+            goals_only: false,
             out: Some("docs/benchmarks".into()),
         };
         let names = |list: String| list.split(',').map(str::to_owned).collect::<Vec<_>>();
@@ -111,7 +114,8 @@ impl Plan {
                 "--quick" => {
                     plan.rounds = 1;
                     // Less, and a burst in some buffer passes for a rate.
-                    plan.scale = 0.5;
+                    plan.scale = 0.4;
+                    plan.goals_only = true;
                     plan.only = Some(QUICK.iter().map(|&name| name.to_owned()).collect());
                     plan.rtts = vec![0];
                     plan.latency = Duration::from_secs(8);
@@ -168,20 +172,24 @@ async fn run(plan: &Plan) -> Result<()> {
     } else if !testbed::home::has_rivals() {
         report.missing("debezium", "it is not installed here; `scripts/setup-rivals` fetches it");
     }
-    let stalls = stalls::watch();
-    println!("machine: {stalls}");
     let mut about = Vec::new();
+    if !plan.goals_only {
+        let stalls = stalls::watch();
+        println!("machine: {stalls}");
+        about.push(("evenness".into(), stalls.to_string()));
+    }
     // What fails, or is interrupted, is said; what was measured besides is worth the hours it took.
     let mut failed = Vec::new();
+    let mut site = Vec::new();
     tokio::select! {
-        () = measure(plan, &mut report, &mut about, &mut failed) => (),
+        () = measure(plan, &mut report, &mut site, &mut failed) => (),
         _ = tokio::signal::ctrl_c() => report.missing("the rest", "the run was interrupted"),
     }
     for (name, error) in &failed {
         report.failed(name, error);
     }
     judge(plan, &mut report);
-    about.push(("evenness".into(), stalls.to_string()));
+    about.splice(0..0, site);
     about.push(("rounds".into(), plan.rounds.to_string()));
     about.push(("scale".into(), format!("{} of the full number of rows", plan.scale)));
     about.push(("took".into(), format!("{} s", began.elapsed().as_secs())));
@@ -258,34 +266,33 @@ async fn drains(
     let mut landfall = Landfall::set_up(plan, &site, &schema).await?;
     let native = Native::set_up(&site, &workload.tables.join(", "), &schema).await?;
     let receiver = Receiver::set_up(&site).await?;
+    let name = workload.name;
+    let rows = plan.rows(workload);
+    // The first rows of each do not count: caches, a JVM of the rival's that compiles.
+    let (lead, rounds) =
+        if workload.rows_per_transaction < GIANT { (rows / WARM_SHARE, plan.rounds) } else { (0, 1) };
     // One transaction of five million rows is more than its queues bear on this machine.
     let mut debezium = match connect {
         Some(connect) if workload.rows_per_transaction < GIANT => {
-            Some(Debezium::set_up(connect, &site, workload, &schema).await?)
+            let mut rival = Debezium::set_up(connect, &site, workload, &schema).await?;
+            match rival.warm(&site, workload, lead).await {
+                Ok(()) => Some(rival),
+                Err(error) => {
+                    report.failed(&format!("debezium on {name}"), &error);
+                    Debezium::end(connect, name).await;
+                    None
+                }
+            }
         }
         _ => None,
     };
     let mut writer = Writer { client: site.source.connect(SOURCE).await?, workload, last: 0 };
-    let name = workload.name;
-    let rows = plan.rows(workload);
-    let (lead, rounds) =
-        if workload.rows_per_transaction < GIANT { (rows / WARM_SHARE, plan.rounds) } else { (0, 1) };
     let outcome = async {
-        // The first rows of each do not count: caches, a JVM of the rival's that compiles.
         if lead > 0 {
             let written = writer.write(lead).await?;
             receiver.drain(&site, &written).await?;
             landfall.whole(&site, workload, &written).await?;
             native.whole(&site, workload, &written, false).await?;
-            if let Some(rival) = &mut debezium
-                && let Err(error) = rival.warm(&site, workload, lead).await
-            {
-                report.failed(&format!("debezium on {name}"), &error);
-                debezium = None;
-                if let Some(connect) = connect {
-                    Debezium::end(connect, name).await;
-                }
-            }
         }
         for _ in 0..rounds {
             if let Some(debezium) = &mut debezium {
@@ -312,7 +319,7 @@ async fn drains(
                 site.set_rtt(Duration::ZERO);
             }
 
-            if lead > 0 {
+            if lead > 0 && !plan.goals_only {
                 let written = writer.write(rows / DURABLE_SHARE).await?;
                 let durable = native.whole(&site, workload, &written, true).await?;
                 report.drain(name, "whole", "native-durable", &durable);
@@ -401,6 +408,9 @@ async fn latencies(plan: &Plan, kafka: &Kafka, report: &mut Report) -> Result<Ve
                 hot.abort();
             }
             landfall.stop().await?;
+            if plan.goals_only {
+                continue;
+            }
             native.enable(&site, false).await?;
             measure::until(&site.target, native::DATABASE, &caught_up(&site).await?).await?;
             measure_into(report, &site, plan, &name, "native", native::DATABASE).await?;
