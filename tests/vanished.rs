@@ -1,6 +1,6 @@
-//! Proves that a database server that is gone without a word (no power, no network) is noticed within a minute and said
-//! by name, on either side, and that all goes on once it is back. TCP alone would repeat what was sent for a quarter of an
-//! hour, and wait for an answer for ever.
+//! Proves that a server that is gone without a word (no power, no network) is noticed within a minute and said by name, a
+//! database on either side and the line to the other region, and that all goes on once it is back. TCP alone would repeat
+//! what was sent for a quarter of an hour, and wait for an answer for ever.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -30,17 +30,16 @@ async fn arrives(regions: &TwoRegions, id: i64) {
     eventually(PATIENCE, &format!("row {id} arrives"), there).await.unwrap();
 }
 
-/// Waits until a daemon's only road says that its database is away.
-async fn says_so(daemon: &Daemon) {
+/// Waits until a daemon's only road says by this code what is away.
+async fn says(daemon: &Daemon, code: &str) {
     let said = async || {
         let (_, page) = daemon.http_get("/status").await?;
         let status: serde_json::Value = serde_json::from_str(&page)?;
-        Ok(status["streams"][0]["code"] == "LF-DB-UNREACHABLE")
+        Ok(status["streams"][0]["code"] == code)
     };
-    if let Err(error) = eventually(NOTICED, "the database is said to be away", said).await {
+    if let Err(error) = eventually(NOTICED, &format!("{code} is said"), said).await {
         panic!("{error}\n{}", daemon.log_tail());
     }
-    assert!(daemon.log().contains("nobody is there any more"), "{}", daemon.log_tail());
 }
 
 /// What the kernel has set a timer for, on each connection of anybody's to this port: 2 is to ask whether the other end is
@@ -78,14 +77,22 @@ async fn a_server_that_is_gone_without_a_word_is_noticed_on_either_side() {
 
     eu_line.cut_as(Cut::Blackhole);
     write(2).await;
-    says_so(&eu).await;
+    says(&eu, "LF-DB-UNREACHABLE").await;
+    assert!(eu.log().contains("nobody is there any more"), "{}", eu.log_tail());
     eu_line.heal();
     arrives(&regions, 2).await;
 
     us_line.cut_as(Cut::Blackhole);
-    says_so(&us).await;
+    says(&us, "LF-DB-UNREACHABLE").await;
+    assert!(us.log().contains("nobody is there any more"), "{}", us.log_tail());
     write(3).await;
     us_line.heal();
     arrives(&regions, 3).await;
+
+    regions.us.kafka.wan().cut_as(Cut::Blackhole);
+    write(4).await;
+    says(&eu, "LF-KAFKA-UNREACHABLE").await;
+    regions.us.kafka.wan().heal();
+    arrives(&regions, 4).await;
     regions.equal(PATIENCE).await.unwrap();
 }
