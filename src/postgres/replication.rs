@@ -68,8 +68,9 @@ const GULPS: usize = 2;
 const CALM: f64 = 200e3;
 /// What a rate is taken over: long enough that one transaction is not a stream.
 const PACE_INTERVAL: Duration = Duration::from_millis(20);
-/// How many bytes a nap should gather; measured: below it, waking up costs more than the work.
-const HANDFUL: f64 = 256e3;
+/// What a nap of the longest kind gathers at least: some three hundred small changes. Measured: with fewer, where all of the
+/// way has two cores, waking everybody up costs a quarter of it (docs/decisions/0008-calm-and-hot.md).
+const HANDFUL: f64 = 48e3;
 /// The shortest nap: from where a stream is hot each wake-up should bring two changes at least, all along the
 /// way to the target.
 const NAP_MIN: Duration = Duration::from_millis(2);
