@@ -518,7 +518,8 @@ async fn of_one_that_falls_silent_amid_its_rows_none_is_taken() {
     stage.copier.next(|_| unreachable!("nothing is asked for")).await.unwrap();
     wan.set_silent_after(Direction::Down, Some(1_000_000));
     stage.ask(&["t"], 500).await;
-    let chunks = stage.copy(async |_, _| ()).await;
+    let copied = tokio::time::timeout(PATIENCE, stage.copy(async |_, _| ()));
+    let chunks = copied.await.expect("nobody waits for it");
     let rows: Vec<usize> = chunks.iter().map(|chunk| rows_of(chunk).len()).collect();
     println!("{rows:?}");
     assert_exact(&chunks, &history(&stage.postgres, "t", "id").await);
