@@ -158,9 +158,10 @@ impl Assembler {
         self.changes >= self.limits.changes || self.bytes >= self.limits.bytes
     }
 
-    /// Whether something is worth giving.
+    /// Whether [`Assembler::give`] gives something.
     pub fn is_ready(&self) -> bool {
-        !self.items.is_empty() || self.is_full() || self.heartbeat.is_some() || self.is_place_due()
+        // Behind a transaction that is not complete there is no place to tell, so a beat waits for its end.
+        !self.items.is_empty() || self.open.is_none() && (self.heartbeat.is_some() || self.is_place_due())
     }
 
     fn is_place_due(&self) -> bool {
@@ -455,7 +456,11 @@ fn misplaced(header: &Header, offset: Offset, why: &str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::body::Echo;
+    use crate::{
+        envelope::body::Echo,
+        lsn::Lsn,
+        position::{PostgresPosition, WriterEpoch},
+    };
 
     #[test]
     fn the_offset_between_two_clocks_is_what_there_and_back_differ_by() {
@@ -467,5 +472,31 @@ mod tests {
         let offset = offset_of(&beat, &here, seconds(1002.2)).unwrap();
         assert!((offset - 5.0).abs() < 1e-6, "{offset}");
         assert_eq!(offset_of(&beat, &"us-east-1".parse().unwrap(), seconds(1002.2)), None);
+    }
+
+    /// Whoever reads asks before each turn, and would turn for ever.
+    #[test]
+    fn a_beat_before_a_transaction_that_is_not_complete_is_no_reason_to_ask_again() {
+        let limits = BatchLimits { changes: 10, bytes: 1_000 };
+        let start =
+            Cursor { sequence: Sequence(0), epoch: WriterEpoch(0), offset: Offset(-1), position: None };
+        let here: Region = "eu-west-1".parse().unwrap();
+        let mut assembler =
+            Assembler::new(Incarnation(1), start, Sequence(0), Vec::new(), limits, here.clone());
+        let beat = Heartbeat { sent: Micros(1), appended: None, arrived: Micros(2) };
+        assembler.heartbeat = Some(beat);
+        assert!(assembler.is_ready());
+        assert!(matches!(assembler.give(), Some(Output::Batch(batch)) if batch.heartbeat.is_some()));
+
+        let at = PostgresPosition { commit: Lsn(1), end: Lsn(2), xid: 3, time: Micros(4) };
+        let head = TransactionHead { position: Position::Postgres(at), time: at.time, origin: here };
+        let open = Open { head, changes: Vec::new(), bytes: 0, last_ordinal: 0, first: true, skip: false };
+        (assembler.heartbeat, assembler.open) = (Some(beat), Some(open));
+        assert!(!assembler.is_ready());
+        assert!(assembler.give().is_none());
+
+        assembler.open = None;
+        assert!(assembler.is_ready());
+        assert!(matches!(assembler.give(), Some(Output::Batch(batch)) if batch.heartbeat.is_some()));
     }
 }
