@@ -301,6 +301,8 @@ async fn records_deleted_before_they_were_read() {
     stage.regions.eu.grant(&stage.eu).await.unwrap();
     stage.eu.start_again().unwrap();
     halts(&stage.eu, "us-east-1", "LF-GENESIS-GONE").await;
+    let (code, health) = stage.eu.http_get("/health/ready").await.unwrap();
+    assert!(code == 503 && health.contains("\"system_mode\":\"joining\""), "{health}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,7 @@ fn stale(roster: &Roster, max_lag: Duration, now: Micros) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Heartbeat;
+    use crate::{fault::Code, progress::Heartbeat, roster::State};
 
     /// Ten seconds after the epoch.
     const NOW: Micros = Micros(10_000_000);
@@ -191,7 +191,16 @@ mod tests {
         assert_eq!(json(&roster(None, &[Some(5.0), None]), Some(2)), degraded("healthy", silent, "active"));
         let joining = roster(None, &[Some(9.9)]);
         joining.links()[0].fill(3, NOW);
-        let filling = "link r0/main: a backfill has 3 tables still to fill";
+        let filling = "link r0/main: 3 tables still to fill, or to compare: where no backfill or recovery is under way, \
+                       ask for it again";
         assert_eq!(json(&joining, None), degraded("healthy", filling, "joining"));
+        let without = roster(None, &[None]);
+        without.links()[0].set(State::Halted {
+            code: Code::GenesisGone,
+            message: "records 1 to 9 are gone".to_owned(),
+            remedy: "fill it".to_owned(),
+        });
+        let nothing = "link r0/main: nothing of the stream is here, and its beginning is gone: a backfill fills this region";
+        assert_eq!(json(&without, None), degraded("healthy", nothing, "joining"));
     }
 }

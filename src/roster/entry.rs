@@ -384,14 +384,21 @@ impl LinkEntry {
         }
     }
 
-    /// Why the region is none that readers may see yet: a backfill has begun tables here and not ended them, or it has and
-    /// what was written meanwhile is still to come. The latter is not kept beyond the process.
+    /// Why the region is none that readers may see yet: it has nothing of the stream; tables have been begun here, by a
+    /// backfill or a recovery, and not ended; or they have, and what was written meanwhile is still to come. The last is
+    /// not kept beyond the process.
     pub fn joining(&self) -> Option<String> {
         match self.filling.get() {
-            Some(tables) if tables > 0 => Some(format!("a backfill has {tables} tables still to fill")),
-            _ if self.catching_up.load(Ordering::Relaxed) => Some(format!(
-                "a backfill has filled its tables; what was written meanwhile comes, to within {JOINED_LAG_SECONDS} s"
+            Some(tables) if tables > 0 => Some(format!(
+                "{tables} tables still to fill, or to compare: where no backfill or recovery is under way, ask for it again"
             )),
+            _ if self.catching_up.load(Ordering::Relaxed) => Some(format!(
+                "its tables are filled or compared; what was written meanwhile comes, to within {JOINED_LAG_SECONDS} s"
+            )),
+            _ if matches!(self.state(), State::Halted { code: Code::GenesisGone, .. }) => Some(
+                "nothing of the stream is here, and its beginning is gone: a backfill fills this region"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
