@@ -139,6 +139,7 @@ async fn a_hundred_rows_made_wrong_are_found_and_no_other_while_it_is_written() 
     assert_eq!(named.len(), 10, "{named:?}");
     assert!(named.iter().all(|it| it.ends_with("different")), "{named:?}");
 
+    assert!(!found.to_string().contains("wrong"), "values are shown to nobody who did not ask: {found}");
     // One table, with its values; a table that is equal is.
     let (code, found) = verify(&eu, &["--table", "public.numbered", "--show-values", "--list", "5"]).await;
     assert_eq!((code, found["tables"][0]["differences"].as_u64()), (Some(1), Some(90)));
@@ -203,6 +204,50 @@ async fn what_differs_is_put_right_while_it_is_written() {
     let (code, said) = repair(&["--execute", "--table", "public.numbered"]).await;
     assert!(code == Some(0) && said.contains("2 rows were put right"), "{said}");
     arrived(&regions).await;
+}
+
+/// Of a table that differs so much comparing ends where ten thousand rows do. Repairing does not, and what was noted and
+/// not yet put right when the daemon died is put right by the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn however_much_differs_a_repair_that_ends_well_has_seen_all_of_it() {
+    let (regions, us, mut eu) = stage(30_000).await;
+    allow(&regions, &eu).await;
+    let wrong = "update numbered set note = 'wrong' where id > 0 and id % 2 = 0;
+        insert into numbered select -5000000000 - g, 0, 'nobody''s' from generate_series(1, 12000) g";
+    regions.eu.execute(wrong).await.unwrap();
+    let (code, found) = verify(&eu, &["--table", "public.numbered", "--list", "0"]).await;
+    let table = &found["tables"][0];
+    assert!(
+        code == Some(1) && table["why"].as_str().unwrap().contains("the rest was not compared"),
+        "{found}"
+    );
+    assert!((10_000..11_000).contains(&table["differences"].as_u64().unwrap()), "{found}");
+
+    eu.kill9().unwrap();
+    eu.set_env("LANDFALL_CRASH_AT", "verify.before_mended:2");
+    eu.start_again().unwrap();
+    let running = r#"replication_stream_state{state="running",role="link"}"#;
+    eventually(PATIENCE, "the link runs", async || Ok(eu.metric(running).await? == Some(1.0))).await.unwrap();
+    let asked =
+        eu.start_command(&["repair", "--execute", "--table", "public.numbered", "--list", "1"]).unwrap();
+    assert!(eu.wait_exit(PATIENCE).await.is_some(), "it did not die\n{}", eu.log_tail());
+    eu.remove_env("LANDFALL_CRASH_AT");
+    eu.start_again().unwrap();
+    let output = asked.wait_with_output().await.unwrap();
+    let said = said(&output);
+    assert!(
+        output.status.code() == Some(0) && said.contains("27000 rows were put right"),
+        "{said}\n{}\n{}",
+        us.log_tail(),
+        eu.log_tail()
+    );
+    let audit = "select count(*) || ' ' || count(distinct key) || ' ' || bool_and(mended)
+                   from landfall.verification_finding f join landfall.verification v on v.id = f.verification
+                  where mend and asked_by like '%@%'";
+    let audit = regions.eu.postgres.query_text("shop", audit).await.unwrap();
+    assert_eq!(audit.as_deref(), Some("27000 27000 true"), "each row is noted once, and who asked");
+    arrived(&regions).await;
+    regions.equal(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,6 +335,16 @@ async fn a_region_is_not_told_what_its_own_rows_are() {
     );
     let (code, found) = verify(&eu, &["--table", "public.theirs"]).await;
     assert!(code == Some(2) && found["tables"].as_array().unwrap().is_empty(), "{found}");
+    // Nor is it filled with them, unless somebody says so: they are older here.
+    let plan = us.command(&["backfill", "--to", "eu-west-1", "--dry-run", "--json"]).await.unwrap();
+    let plan: Value = serde_json::from_slice(&plan.stdout).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(plan["left_out"], serde_json::json!(["public.theirs"]), "{plan}");
+    let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
+    let said = testbed::said(&filled);
+    assert!(filled.status.success() && said.contains("left out: public.theirs"), "{said}");
+    let named = ["backfill", "--to", "eu-west-1", "--table", "public.theirs", "--dry-run"];
+    let named = testbed::said(&us.command(&named).await.unwrap());
+    assert!(named.contains("1 tables"), "{named}");
     let rows = "select string_agg(note, ' ' order by id) from theirs";
     assert_eq!(regions.eu.postgres.query_text("shop", rows).await.unwrap().as_deref(), Some("newer newest"));
     us.kill9().unwrap();

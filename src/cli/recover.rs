@@ -2,7 +2,7 @@
 //! `--source`, at the other end: begins a stream anew that has lost something.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,8 +14,8 @@ mod anew;
 use super::{
     FOUND, GOOD,
     backfill::share,
-    give_up, settings,
-    verify::{Comparing, link},
+    give_up, page, settings,
+    verify::{Comparing, asker, link},
 };
 use crate::{
     changelog::{
@@ -29,7 +29,7 @@ use crate::{
     position::Offset,
     region::Region,
     scope::Pattern,
-    sink::postgres::verification::{self, Request, Stale, TableVerified},
+    sink::postgres::verification::{self, Request, Stale, Standing, TableVerified},
     verify::{About, Question, TableName},
 };
 
@@ -37,7 +37,7 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(300);
 /// What was asked is asked again after so long: the other region may not have listened.
 const ASK: Duration = Duration::from_secs(5);
-/// Comparisons in a row. Each mends what the one before could not see: a second finds next to nothing.
+/// Comparisons of a table. Each mends what the one before could not see: a second finds next to nothing.
 const PASSES_MAX: u32 = 10;
 /// Rows in a range.
 const RANGE_ROWS: u32 = 2_000;
@@ -80,24 +80,6 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     let (from, stream) = (&link.from, &link.stream);
     verification::require_tables(&comparing.connection, from, stream).await?;
     let stale = verification::stale(&comparing.connection, from, stream).await?;
-    if !arguments.execute {
-        let under_way = stale.tables.len();
-        if json {
-            let plan = serde_json::json!({ "from": from.as_str(), "stream": stream, "stale": under_way, "executed": false });
-            println!("{plan}");
-            return Ok(GOOD);
-        }
-        if under_way > 0 {
-            println!("a recovery is under way: {under_way} tables are still to be compared with {from}");
-        }
-        println!(
-            "with --execute the link from {from} ({stream}) goes on where {from} is then. Every table is compared \
-             with {from} while both are written to, and exactly the rows that differ come anew, deletions included. \
-             What was written here by others than the link is lost where it differs. This region is not ready \
-             meanwhile (joining)."
-        );
-        return Ok(GOOD);
-    }
     let log = KafkaLog::new(
         Cluster { brokers: link.brokers.clone(), properties: link.properties.0.clone() },
         Topics::of(from, stream),
@@ -107,6 +89,9 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     )?;
     let recovery =
         Recovery { comparing, log, here: &settings.region, max_source_load: arguments.max_source_load };
+    if !arguments.execute {
+        return recovery.plan(&stale).await;
+    }
     recovery.allow().await?;
     recovery.say(&format!("asking {from} where the stream may be begun"));
     // Anew each time: the link may stand again before something it cannot pass.
@@ -127,6 +112,63 @@ impl Recovery<'_> {
         if !self.comparing.json {
             println!("{text}");
         }
+    }
+
+    /// Says what would be done, and how the link stands.
+    async fn plan(&self, stale: &Stale) -> Result<u8> {
+        let Comparing { connection, link, json, .. } = &self.comparing;
+        let (from, stream) = (&link.from, &link.stream);
+        let Standing { applied, served, tables, bytes } =
+            verification::standing(connection, from, stream).await?;
+        let bounds = self.log.bounds().await?;
+        let under_way = stale.tables.len();
+        let lost = applied.zip(bounds).map(|(at, bounds)| (bounds.low.0 - at - 1).max(0));
+        if *json {
+            let plan = serde_json::json!({
+                "from": from.as_str(), "stream": stream, "stale": under_way, "executed": false, "served": served,
+                "applied": applied, "kept_from": bounds.map(|it| it.low.0), "kept_to": bounds.map(|it| it.high.0),
+                "lost": lost, "tables": tables, "bytes": bytes,
+            });
+            println!("{plan}");
+            return Ok(GOOD);
+        }
+        let place = applied.map_or_else(|| "nothing".to_owned(), |at| format!("up to offset {at}"));
+        println!("the link from {from} ({stream}) has applied {place}");
+        match (bounds, lost) {
+            (None, _) => println!("topic {} is not there", self.log.topic()),
+            (Some(bounds), Some(lost)) if lost > 0 => println!(
+                "topic {} keeps offsets {} to {}: {lost} that were not applied are gone",
+                self.log.topic(),
+                bounds.low,
+                bounds.high
+            ),
+            (Some(bounds), _) => println!(
+                "topic {} keeps offsets {} to {}: nothing that comes next is missing in it",
+                self.log.topic(),
+                bounds.low,
+                bounds.high
+            ),
+        }
+        if !served {
+            println!("no daemon applies the link now; --execute needs `landfall run` here, and in {from}");
+        }
+        if under_way > 0 {
+            println!("a recovery is under way: {under_way} tables are still to be compared with {from}");
+        }
+        println!(
+            "with --execute the link goes on where {from} is then. Every table is compared with {from} while both are \
+             written to ({tables} that have come from there, {} here), and exactly the rows that differ come anew, \
+             deletions included. What was written here by others than the link is lost where it differs. This region is \
+             not ready meanwhile (joining).",
+            page::bytes(bytes)
+        );
+        if lost == Some(0) && under_way == 0 {
+            println!(
+                "where `landfall status` shows the link running, nothing has to be recovered: `landfall repair` puts \
+                 rows right while it goes on"
+            );
+        }
+        Ok(GOOD)
     }
 
     /// Lets the link go on where its source says, in a stream that was begun anew too.
@@ -201,31 +243,35 @@ impl Recovery<'_> {
     async fn compare(&self) -> Result<u8> {
         let (mut mended, mut recovered) = (0, Vec::new());
         // A row that took a key in a range already compared is found by the next comparison.
-        let mut compared: HashSet<String> = HashSet::new();
+        let mut compared: HashMap<String, u32> = HashMap::new();
         let mut left: Vec<TableVerified> = Vec::new();
-        for _ in 0..PASSES_MAX {
+        loop {
             let stale = self.stale().await?.tables;
-            let given_up = |table: &&TableName| left.iter().any(|it| it.table == table.to_string());
+            let given_up = |table: &&TableName| {
+                let name = table.to_string();
+                left.iter().any(|it| it.table == name) || compared.get(&name) >= Some(&PASSES_MAX)
+            };
             let tables: Vec<TableName> = stale.iter().filter(|it| !given_up(it)).cloned().collect();
             if tables.is_empty() {
                 break;
             }
             let patterns: Vec<Pattern> = tables.iter().filter_map(|it| it.to_string().parse().ok()).collect();
             self.say(&format!("comparing {} tables", tables.len()));
+            let before = compared.clone();
             let request = Request {
                 tables: patterns,
                 range_rows: RANGE_ROWS,
                 values: false,
                 max_source_load: self.max_source_load,
                 mend: true,
+                by: asker(),
             };
             for table in self.comparing.run(&request).await?.tables {
                 mended += table.mended;
-                if table.state != "equal" {
-                    compared.insert(table.table.clone());
-                }
+                let times = compared.entry(table.table.clone()).or_default();
+                *times += 1;
                 match table.state.as_str() {
-                    "equal" if compared.insert(table.table.clone()) => {
+                    "equal" if *times == 1 => {
                         self.say(&format!("  {}: equal, looked at once more", table.table));
                     }
                     "equal" => {
@@ -246,6 +292,10 @@ impl Recovery<'_> {
                     _ => left.push(table),
                 }
             }
+            if compared == before {
+                // None of them is told of any more.
+                break;
+            }
         }
         let still = self.stale().await?.tables;
         if self.comparing.json {
@@ -253,12 +303,19 @@ impl Recovery<'_> {
             let report = serde_json::json!({ "recovered": recovered, "mended": mended, "left": left });
             println!("{report}");
         } else {
-            self.tell(mended, recovered.len(), &still, &left);
+            self.tell(mended, recovered.len(), &still, &left, &compared);
         }
         Ok(if still.is_empty() { GOOD } else { FOUND })
     }
 
-    fn tell(&self, mended: u64, recovered: usize, still: &[TableName], left: &[TableVerified]) {
+    fn tell(
+        &self,
+        mended: u64,
+        recovered: usize,
+        still: &[TableName],
+        left: &[TableVerified],
+        compared: &HashMap<String, u32>,
+    ) {
         let from = &self.comparing.link.from;
         if still.is_empty() {
             println!("recovered: {recovered} tables hold what {from} holds; {mended} rows came anew");
@@ -268,11 +325,14 @@ impl Recovery<'_> {
         for table in still {
             let why = left.iter().find(|it| it.table == table.to_string()).and_then(|it| it.why.as_deref());
             let known = left.iter().any(|it| it.table == table.to_string());
-            let otherwise = match known {
-                true => "rows that could not be mended one by one",
-                false => "not compared: is it still sent?",
+            let otherwise = match compared.get(&table.to_string()) {
+                _ if known => "rows that could not be mended one by one".to_owned(),
+                Some(times) => format!(
+                    "something differed each of the {times} times it was compared: does anybody but the link write it here?"
+                ),
+                None => "not compared: is it still sent?".to_owned(),
             };
-            println!("  {table}: {}", why.unwrap_or(otherwise));
+            println!("  {table}: {}", why.unwrap_or(&otherwise));
         }
         println!(
             "next: in {from}, `landfall backfill --to {}` with --table for each of them, or mend what stands in the way and ask again",

@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Rows in a range: so many are looked at one by one where their sums differ.
     #[arg(long, value_name = "ROWS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     range_rows: u32,
-    /// Lists at most so many rows of a table; all are counted.
+    /// Lists at most so many rows of a table. Comparing a table ends where 10,000 differ, unless they are put right.
     #[arg(long, value_name = "ROWS", default_value_t = 100)]
     list: u32,
     /// Gives up when nothing has gone on for so many seconds: the other region's daemon is away, or this one's link
@@ -121,6 +121,7 @@ async fn compare(
         values: arguments.show_values,
         max_source_load: arguments.max_source_load,
         mend: purpose == Purpose::Repair { execute: true },
+        by: asker(),
     };
     let found = comparing.run(&request).await?;
     show(&found, arguments, purpose, json);
@@ -186,9 +187,9 @@ impl<'a> Comparing<'a> {
             let rows: u64 = now.tables.iter().map(|table| table.rows).sum();
             let over =
                 now.tables.iter().filter(|table| !matches!(&*table.state, "waiting" | "comparing")).count();
-            let place = (now.questions, over, now.state.clone());
-            // A question that is put again and again is no progress.
-            if moved.1.as_ref() != Some(&place) && now.waits_for.is_none() {
+            let place = (now.behind.unwrap_or(now.questions), over, now.state.clone());
+            // A question that is put again and again is no progress, unless it is another's turn.
+            if moved.1.as_ref() != Some(&place) && (now.waits_for.is_none() || now.behind.is_some()) {
                 moved = (Instant::now(), Some(place));
             } else if moved.0.elapsed() >= self.patience {
                 let seconds = self.patience.as_secs();
@@ -198,7 +199,8 @@ impl<'a> Comparing<'a> {
                     now.from
                 );
                 return Err(Fault::new(Code::NotServed, message).remedied_by(
-                    "see with `landfall status` that this region's link runs, and there that the other's source does",
+                    "see with `landfall status` that this region's link runs, and there that the other's source does. A large \
+                     table without a key is read for one question: --patience gives it longer",
                 ));
             }
             bar.set_position(rows);
@@ -217,6 +219,15 @@ impl<'a> Comparing<'a> {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Who asks, as far as the system knows: user and host.
+pub(super) fn asker() -> String {
+    let named = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty());
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named);
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    let system = rustix::system::uname();
+    format!("{user}@{}", system.nodename().to_string_lossy())
 }
 
 /// Returns when somebody wants this process to end.
@@ -342,6 +353,7 @@ mod tests {
                 stream: "main".into(),
                 state: "done".into(),
                 waits_for: None,
+                behind: None,
                 questions: 1,
                 tables,
             };

@@ -235,6 +235,7 @@ pub struct VerifyMeter {
     link: [String; 2],
     ranges: IntCounter,
     differences: IntCounter,
+    given_up: IntCounter,
 }
 
 impl VerifyMeter {
@@ -244,6 +245,7 @@ impl VerifyMeter {
             metrics: metrics.clone(),
             ranges: metrics.verified_ranges.with_label_values(&link),
             differences: metrics.verify_differences.with_label_values(&link),
+            given_up: metrics.verify_given_up.with_label_values(&link),
             link,
         }
     }
@@ -252,6 +254,11 @@ impl VerifyMeter {
     pub fn compared(&self, ranges: u64, differences: u64) {
         self.ranges.inc_by(ranges);
         self.differences.inc_by(differences);
+    }
+
+    /// A table could not be compared.
+    pub fn given_up(&self) {
+        self.given_up.inc();
     }
 
     /// Every table was found equal, last at this time.

@@ -46,6 +46,7 @@ pub struct Metrics {
     backpressure: CounterVec,
     verified_ranges: IntCounterVec,
     verify_differences: IntCounterVec,
+    verify_given_up: IntCounterVec,
     verify_clean: IntGaugeVec,
     retries: IntCounterVec,
     conflicts: IntCounterVec,
@@ -132,7 +133,12 @@ impl Metrics {
         );
         let verify_differences = count(
             "replication_verify_differences_total",
-            "Rows that were found to differ from another region's.",
+            "Rows that were found to differ from another region's, without those that changed each time they were looked at.",
+            &link,
+        );
+        let verify_given_up = count(
+            "replication_verify_given_up_total",
+            "Tables that could not be compared with another region's, each time one could not; the log says why.",
             &link,
         );
         let verify_clean = IntGaugeVec::new(
@@ -199,6 +205,7 @@ impl Metrics {
             conflicts,
             verified_ranges,
             verify_differences,
+            verify_given_up,
             verify_clean,
             registry,
         }

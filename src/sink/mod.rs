@@ -263,7 +263,7 @@ pub struct Inspected {
     pub table: TableName,
     /// Everything up to here is compared.
     pub after: Option<Key>,
-    /// How many rows were found that differ.
+    /// How many rows were found that differ, without those that were put right.
     pub differences: u64,
     /// Nothing is left to compare.
     pub done: bool,
@@ -298,7 +298,7 @@ pub trait Inspector: Send {
     /// cannot be told is [`Found::Refused`].
     fn look(&mut self, about: &About, answer: &Answer) -> impl Future<Output = Result<Found>> + Send;
 
-    /// Keeps what was compared of a table, in one commit.
+    /// Keeps what was compared of a table, in one commit. A row that was found before is noted once.
     fn keep(
         &mut self,
         id: &str,

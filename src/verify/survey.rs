@@ -9,7 +9,8 @@ use super::{About, Answer, Difference, Finding, Found, Key, RowHash, Sum, TableN
 
 /// Keys in one question: each is a look-up on both sides.
 pub const KEYS_MAX: usize = 200;
-/// Rows that differ, of one table, that are listed: with more it is another table, and the rest is not looked at.
+/// Rows of one table that differ and are looked at: with more it is another table, unless they are put right as they are
+/// found.
 pub const FINDINGS_MAX: usize = 10_000;
 /// How often a key that changed while it was read is asked for again: it is read within some milliseconds, and one
 /// that changes a hundred times a second stands still for most questions.
@@ -39,6 +40,8 @@ pub struct Settled {
     pub ranges: u64,
     /// What differs.
     pub findings: Vec<Finding>,
+    /// So much differs that the rest of these ranges was not looked at: they are compared again, or given up.
+    pub cut: bool,
 }
 
 /// Compares one table.
@@ -96,7 +99,10 @@ impl Survey {
         if !self.differing.is_empty() || !self.keys.is_empty() {
             return None;
         }
-        let settled = self.in_hand.take()?;
+        let mut settled = self.in_hand.take()?;
+        if settled.cut {
+            (settled.through, settled.ended) = (self.through.clone(), false);
+        }
         self.through.clone_from(&settled.through);
         self.ended = settled.ended;
         self.tries.clear();
@@ -133,6 +139,7 @@ impl Survey {
             rows: there.iter().fold(0, |rows, sum| rows.saturating_add(sum.rows)),
             ranges: there.len() as u64,
             findings: Vec::new(),
+            cut: false,
         };
         let mut after = self.through.clone();
         for (there, here) in there.iter().zip(here) {
@@ -170,6 +177,10 @@ impl Survey {
         let differing = there.iter().filter(|row| hashes.get(&row.key) != Some(&row.hash.as_str()));
         let extra = here.iter().filter(|row| !known.contains(&row.key));
         self.keys.extend(differing.chain(extra).map(|row| row.key.clone()));
+        // Nobody asks for all the rows of a range that holds so many more.
+        if here.len() >= there.len() + FINDINGS_MAX {
+            self.in_hand.get_or_insert_default().cut = true;
+        }
     }
 
     fn take_keys(&mut self, answer: &Answer, there: &[RowHash], here: &[RowHash]) {
@@ -204,7 +215,9 @@ impl Survey {
             };
             self.in_hand.get_or_insert_default().findings.push(finding);
         }
-        if self.in_hand.as_ref().is_some_and(|in_hand| in_hand.findings.len() >= FINDINGS_MAX) {
+        if let Some(in_hand) = self.in_hand.as_mut().filter(|it| it.findings.len() >= FINDINGS_MAX) {
+            // Unless these were the last.
+            in_hand.cut |= !self.differing.is_empty() || !self.keys.is_empty();
             self.differing.clear();
             self.keys.clear();
         }

@@ -132,6 +132,7 @@ pub(super) async fn run<L: Log, I: Inspector>(
         shown: false,
         in_hand: None,
         waits: false,
+        took: Duration::ZERO,
     };
     let mut retry = Retry::new(LOOK_INTERVAL, RETRY_MAX);
     loop {
@@ -171,6 +172,8 @@ struct Verifying<'a, L, I> {
     in_hand: Option<String>,
     /// and whether it was said what it waits for.
     waits: bool,
+    /// How long the last answer was read for, on the side where it took longer.
+    took: Duration,
 }
 
 impl<L: Log, I: Inspector> Verifying<'_, L, I> {
@@ -232,54 +235,78 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
     async fn table(&mut self, verification: &Verification, table: &Inspected) -> Result<bool> {
         let id = &verification.id;
         let mut survey = Survey::new(table.table.clone(), table.after.clone(), verification.options);
-        let mut differences = table.differences;
+        // Rows that differ and are not put right.
+        let mut left = table.differences;
         loop {
             while let Some(about) = survey.next() {
                 let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
                 if let Err(why) = survey.take(&answer, &here) {
+                    tracing::warn!(table = %table.table, id, why, "a table could not be compared");
+                    self.meter.given_up();
                     let given_up = Comparison::GivenUp(why);
                     self.inspector.keep(id, table, &Settled::default(), &given_up).await?;
                     return Ok(true);
                 }
-                let load = verification.max_source_load.clamp(0.01, 1.0);
-                sleep(Duration::from_micros(answer.took_micros).mul_f64(1.0 / load - 1.0)).await;
+                self.rest(verification).await;
             }
-            let Some(settled) = survey.settled() else { return Ok(true) };
-            differences += settled.findings.len() as u64;
+            let Some(mut settled) = survey.settled() else { return Ok(true) };
+            let findings = std::mem::take(&mut settled.findings);
+            let unsure = findings.iter().filter(|it| it.difference == Difference::Unsure).count();
+            self.meter.compared(settled.ranges, (findings.len() - unsure) as u64);
+            left += findings.len() as u64;
+            let mut mended = 0;
+            if verification.mend && !findings.is_empty() {
+                // Noted first: what is put right and then not noted nobody would ever know of. How far the table is compared
+                // is noted last, so that these ranges are compared again where this is the end of us.
+                let found = Settled { findings, ..Settled::default() };
+                self.inspector.keep(id, table, &found, &Comparison::GoesOn).await?;
+                crate::crash::point("verify.before_mended");
+                let put_right = self.mend(verification, table, &found.findings).await?;
+                let Some(put_right) = put_right else { return Ok(false) };
+                mended = put_right;
+                left = left.saturating_sub(mended);
+            } else {
+                settled.findings = findings;
+            }
             let comparison = match settled.ended {
-                _ if differences >= FINDINGS_MAX as u64 => Comparison::Enough,
+                _ if left >= FINDINGS_MAX as u64 || (settled.cut && mended == 0) => Comparison::Enough,
                 true => Comparison::Ended,
                 false => Comparison::GoesOn,
             };
+            if settled.cut && comparison == Comparison::GoesOn {
+                // They are counted when they are compared to their end.
+                (settled.rows, settled.ranges) = (0, 0);
+            }
             crate::crash::point("verify.before_kept");
             self.inspector.keep(id, table, &settled, &comparison).await?;
-            self.meter.compared(settled.ranges, settled.findings.len() as u64);
-            // Noted first: what is put right and then not noted nobody would ever know of.
-            if verification.mend && !self.mend(verification, table, &settled.findings).await? {
-                return Ok(false);
-            }
             if comparison != Comparison::GoesOn {
                 return Ok(true);
             }
         }
     }
 
-    /// Has the rows that differ come as they are there, and looks whether they are here then; false where nobody wants it
-    /// any longer.
+    /// Leaves the databases to their users for as long as was asked for, after reading as long as the slower did.
+    async fn rest(&self, verification: &Verification) {
+        let load = verification.max_source_load.clamp(0.01, 1.0);
+        sleep(self.took.mul_f64(1.0 / load - 1.0)).await;
+    }
+
+    /// Has the rows that differ come as they are there, and looks whether they are here then: how many are; none where
+    /// nobody wants it any longer.
     async fn mend(
         &mut self,
         verification: &Verification,
         inspected: &Inspected,
         findings: &[Finding],
-    ) -> Result<bool> {
-        let table = &inspected.table;
+    ) -> Result<Option<u64>> {
+        let (id, table) = (&verification.id, &inspected.table);
         let differs = |it: &&Finding| !it.key.is_empty() && it.difference != Difference::Unsure;
         let all: Vec<Key> = findings.iter().filter(differs).map(|it| it.key.clone()).collect();
         let mut left = &all[..];
         while !left.is_empty() {
             let keys = left[..left.len().min(KEYS_MAX)].to_vec();
             let about = About::Mend { table: table.clone(), keys };
-            let Some(answer) = self.answered(&verification.id, &about).await? else { return Ok(false) };
+            let Some(answer) = self.answered(id, &about).await? else { return Ok(None) };
             self.meeting.release();
             match &answer.found {
                 Found::Mended(keys) if *keys > 0 => left = &left[left.len().min(*keys)..],
@@ -288,6 +315,8 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                     break;
                 }
             }
+            self.took = Duration::from_micros(answer.took_micros);
+            self.rest(verification).await;
         }
         // What came may have been refused here, or have changed since: as it is now is what counts.
         let mut here_as_there: HashSet<Key> = HashSet::new();
@@ -299,25 +328,32 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                     break;
                 }
                 let about = About::Keys { table: table.clone(), keys: undone.clone(), values: false };
-                let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
+                let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(None) };
                 let (Found::Keys(there), Found::Keys(here)) = (&answer.found, &here) else { break };
                 let hash = |rows: &[RowHash], key: &Key| {
                     rows.iter().find(|row| row.key == *key).map(|row| row.hash.clone())
                 };
                 here_as_there.extend(undone.into_iter().filter(|key| hash(there, key) == hash(here, key)));
+                self.rest(verification).await;
                 if answer.unsure.is_empty() {
                     break;
                 }
             }
         }
         let mended: Vec<Key> = all.into_iter().filter(|key| here_as_there.contains(key)).collect();
-        if !mended.is_empty() {
-            self.inspector.mended(&verification.id, inspected, &mended).await?;
+        if mended.is_empty() {
+            return Ok(Some(0));
         }
-        for key in mended {
-            tracing::info!(%table, key = key.join(", "), "a row is mended");
+        self.inspector.mended(id, inspected, &mended).await?;
+        let rows = mended.len() as u64;
+        if mended.len() > KEYS_MAX {
+            tracing::info!(%table, id, rows, "rows are mended: each is in landfall.verification_finding");
+        } else {
+            for key in mended {
+                tracing::info!(%table, id, key = key.join(", "), "a row is mended");
+            }
         }
-        Ok(true)
+        Ok(Some(rows))
     }
 
     /// Asks, and looks what is here at the answer's place. None where nobody wants it any longer.
@@ -337,7 +373,9 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             let held = self.inspector.hold(table).await;
             let in_time = self.meeting.release();
             held?;
+            let since = Instant::now();
             let here = self.inspector.look(about, &answer).await?;
+            self.took = since.elapsed().max(Duration::from_micros(answer.took_micros));
             if in_time {
                 return Ok(Some((answer, here)));
             }

@@ -26,6 +26,7 @@ pub(super) const TABLES: &str = "
         range_rows int8 NOT NULL,
         show_values bool NOT NULL,
         mend bool NOT NULL,
+        asked_by text,
         unasked bool NOT NULL DEFAULT false,
         max_source_load float8 NOT NULL,
         requested timestamptz NOT NULL DEFAULT now(),
@@ -35,7 +36,7 @@ pub(super) const TABLES: &str = "
         waits_for text
     );
     COMMENT ON TABLE landfall.verification IS
-        'Comparisons of this region with another, as asked for by landfall verify.';
+        'Comparisons of this region with another, as asked for by landfall verify, repair and recover.';
     CREATE TABLE IF NOT EXISTS landfall.verification_table (
         verification text NOT NULL REFERENCES landfall.verification ON DELETE CASCADE,
         place int4 NOT NULL,
@@ -59,7 +60,10 @@ pub(super) const TABLES: &str = "
         there text,
         found timestamptz NOT NULL DEFAULT now(),
         mended bool NOT NULL DEFAULT false
-    );";
+    );
+    -- By a hash: a key may be longer than an index takes.
+    CREATE INDEX IF NOT EXISTS verification_finding_key
+        ON landfall.verification_finding (verification, place, hash_array_extended(key, 0));";
 
 /// Ranges in one question: with 2,000 rows each, some ten milliseconds of reading on either side.
 const RANGES: u32 = 16;
@@ -67,8 +71,12 @@ const RANGES: u32 = 16;
 /// Rows in a range, and the share of the time that is read, where nobody asked.
 const UNASKED_RANGE_ROWS: i64 = 2_000;
 const UNASKED_LOAD: f64 = 0.1;
-/// What was found is kept so long, where verifications follow each other unasked: three times the longest interval.
+/// What was found unasked is kept so long: three times the longest interval.
 const KEPT: &str = "90 days";
+
+/// A finding `f` is of the row `g` of table `$2` of verification `$1`.
+const SAME_ROW: &str = "f.verification = $1 AND f.place = $2 AND f.key = g.key
+                    AND hash_array_extended(f.key, 0) = hash_array_extended(g.key, 0)";
 
 /// How long delivering waits for whoever alters a table that is looked at; it is asked about again then.
 const LOCK_TIMEOUT: &str = "500ms";
@@ -127,7 +135,7 @@ impl PostgresInspector {
         if asked > 0 {
             let forget = format!(
                 "DELETE FROM landfall.verification
-                  WHERE link = $1 AND stream = $2 AND ended < now() - interval '{KEPT}'"
+                  WHERE link = $1 AND stream = $2 AND unasked AND ended < now() - interval '{KEPT}'"
             );
             connection.execute(&forget, &[&link, &stream]).await.map_err(failed)?;
         }
@@ -189,9 +197,11 @@ impl Inspector for PostgresInspector {
             return Ok(None);
         };
         let id: String = row.get(0);
-        let tables =
-            "SELECT place, schema_name, table_name, after, differences, state NOT IN ('waiting', 'comparing')
-               FROM landfall.verification_table WHERE verification = $1 ORDER BY place";
+        let tables = "SELECT place, schema_name, table_name, after,
+                    differences - (SELECT count(*) FROM landfall.verification_finding f
+                                    WHERE f.verification = t.verification AND f.place = t.place AND mended),
+                    state NOT IN ('waiting', 'comparing')
+               FROM landfall.verification_table t WHERE verification = $1 ORDER BY place";
         let tables = connection.query(tables, &[&id]).await.map_err(&failed)?;
         let tables = tables.iter().map(|row| Inspected {
             place: row.get(0),
@@ -286,7 +296,7 @@ impl Inspector for PostgresInspector {
             Comparison::GoesOn => (Some("comparing"), None),
             Comparison::Ended => (None, None),
             Comparison::Enough => {
-                (Some("different"), Some("more rows differ than are listed: the rest was not compared"))
+                (Some("different"), Some("so many rows differ that the rest was not compared"))
             }
             Comparison::GivenUp(why) => (Some("unknown"), Some(why.as_str())),
         };
@@ -298,25 +308,36 @@ impl Inspector for PostgresInspector {
         let differences: Vec<&str> = findings.iter().map(|it| it.difference.as_str()).collect();
         let here: Vec<Option<&str>> = findings.iter().map(|it| it.here.as_deref()).collect();
         let there: Vec<Option<&str>> = findings.iter().map(|it| it.there.as_deref()).collect();
-        let keep = "WITH found AS (
+        // One that is found again, since its ranges are compared again, counts once.
+        let keep = format!(
+            "WITH given AS (
+                 SELECT ARRAY(SELECT jsonb_array_elements_text(k::jsonb)) AS key, d, h, t
+                   FROM unnest($8::text[], $9::text[], $10::text[], $11::text[]) g (k, d, h, t)),
+             again AS (
+                 UPDATE landfall.verification_finding f
+                    SET difference = g.d, here = g.h, there = g.t, mended = false
+                   FROM given g WHERE {SAME_ROW}),
+             new AS (
                  INSERT INTO landfall.verification_finding (verification, place, key, difference, here, there)
-                 SELECT $1, $2, ARRAY(SELECT jsonb_array_elements_text(k::jsonb)), d, h, t
-                   FROM unnest($9::text[], $10::text[], $11::text[], $12::text[]) f (k, d, h, t))
+                 SELECT $1, $2, key, d, h, t FROM given g
+                  WHERE NOT EXISTS (SELECT FROM landfall.verification_finding f WHERE {SAME_ROW})
+                 RETURNING 1),
+             new_rows AS (SELECT count(*) AS number FROM new)
              UPDATE landfall.verification_table
                 SET after = coalesce($3, after), rows = rows + $4, ranges = ranges + $5,
-                    differences = differences + $6, why = coalesce($8, why),
-                    state = coalesce($7, CASE WHEN differences + $6 = 0 THEN 'equal' ELSE 'different' END),
-                    ended = CASE WHEN $7 = 'comparing' THEN NULL ELSE now() END
-              WHERE verification = $1 AND place = $2";
-        let (rows, ranges, count) =
-            (number(settled.rows), number(settled.ranges), number(findings.len() as u64));
-        let parameters: [&(dyn ToSql + Sync); 12] = [
+                    differences = differences + number, why = coalesce($7, why),
+                    state = coalesce($6, CASE WHEN differences + number = 0 THEN 'equal' ELSE 'different' END),
+                    ended = CASE WHEN $6 = 'comparing' THEN NULL ELSE now() END
+               FROM new_rows
+              WHERE verification = $1 AND place = $2"
+        );
+        let (rows, ranges) = (number(settled.rows), number(settled.ranges));
+        let parameters: [&(dyn ToSql + Sync); 11] = [
             &id,
             &table.place,
             &settled.through,
             &rows,
             &ranges,
-            &count,
             &state,
             &why,
             &keys,
@@ -324,16 +345,19 @@ impl Inspector for PostgresInspector {
             &here,
             &there,
         ];
-        connection.execute(keep, &parameters).await.map(drop).map_err(sql("keep what was compared"))
+        connection.execute(&keep, &parameters).await.map(drop).map_err(sql("keep what was compared"))
     }
 
     async fn mended(&mut self, id: &str, table: &Inspected, keys: &[Key]) -> Result<()> {
         let connection = self.connection().await?;
         let keys: Vec<String> =
             keys.iter().map(|key| serde_json::to_string(key).expect("a key is text")).collect();
-        let mended = "UPDATE landfall.verification_finding SET mended = true
-              WHERE verification = $1 AND place = $2 AND to_jsonb(key) = ANY($3::text[]::jsonb[])";
-        let noted = connection.execute(mended, &[&id, &table.place, &keys]).await;
+        let mended = format!(
+            "UPDATE landfall.verification_finding f SET mended = true
+               FROM (SELECT ARRAY(SELECT jsonb_array_elements_text(k::jsonb)) AS key FROM unnest($3::text[]) u (k)) g
+              WHERE {SAME_ROW}"
+        );
+        let noted = connection.execute(&mended, &[&id, &table.place, &keys]).await;
         noted.map(drop).map_err(sql("note which rows are mended"))
     }
 

@@ -2,7 +2,7 @@
 //! tables beside it. The daemon that applies the link does the work.
 
 use serde::Serialize;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, types::ToSql};
 
 use crate::{
     fault::{Code, Fault, Result},
@@ -25,6 +25,8 @@ pub struct Request {
     pub max_source_load: f64,
     /// Whether rows that differ are put right.
     pub mend: bool,
+    /// Who asks, for whoever reads later what was asked.
+    pub by: String,
 }
 
 /// A verification, and how far it is.
@@ -40,6 +42,9 @@ pub struct Verified {
     pub state: String,
     /// What it waits for, where it does not go on by itself.
     pub waits_for: Option<String>,
+    /// Questions put so far by another verification of the link, which is in hand while this one waits for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind: Option<u64>,
     /// Questions put so far.
     pub questions: u64,
     /// Its tables, in the order they are compared; none before they are known.
@@ -101,12 +106,7 @@ fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
 /// [`Code::NotServed`] where none does.
 pub async fn require_daemon(client: &Client, from: &Region, stream: &str) -> Result<()> {
     require_tables(client, from, stream).await?;
-    let held = "SELECT EXISTS (SELECT FROM landfall.progress p
-                  JOIN pg_stat_activity a ON a.pid = p.session_pid AND a.backend_start = p.session_start
-                 WHERE p.link = $1 AND p.stream = $2)";
-    let held = client.query_one(held, &[&from.as_str(), &stream]).await;
-    let held = held.map_err(sql("ask whether a daemon applies the link"))?;
-    if held.get(0) { Ok(()) } else { Err(not_served(from, stream)) }
+    if standing(client, from, stream).await?.served { Ok(()) } else { Err(not_served(from, stream)) }
 }
 
 /// Asks for a verification; gives its name.
@@ -121,14 +121,24 @@ pub async fn request(client: &Client, from: &Region, stream: &str, request: &Req
     let id = format!("{:08x}", rand::random::<u32>());
     let patterns: Vec<&str> = request.tables.iter().map(Pattern::as_str).collect();
     let ask = "INSERT INTO landfall.verification
-             (id, link, stream, patterns, range_rows, show_values, max_source_load, mend)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+             (id, link, stream, patterns, range_rows, show_values, max_source_load, mend, asked_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     let rows = i64::from(request.range_rows);
     let load = request.max_source_load;
     client
         .execute(
             ask,
-            &[&id, &from.as_str(), &stream, &patterns, &rows, &request.values, &load, &request.mend],
+            &[
+                &id,
+                &from.as_str(),
+                &stream,
+                &patterns,
+                &rows,
+                &request.values,
+                &load,
+                &request.mend,
+                &request.by,
+            ],
         )
         .await
         .map_err(sql("ask for a verification"))?;
@@ -143,11 +153,14 @@ pub async fn request(client: &Client, from: &Region, stream: &str, request: &Req
 pub async fn look(client: &Client, id: &str, findings: u32) -> Result<Option<Verified>> {
     let failed = sql("read how far a verification is");
     let verification = "SELECT link, stream, state,
-                CASE WHEN state = 'requested' AND EXISTS (
-                         SELECT FROM landfall.verification o
-                          WHERE o.link = v.link AND o.stream = v.stream AND o.state = 'running')
-                     THEN 'another verification of this link' ELSE waits_for END, questions
-           FROM landfall.verification v WHERE id = $1";
+                CASE WHEN before.questions IS NOT NULL THEN 'another verification of this link' ELSE waits_for END,
+                v.questions, before.questions
+           FROM landfall.verification v
+           LEFT JOIN LATERAL (
+                    SELECT sum(o.questions)::int8 AS questions FROM landfall.verification o
+                     WHERE v.state = 'requested' AND o.link = v.link AND o.stream = v.stream
+                       AND o.state = 'running') before ON true
+          WHERE id = $1";
     let Some(row) = client.query_opt(verification, &[&id]).await.map_err(&failed)? else { return Ok(None) };
     let tables = "SELECT place, schema_name || '.' || table_name, state, rows, ranges, differences, why,
                 coalesce(f.mended, 0), coalesce(f.unsure, 0)
@@ -168,16 +181,19 @@ pub async fn look(client: &Client, id: &str, findings: u32) -> Result<Option<Ver
     let tables = tables.iter().map(|row| {
         let place: i32 = row.get(0);
         let (state, differences, mended): (&str, _, _) = (row.get(2), number(row.get(5)), number(row.get(7)));
+        let why: Option<String> = row.get(6);
+        // Of rows that nobody looked at it is not known.
+        let all_mended = state == "different" && mended == differences && why.is_none();
         let listed = found.iter().filter(|finding| finding.get::<_, i32>(0) == place);
         TableVerified {
             table: row.get(1),
-            state: if state == "different" && mended == differences { "mended" } else { state }.to_owned(),
+            state: if all_mended { "mended" } else { state }.to_owned(),
             rows: number(row.get(3)),
             ranges: number(row.get(4)),
             differences,
             mended,
             unsure: number(row.get(8)),
-            why: row.get(6),
+            why,
             findings: listed
                 .map(|row| Listed {
                     key: row.get(1),
@@ -195,6 +211,7 @@ pub async fn look(client: &Client, id: &str, findings: u32) -> Result<Option<Ver
         stream: row.get(1),
         state: row.get(2),
         waits_for: row.get(3),
+        behind: row.get::<_, Option<i64>>(5).map(number),
         questions: number(row.get(4)),
         tables: tables.collect(),
     }))
@@ -231,6 +248,42 @@ pub async fn stale(client: &Client, from: &Region, stream: &str) -> Result<Stale
     Ok(Stale {
         tables: rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect(),
         since: rows.iter().map(|row| row.get::<_, f64>(2)).fold(0.0, f64::max),
+    })
+}
+
+/// How a link stands here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// The offset of the last record applied; none where nothing is.
+    pub applied: Option<i64>,
+    /// Whether a daemon applies it now.
+    pub served: bool,
+    /// Tables that have come by it,
+    pub tables: u64,
+    /// and the bytes they take on disk here.
+    pub bytes: u64,
+}
+
+/// How a link stands.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<Standing> {
+    let failed = sql("read how a link stands");
+    let parameters: [&(dyn ToSql + Sync); 2] = [&from.as_str(), &stream];
+    let progress = "SELECT kafka_offset, incarnation IS NOT NULL, EXISTS (
+                    SELECT FROM pg_stat_activity a WHERE a.pid = p.session_pid AND a.backend_start = p.session_start)
+           FROM landfall.progress p WHERE link = $1 AND stream = $2 ORDER BY lane LIMIT 1";
+    let progress = client.query_opt(progress, &parameters).await.map_err(&failed)?;
+    let size = "SELECT count(*), coalesce(sum(pg_table_size(t)), 0)::int8
+           FROM (SELECT DISTINCT to_regclass(format('%I.%I', body ->> 'schema', body ->> 'table')) AS t
+                   FROM landfall.shape WHERE link = $1 AND stream = $2) s WHERE t IS NOT NULL";
+    let size = client.query_one(size, &parameters).await.map_err(&failed)?;
+    Ok(Standing {
+        applied: progress.as_ref().filter(|row| row.get(1)).map(|row| row.get(0)),
+        served: progress.is_some_and(|row| row.get(2)),
+        tables: size.get::<_, i64>(0).unsigned_abs(),
+        bytes: size.get::<_, i64>(1).unsigned_abs(),
     })
 }
 
