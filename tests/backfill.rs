@@ -204,7 +204,7 @@ async fn what_happens_between_the_watermarks_is_what_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn held_back_let_go_on_and_ended_it_says_so() {
-    let (regions, us, eu) = stage(20_000).await;
+    let (regions, mut us, eu) = stage(20_000).await;
     allow(&regions, &us).await;
     let run = async |args: &[&str]| {
         let output = us.command(&[&["backfill"], args].concat()).await.unwrap();
@@ -240,10 +240,10 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
     stands_still().await;
     assert_eq!(run(&["resume"]).await.0, Some(0));
     // Held back once more, it is let go on by a second that asks for the same, and follows the first: as fast as it
-    // goes, which is looked at when it is taken up.
-    assert_eq!(run(&["pause"]).await.0, Some(0));
+    // goes, since the second asks for no limit.
+    let id = noted(&us).await[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(run(&["pause", &id]).await.0, Some(0));
     stands_still().await;
-    regions.us.execute("update landfall.backfill set max_rows_per_second = null").await.unwrap();
     let (code, said) = run(&["--to", "eu-west-1"]).await;
     assert!(code == Some(0) && said.contains("goes on") && said.contains("has applied it"), "{said}");
     equal(&regions, &us, &eu).await;
@@ -253,8 +253,15 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
     let (code, said) = run(&["--to", "eu-west-1"]).await;
     assert!(code == Some(0) && said.contains("--again"), "{said}");
     assert_eq!(noted(&us).await.len(), 1);
+    let asked_by = regions.us.postgres.query_text("shop", "select asked_by from landfall.backfill").await;
+    assert!(asked_by.unwrap().is_some_and(|by| by.contains('@')));
 
     assert_eq!(run(&[&ask[..], &["--again"]].concat()).await.0, Some(0));
+    // A second that asks for the same changes what the one under way is held to, while it is.
+    assert_eq!(run(&[&ask[..7], &["9", "--detach"]].concat()).await.0, Some(0));
+    let held_to = "select max_rows_per_second::text from landfall.backfill where state <> 'done'";
+    assert_eq!(regions.us.postgres.query_text("shop", held_to).await.unwrap().as_deref(), Some("9"));
+    assert_eq!(run(&["cancel", "no-such"]).await.0, Some(2));
     assert_eq!(run(&["cancel"]).await.0, Some(0));
     assert_eq!(state().await, "canceled");
 
@@ -279,6 +286,21 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
         let (code, said) = run(args).await;
         assert!(code == Some(2) && said.contains(says), "{said}");
     }
+    // How long it would take is known by now.
+    let plan =
+        us.command(&["backfill", "--to", "eu-west-1", "--again", "--dry-run", "--json"]).await.unwrap();
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0 && plan["pace"] == "earlier", "{plan}");
+    // A region that nobody has heard of may be a mistake; and it is a daemon that copies.
+    let (code, said) = run(&["--to", "eu-north-1", "--detach"]).await;
+    assert!(code == Some(0) && said.contains("is that its name?"), "{said}");
+    us.kill9().unwrap();
+    eventually(PATIENCE, "nobody reads the slot", async || {
+        let refused = us.command(&["backfill", "--to", "eu-west-1", "--again"]).await?;
+        Ok(refused.status.code() == Some(2) && testbed::said(&refused).contains("[LF-NOT-SERVED]"))
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,11 +308,48 @@ async fn an_empty_region_is_filled_while_the_other_is_written() {
     let (regions, us, eu) = stage(30_000).await;
     allow(&regions, &us).await;
     let writers = writers(&regions, 4, 30_000, seed()).await;
+    // Nobody may have counted its rows yet: they are about as many as there are all the same.
+    let plan = us.command(&["backfill", "--to", "eu-west-1", "--dry-run", "--json"]).await.unwrap();
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    let numbered =
+        plan["tables"].as_array().unwrap().iter().find(|it| it["table"] == "public.numbered").unwrap();
+    assert!((20_000..45_000).contains(&numbered["expected_rows"].as_u64().unwrap()), "{plan}");
     let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
     println!("{}", said(&filled));
     assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
     writers.stop_after(100, PATIENCE).await.unwrap();
     equal(&regions, &us, &eu).await;
+}
+
+/// What a table costs besides its rows is felt where there are hundreds.
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_small_tables_are_filled_one_after_the_other() {
+    const TABLES: u32 = 300;
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let create = format!(
+        "do $$ begin for at in 1..{TABLES} loop
+           execute format('create table small_%s (id int4 primary key, note text)', at);
+         end loop; end $$"
+    );
+    regions.execute_both(&create).await.unwrap();
+    let fill = format!(
+        "do $$ begin for at in 1..{TABLES} loop
+           execute format('insert into small_%s select g, ''row '' || g from generate_series(1, %s) g', at, at % 20);
+         end loop; end $$; grant select on all tables in schema public to public"
+    );
+    regions.us.execute(&fill).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    let began = std::time::Instant::now();
+    let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
+    assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
+    println!("{TABLES} tables in {:.1} s", began.elapsed().as_secs_f64());
+    equal(&regions, &us, &eu).await;
+    let began = std::time::Instant::now();
+    let compared = eu.command(&["verify", "--list", "0"]).await.unwrap();
+    assert!(compared.status.success(), "{}", said(&compared));
+    println!("compared in {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Two regions that hold the same `count` rows, as the stream brought them.
@@ -514,8 +573,25 @@ async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
         let (_, said) = ask(&[other, &slowly].concat()).await;
         assert!(!said.contains("goes on") && !said.contains("has copied"), "{said}");
     }
-    assert_eq!(noted(&us).await.len(), 5);
-    assert!(run(&["cancel"]).await.status.success());
+    let all = noted(&us).await;
+    assert_eq!(all.len(), 5);
+    // Which one is meant is asked, where it is not said; and who is behind another is told of it.
+    let refused = run(&["cancel"]).await;
+    let ids: Vec<&str> = all[..3].iter().map(|it| it["id"].as_str().unwrap()).collect();
+    let says = testbed::said(&refused);
+    assert!(refused.status.code() == Some(2) && ids.iter().all(|id| says.contains(id)), "{says}");
+    let following = us.start_command(&["backfill", "--to", "eu-west-1", table[0], table[1]]).unwrap();
+    let pid = following.id().unwrap().to_string();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    let says = testbed::said(&following.wait_with_output().await.unwrap());
+    assert!(
+        says.contains(&format!("waits: backfill {}", ids[2])) && says.contains("goes on with backfill"),
+        "{says}"
+    );
+    for id in ids {
+        assert!(run(&["cancel", id]).await.status.success());
+    }
     // One that fails on a row copies none, says why, and holds up whatever is behind it until it is ended.
     assert_eq!(ask(&[&table[..], &["--where", "1 / (n - 100) < 2", "--detach"]].concat()).await.0, Some(0));
     eventually(PATIENCE, "it says what it waits for", async || {

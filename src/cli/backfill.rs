@@ -1,16 +1,20 @@
 //! `landfall backfill`: asks the running daemon to copy rows, and follows it until they are applied.
 
 use std::{
-    fmt::Write,
-    io::{IsTerminal, stdout},
     path::Path,
     time::{Duration, Instant},
 };
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{FOUND, GOOD, give_up, page, settings};
+mod shown;
+
+use shown::{Shown, described};
+
+use super::{
+    FOUND, GOOD, give_up, settings,
+    verify::{asker, interrupted},
+};
 use crate::{
     changelog::{
         Log,
@@ -25,14 +29,17 @@ use crate::{
     scope::Pattern,
     source::postgres::{
         PostgresSourceConfig,
-        backfill::{self, Backfill, Request, TableProgress},
+        backfill::{self, Backfill, Request},
     },
+    verify::TableName,
 };
 
 /// How often the work is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often a line is written where nobody sits at a terminal.
 const LINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether a daemon still copies.
+const SERVED_LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -75,6 +82,9 @@ pub(super) struct Arguments {
     /// Does not stay until it is done.
     #[arg(long)]
     detach: bool,
+    /// Gives up waiting for a region that has everything in its log when it has applied nothing for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    patience: u64,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -82,11 +92,18 @@ enum Action {
     /// Shows every backfill there is a note of.
     Status,
     /// Holds back the one that is not done, after the chunk in hand.
-    Pause,
+    Pause(Which),
     /// Lets the one that is held back go on.
-    Resume,
+    Resume(Which),
     /// Ends the one that is not done. What it has begun to fill stays unfinished until another fills it.
-    Cancel,
+    Cancel(Which),
+}
+
+#[derive(Clone, Debug, Args)]
+struct Which {
+    /// Its name, as `landfall backfill status` shows it; needed where there are several.
+    #[arg(value_name = "BACKFILL")]
+    id: Option<String>,
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {
@@ -133,7 +150,7 @@ impl Errand<'_> {
     async fn act(&self, action: &Action) -> Result<u8> {
         let connection = self.connect().await?;
         let all = backfill::all(&connection, &self.source.stream).await?;
-        let (from, to): (&[&str], &str) = match action {
+        let (which, from, to): (&Which, &[&str], &str) = match action {
             Action::Status => {
                 if self.json {
                     println!("{}", serde_json::to_string_pretty(&all).expect("text keys and finite numbers"));
@@ -144,24 +161,42 @@ impl Errand<'_> {
                 }
                 return Ok(if all.iter().all(Backfill::is_over) { GOOD } else { FOUND });
             }
-            Action::Pause => (&["requested", "running"], "paused"),
-            Action::Resume => (&["paused"], "running"),
-            Action::Cancel => (&["requested", "running", "paused"], "canceled"),
+            Action::Pause(which) => (which, &["requested", "running"], "paused"),
+            Action::Resume(which) => (which, &["paused"], "running"),
+            Action::Cancel(which) => (which, &["requested", "running", "paused"], "canceled"),
         };
-        let mut changed = Vec::new();
-        for it in all.iter().filter(|it| from.contains(&it.state.as_str())) {
-            if backfill::set_state(&connection, &it.id, from, to).await? {
-                changed.push(&it.id);
+        let meant = |it: &&Backfill| match &which.id {
+            Some(id) => it.id == *id,
+            None => from.contains(&it.state.as_str()),
+        };
+        let found: Vec<&Backfill> = all.iter().filter(meant).collect();
+        let changed = match (&found[..], &which.id) {
+            ([], Some(id)) => {
+                let message = format!("there is no backfill {id} of stream {}", self.source.stream);
+                return Err(Fault::new(Code::ConfigInvalid, message)
+                    .remedied_by("`landfall backfill status` shows them"));
+            }
+            ([], None) => None,
+            ([it], _) => backfill::set_state(&connection, &it.id, from, to).await?.then_some(&it.id),
+            (several, _) => {
+                let names: Vec<String> =
+                    several.iter().map(|it| format!("{} to {}", it.id, it.to.join(", "))).collect();
+                let message =
+                    format!("{} backfills are {}: {}", several.len(), from.join(" or "), names.join("; "));
+                return Err(Fault::new(Code::ConfigInvalid, message)
+                    .remedied_by("give the name of the one that is meant; nothing was changed"));
+            }
+        };
+        if self.json {
+            let changed: Vec<&String> = changed.into_iter().collect();
+            println!("{}", serde_json::json!({ "state": to, "backfills": changed }));
+        } else {
+            match changed {
+                Some(id) => println!("backfill {id}: {to}"),
+                None => println!("nothing is {}", from.join(" or ")),
             }
         }
-        if self.json {
-            println!("{}", serde_json::json!({ "state": to, "backfills": changed }));
-        } else if changed.is_empty() {
-            println!("nothing is {}", from.join(" or "));
-        } else {
-            changed.iter().for_each(|id| println!("backfill {id}: {to}"));
-        }
-        Ok(if changed.is_empty() { FOUND } else { GOOD })
+        Ok(if changed.is_some() { GOOD } else { FOUND })
     }
 
     async fn copy(&self, arguments: &Arguments) -> Result<u8> {
@@ -179,14 +214,30 @@ impl Errand<'_> {
             slot: self.source.slot.clone(),
             copy_sessions: self.source.copy_sessions,
         };
+        let mut to: Vec<String> = arguments.to.iter().map(ToString::to_string).collect();
+        to.sort_unstable();
+        to.dedup();
         let carried = backfill::carried(&connection, &config).await?;
+        // What a region writes itself is older here, or not here at all.
+        let theirs = backfill::received_from(&connection, &to).await?;
+        let is_named = |table: &TableName| {
+            arguments.table.iter().any(|it| it.as_table() == Some((&table.schema, &table.table)))
+        };
+        let (left_out, carried): (Vec<String>, Vec<String>) = carried
+            .into_iter()
+            .partition(|name| theirs.iter().any(|it| it.to_string() == *name && !is_named(it)));
+        for table in &left_out {
+            self.say(&format!(
+                "left out: {table}, whose rows come here from {}. Name it with --table to replace what is there all the same",
+                to.join(" or ")
+            ));
+        }
         let mut tables = backfill::tables(&connection, carried, &arguments.table).await?;
         if tables.is_empty() {
             let message = "the stream carries no table".to_owned();
             return Err(Fault::new(Code::TableDiffers, message)
                 .remedied_by("publish the tables first; `landfall check` says which are left out"));
         }
-        backfill::require_readable(&connection, tables.iter().map(TableProgress::name)).await?;
         if let Some(condition) = &arguments.condition {
             let ([_], [table]) = (&arguments.table[..], &mut tables[..]) else {
                 let message = format!("--where `{condition}` is of {} tables", tables.len());
@@ -197,17 +248,23 @@ impl Errand<'_> {
             table.expected_rows = backfill::require_condition(&connection, table, condition).await?;
             table.condition = Some(condition.clone());
         }
+        let request = Request {
+            to: to.clone(),
+            tables: arguments.table.clone(),
+            condition: arguments.condition.clone(),
+            max_rows_per_second: arguments.max_rows_per_second,
+            max_bytes_per_second: arguments.max_bytes_per_second,
+            max_lag: arguments.max_lag,
+            max_source_load: arguments.max_source_load,
+            chunk_rows: arguments.chunk_rows,
+            by: asker(),
+        };
         if arguments.dry_run {
-            self.show_plan(&tables);
+            let pace = backfill::pace(&connection, &self.source.stream).await?;
+            shown::plan(&tables, &left_out, &request, pace, self.json);
             return Ok(GOOD);
         }
-        if !backfill::is_served(&connection, &self.source.slot).await? {
-            let message =
-                format!("no daemon reads slot `{}`, and it is a daemon that copies", self.source.slot);
-            return Err(Fault::new(Code::SlotBusy, message)
-                .remedied_by("start `landfall run` in this region, then ask again"));
-        }
-        let to: Vec<String> = arguments.to.iter().map(ToString::to_string).collect();
+        self.require_served(&connection).await?;
         let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
         let all = backfill::all(&connection, &self.source.stream).await?;
         let same = |it: &&Backfill| {
@@ -220,7 +277,11 @@ impl Errand<'_> {
         };
         let id = match all.iter().find(same) {
             Some(before) if !before.is_over() => {
-                self.say(&format!("backfill {} is not done: it goes on", before.id));
+                self.say(&format!(
+                    "backfill {} is not done: it goes on, within the limits given now",
+                    before.id
+                ));
+                backfill::set_limits(&connection, &before.id, &request).await?;
                 backfill::set_state(&connection, &before.id, &["paused"], "running").await?;
                 before.id.clone()
             }
@@ -233,16 +294,7 @@ impl Errand<'_> {
                 return Ok(GOOD);
             }
             _ => {
-                let request = Request {
-                    to: to.clone(),
-                    tables: arguments.table.clone(),
-                    condition: arguments.condition.clone(),
-                    max_rows_per_second: arguments.max_rows_per_second,
-                    max_bytes_per_second: arguments.max_bytes_per_second,
-                    max_lag: arguments.max_lag,
-                    max_source_load: arguments.max_source_load,
-                    chunk_rows: arguments.chunk_rows,
-                };
+                self.warn_of_strangers(&to).await?;
                 backfill::request(&connection, &self.source.stream, &request, &tables).await?
             }
         };
@@ -250,7 +302,24 @@ impl Errand<'_> {
             self.say(&format!("backfill {id} is asked for; `landfall backfill status` shows how far it is"));
             return Ok(GOOD);
         }
-        self.follow(&connection, &id).await
+        tokio::select! {
+            outcome = self.follow(&connection, &id, Duration::from_secs(arguments.patience)) => outcome,
+            () = interrupted() => {
+                let message = format!("interrupted; the daemon goes on with backfill {id} by itself");
+                Err(Fault::new(Code::Stopping, message).remedied_by(
+                    "`landfall backfill status` shows how far it is, and `landfall backfill cancel` ends it",
+                ))
+            }
+        }
+    }
+
+    async fn require_served(&self, connection: &Connection) -> Result<()> {
+        if backfill::is_served(connection, &self.source.slot).await? {
+            return Ok(());
+        }
+        let message = format!("no daemon reads slot `{}`, and it is a daemon that copies", self.source.slot);
+        Err(Fault::new(Code::NotServed, message)
+            .remedied_by("start `landfall run` in this region, then ask again"))
     }
 
     /// Something for people; JSON has it in the states.
@@ -260,38 +329,42 @@ impl Errand<'_> {
         }
     }
 
-    fn show_plan(&self, tables: &[TableProgress]) {
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(tables).expect("text keys and finite numbers"));
-            return;
-        }
-        let (rows, bytes) = tables
-            .iter()
-            .fold((0, 0), |(rows, bytes), table| (rows + table.expected_rows, bytes + table.expected_bytes));
-        for table in tables {
-            let size = page::bytes(table.expected_bytes);
-            println!("  {:<40} about {:>12} rows {:>12}", table.table, table.expected_rows, size);
-            if let Some(condition) = &table.condition {
-                println!("    where {condition}");
+    /// A name may be mistyped; a region may also be yet to come, and Kafka away.
+    async fn warn_of_strangers(&self, regions: &[String]) -> Result<()> {
+        for to in regions {
+            let (log, group) = self.log_of(to)?;
+            if let Ok(None) = log.published_by(&group).await {
+                self.say(&format!(
+                    "no daemon of a region {to} has read stream {} yet: is that its name? The rows wait in the log for it",
+                    self.source.stream
+                ));
             }
         }
-        println!("{} tables, about {rows} rows, {} on disk", tables.len(), page::bytes(bytes));
-        if tables.iter().any(|table| table.condition.is_some()) {
-            println!("rows with the same keys are replaced in the other region, and no other row is touched");
-        } else {
-            println!("whatever the other region holds in them is replaced");
-        }
+        Ok(())
     }
 
     /// Follows a backfill until it is in the log, and then until every region has applied it.
-    async fn follow(&self, connection: &Connection, id: &str) -> Result<u8> {
+    async fn follow(&self, connection: &Connection, id: &str, patience: Duration) -> Result<u8> {
         let mut shown = Shown::new(self.json);
+        let (mut looked, mut served) = (Instant::now(), true);
         let done = loop {
             let all = backfill::all(connection, &self.source.stream).await?;
-            let Some(now) = all.into_iter().find(|it| it.id == id) else {
+            let Some(mut now) = all.iter().find(|it| it.id == id).cloned() else {
                 let message = format!("backfill {id} is not noted any more");
                 return Err(Fault::new(Code::Internal, message));
             };
+            if looked.elapsed() >= SERVED_LOOK {
+                (looked, served) =
+                    (Instant::now(), backfill::is_served(connection, &self.source.slot).await?);
+            }
+            if !now.is_over() && !served {
+                now.waits_for = Some(format!(
+                    "a daemon: none reads slot `{}` (next: start `landfall run` in this region)",
+                    self.source.slot
+                ));
+            } else if now.waits_for.is_none() {
+                now.waits_for = behind(&all, &now);
+            }
             shown.update(&now);
             if now.is_over() || now.state == "paused" {
                 break now;
@@ -303,13 +376,13 @@ impl Errand<'_> {
             return Ok(FOUND);
         }
         for to in &done.to {
-            self.wait_applied(to).await?;
+            self.wait_applied(to, patience).await?;
         }
         Ok(GOOD)
     }
 
-    /// Waits until a region has told that it applied everything the log holds now.
-    async fn wait_applied(&self, to: &str) -> Result<()> {
+    /// The stream's topic, and the group a region reads it as.
+    fn log_of(&self, to: &str) -> Result<(KafkaLog, String)> {
         let region = &self.settings.region;
         let to: Region = to
             .parse()
@@ -322,113 +395,62 @@ impl Errand<'_> {
             TopicRules::default(),
             WriterLimits::default(),
         )?;
+        Ok((log, group))
+    }
+
+    /// Waits until a region has told that it applied everything the log holds now.
+    async fn wait_applied(&self, to: &str, patience: Duration) -> Result<()> {
+        let (log, group) = self.log_of(to)?;
         let Some(bounds) = log.bounds().await? else { return Ok(()) };
         let mut said = Instant::now();
+        let mut moved = (Instant::now(), None);
         self.say(&format!("everything is in the log; {to} applies it"));
         loop {
             let applied = log.published_by(&group).await?;
             // What was appended last tells of nothing: a place alone is told only now and then.
-            if applied.is_some_and(|applied| applied >= bounds.high) {
-                self.say(&format!("{to} has applied it"));
+            let is_applied = applied.is_some_and(|applied| applied >= bounds.high);
+            let up_to = applied.map_or_else(|| "nothing yet".to_owned(), |at| format!("up to offset {at}"));
+            if is_applied || said.elapsed() >= LINE {
+                said = Instant::now();
+                let place = applied.map(|at| at.0);
+                let is_so = serde_json::json!({ "region": to, "applied": place, "of": bounds.high.0, "done": is_applied });
+                match (self.json, is_applied) {
+                    (true, _) => println!("{is_so}"),
+                    (false, true) => println!("{to} has applied it"),
+                    (false, false) => println!("  {to}: {up_to} of {}", bounds.high),
+                }
+            }
+            if is_applied {
                 return Ok(());
             }
-            if said.elapsed() >= LINE {
-                said = Instant::now();
-                let at = applied.map_or_else(|| "nothing yet".to_owned(), |at| format!("up to offset {at}"));
-                self.say(&format!("  {to}: {at} of {}", bounds.high));
+            if moved.1 != applied {
+                moved = (Instant::now(), applied);
+            } else if moved.0.elapsed() >= patience {
+                let seconds = patience.as_secs();
+                let message = format!("{to} has applied nothing for {seconds} s: {up_to} of {}", bounds.high);
+                return Err(Fault::new(Code::NotServed, message).remedied_by(
+                    "nothing is lost: the rows wait in the log. In that region, `landfall status` says whether its link runs, and what it waits for",
+                ));
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 }
 
-/// How a backfill is shown while it goes on.
-struct Shown {
-    json: bool,
-    bar: ProgressBar,
-    since: Instant,
-    rows_before: Option<u64>,
-    written: Option<Instant>,
-}
-
-impl Shown {
-    fn new(json: bool) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template(
-            "{bar:30} {human_pos}/{human_len} rows, {per_sec}, {eta} left  {msg}",
-        );
-        if json || !stdout().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        } else if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        Self { json, bar, since: Instant::now(), rows_before: None, written: None }
+/// The one that is in hand before this one, where there is one.
+fn behind(all: &[Backfill], now: &Backfill) -> Option<String> {
+    let older = all.iter().rev().find(|it| !it.is_over())?;
+    if older.id == now.id || now.is_over() {
+        return None;
     }
-
-    fn update(&mut self, now: &Backfill) {
-        let begun_with = *self.rows_before.get_or_insert(now.rows());
-        self.bar.set_length(now.expected_rows());
-        self.bar.set_position(now.rows());
-        self.bar.set_message(match &now.waits_for {
-            Some(why) => format!("waits: {why}"),
-            None => now
-                .tables
-                .iter()
-                .find(|it| it.state == "copying")
-                .map_or_else(String::new, |it| it.table.clone()),
-        });
-        let due = self.written.is_none_or(|at| at.elapsed() >= LINE);
-        if !self.bar.is_hidden() || !due {
-            return;
-        }
-        self.written = Some(Instant::now());
-        if self.json {
-            println!("{}", serde_json::to_string(now).expect("text keys and finite numbers"));
-            return;
-        }
-        let rate = (now.rows() - begun_with) as f64 / self.since.elapsed().as_secs_f64().max(0.001);
-        let left = now.expected_rows().saturating_sub(now.rows()) as f64 / rate.max(1.0);
-        let tables = now.tables.iter().filter(|table| table.state == "done").count();
-        println!(
-            "backfill {}: {} of about {} rows, {tables} of {} tables, {rate:.0} rows/s, about {} left{}",
-            now.id,
-            now.rows(),
-            now.expected_rows(),
-            now.tables.len(),
-            page::seconds(left),
-            now.waits_for.as_ref().map_or_else(String::new, |why| format!("; waits: {why}"))
-        );
-    }
-
-    fn end(&self, now: &Backfill) {
-        self.bar.finish_and_clear();
-        if self.json {
-            println!("{}", serde_json::to_string(now).expect("text keys and finite numbers"));
-        } else {
-            print!("{}", described(now));
-        }
-    }
-}
-
-fn described(it: &Backfill) -> String {
-    let mut text = String::new();
-    // Writing to a string does not fail.
-    let _ = writeln!(text, "backfill {} to {}: {}, {} rows", it.id, it.to.join(", "), it.state, it.rows());
-    if let Some(why) = &it.waits_for {
-        let _ = writeln!(text, "  waits: {why}");
-    }
-    for table in &it.tables {
-        let _ = writeln!(
-            text,
-            "  {:<40} {:<8} {:>12} rows {:>12}",
-            table.table,
-            table.state,
-            table.rows,
-            page::bytes(table.bytes)
-        );
-        if let Some(condition) = &table.condition {
-            let _ = writeln!(text, "    where {condition}");
-        }
-    }
-    text
+    let next = match older.state.as_str() {
+        "paused" => format!(" (next: landfall backfill resume {0}, or cancel {0})", older.id),
+        _ => String::new(),
+    };
+    Some(format!(
+        "backfill {} to {}, which was asked for before and is {}{next}",
+        older.id,
+        older.to.join(", "),
+        older.state
+    ))
 }

@@ -104,16 +104,7 @@ async fn tables(copier: &mut PostgresCopier, by: &str) -> Result<Vec<TableName>>
     let config = copier.config.clone();
     let connection = copier.connection().await?;
     let names = publication::check(connection, &config, true, &[]).await?.tables;
-    let received = "SELECT body ->> 'schema', body ->> 'table' FROM landfall.shape WHERE link = $1";
-    let failed =
-        |error: tokio_postgres::Error| fault_of(&error).at("ask which tables come from another region");
-    let made = connection.query_one("SELECT to_regclass('landfall.shape') IS NOT NULL", &[]).await;
-    let received: Vec<TableName> = if made.map_err(failed)?.get(0) {
-        let rows = connection.query(received, &[&by]).await.map_err(failed)?;
-        rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect()
-    } else {
-        Vec::new()
-    };
+    let received = backfill::received_from(connection, &[by.to_owned()]).await?;
     let name = |name: &String| {
         let (schema, table) = name.split_once('.').unwrap_or(("", name));
         TableName { schema: schema.to_owned(), table: table.to_owned() }
@@ -135,7 +126,6 @@ async fn read(
     let connection = copier.connection().await?;
     backfill::require_readable(connection, std::iter::once((&*table.schema, &*table.table))).await?;
     let watermark = low(&table.to_string());
-    copier::send(connection, &watermark).await?;
     copier::send(connection, &watermark).await?;
     // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
     let found = Table::look(connection, &table.schema, &table.table).await?;

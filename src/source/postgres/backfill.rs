@@ -1,7 +1,7 @@
 //! What is asked of a copier, and how far it has come, for whoever asks: rows of `landfall.backfill` and
 //! `landfall.backfill_table`. The daemon that reads the slot does the work.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use serde::Serialize;
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
@@ -14,6 +14,7 @@ use crate::{
     scope::Pattern,
     source::postgres::PostgresSourceConfig,
     stamp::Micros,
+    verify::TableName,
 };
 
 /// What somebody wants copied.
@@ -35,6 +36,17 @@ pub struct Request {
     pub max_source_load: f64,
     /// At most so many rows between two watermarks.
     pub chunk_rows: u64,
+    /// Who asks, for whoever reads later what was asked.
+    pub by: String,
+}
+
+impl Request {
+    /// Rows and bytes a second, the lag in seconds, and the rows of a chunk, as they are kept.
+    fn limits(&self) -> (Option<i64>, Option<i64>, Option<f64>, i64) {
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let rates = [self.max_rows_per_second, self.max_bytes_per_second].map(|rate| rate.map(number));
+        (rates[0], rates[1], self.max_lag.map(|lag| lag.as_secs_f64()), number(self.chunk_rows))
+    }
 }
 
 /// A backfill, and how far it is.
@@ -70,7 +82,7 @@ pub struct TableProgress {
     pub rows: u64,
     /// Bytes of them, as `COPY` writes them.
     pub bytes: u64,
-    /// Rows there are to copy, by the server's own estimate; 0 where it has none.
+    /// Rows there are to copy, about.
     pub expected_rows: u64,
     /// Bytes the table takes on disk.
     pub expected_bytes: u64,
@@ -109,6 +121,11 @@ impl Backfill {
     }
 }
 
+/// Pages of a table that are looked at where the server has not counted its rows yet.
+const SAMPLED_PAGES: u32 = 20;
+/// Tables below this size tell more of what a table costs than of what its rows do.
+const PACE_BYTES_MIN: i64 = 1 << 20;
+
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)
 }
@@ -121,10 +138,11 @@ pub async fn is_served(client: &Client, slot: &str) -> Result<bool> {
     Ok(catalog::slot(client, slot).await?.is_some_and(|slot| slot.active_pid.is_some()))
 }
 
-/// The tables a request is of, with what the server knows of their size.
+/// The tables a request is of, with their size.
 ///
 /// # Errors
-/// [`Code::TableDiffers`] where a pattern names no table that is carried.
+/// [`Code::TableDiffers`] where a pattern names no table that is carried; [`Code::PrivilegeMissing`] as
+/// [`require_readable`] has it.
 pub async fn tables(
     client: &Client,
     published: Vec<String>,
@@ -146,28 +164,75 @@ pub async fn tables(
             return Err(Fault::new(Code::TableDiffers, message).remedied_by(carried));
         }
     }
+    let named = |name: &str| {
+        let (schema, table) = name.split_once('.').unwrap_or(("", name));
+        (schema.to_owned(), table.to_owned())
+    };
+    let pairs: Vec<(String, String)> = names.iter().map(|name| named(name)).collect();
+    require_readable(client, pairs.iter().map(|(schema, table)| (&**schema, &**table))).await?;
     let mut tables = Vec::with_capacity(names.len());
-    for name in names {
-        let (schema, table) = name.split_once('.').unwrap_or(("", &name));
-        let size = "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::int8, coalesce(sum(pg_table_size(c.oid)), 0)::int8
-              FROM pg_class c
-             WHERE c.relkind = 'r' AND (c.oid = $1::text::regclass
-                   OR c.oid IN (SELECT relid FROM pg_partition_tree($1::text::regclass)))";
-        let row = client
-            .query_one(size, &[&qualified(schema, table)])
-            .await
-            .map_err(sql("ask how large a table is"))?;
+    for (name, (schema, table)) in names.into_iter().zip(&pairs) {
+        let (expected_rows, expected_bytes) = size(client, &qualified(schema, table)).await?;
         tables.push(TableProgress {
-            table: name.clone(),
+            table: name,
             condition: None,
             state: "waiting".to_owned(),
             rows: 0,
             bytes: 0,
-            expected_rows: row.get::<_, i64>(0).unsigned_abs(),
-            expected_bytes: row.get::<_, i64>(1).unsigned_abs(),
+            expected_rows,
+            expected_bytes,
         });
     }
     Ok(tables)
+}
+
+/// Rows of a table, about, and the bytes it takes on disk; of a partitioned one, all partitions'.
+async fn size(client: &Client, table: &str) -> Result<(u64, u64)> {
+    let failed = sql("ask how large a table is");
+    let parts = "SELECT oid, reltuples::float8, relpages::float8,
+                (pg_relation_size(oid) / current_setting('block_size')::int8)::float8, pg_table_size(oid)
+           FROM pg_class
+          WHERE relkind = 'r' AND (oid = $1::text::regclass
+                OR oid IN (SELECT relid FROM pg_partition_tree($1::text::regclass)))";
+    let parts = client.query(parts, &[&table]).await.map_err(&failed)?;
+    let (mut rows, mut bytes) = (0.0, 0);
+    // Those that nobody has counted yet, with their pages.
+    let mut unknown: HashMap<u32, f64> = HashMap::new();
+    for part in &parts {
+        let [tuples, pages_then, pages] = [1, 2, 3].map(|at| part.get::<_, f64>(at));
+        bytes += part.get::<_, i64>(4);
+        if tuples >= 0.0 && pages_then > 0.0 {
+            rows += tuples * pages / pages_then;
+        } else if pages > 0.0 {
+            unknown.insert(part.get(0), pages);
+        }
+    }
+    if !unknown.is_empty() {
+        let sample = format!(
+            "SELECT tableoid, count(*)::float8 FROM {table} WHERE ctid < '({SAMPLED_PAGES},0)' GROUP BY 1"
+        );
+        for part in client.query(&sample, &[]).await.map_err(&failed)? {
+            let Some(pages) = unknown.get(&part.get(0)) else { continue };
+            rows += part.get::<_, f64>(1) * pages / pages.min(f64::from(SAMPLED_PAGES));
+        }
+    }
+    Ok((rows as u64, bytes.unsigned_abs()))
+}
+
+/// How many rows the server expects of a query; 0 where its plan does not say.
+async fn planned_rows(client: &Client, select: &str) -> std::result::Result<u64, tokio_postgres::Error> {
+    client.batch_execute("BEGIN READ ONLY").await?;
+    let planned = client.simple_query(&format!("EXPLAIN (FORMAT JSON) {select}")).await;
+    client.batch_execute("ROLLBACK").await?;
+    let text: String = planned?
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        })
+        .collect();
+    let plan: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    Ok(plan[0]["Plan"]["Plan Rows"].as_f64().unwrap_or(0.0) as u64)
 }
 
 /// Requires that a condition is one, and can be asked of a table's rows, before anything is asked for; gives how many meet
@@ -204,21 +269,7 @@ pub async fn require_condition(client: &Client, table: &TableProgress, condition
             return Err(refuse("it has a parameter, which nobody gives a value".to_owned()));
         }
     }
-    let explain = format!("EXPLAIN (FORMAT JSON) SELECT 1 FROM {from} WHERE ({condition})");
-    client.batch_execute("BEGIN READ ONLY").await.map_err(refused)?;
-    let planned = client.simple_query(&explain).await;
-    client.batch_execute("ROLLBACK").await.map_err(refused)?;
-    let planned = planned.map_err(refused)?;
-    let text: String = planned
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        })
-        .collect();
-    let plan: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|error| Fault::new(Code::ProtocolUnknown, "read a plan").because(error))?;
-    Ok(plan[0]["Plan"]["Plan Rows"].as_f64().unwrap_or(0.0) as u64)
+    planned_rows(client, &format!("SELECT 1 FROM {from} WHERE ({condition})")).await.map_err(refused)
 }
 
 /// Requires that rows can be told apart: only then can some of them take the place of others.
@@ -271,6 +322,38 @@ pub async fn carried(connection: &Connection, config: &PostgresSourceConfig) -> 
     Ok(publication::check(connection, config, true, &[]).await?.tables)
 }
 
+/// Bytes a second, as tables take them on disk, that earlier backfills of the stream have copied where nothing held them
+/// back; none where there was none that tells.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn pace(client: &Client, stream: &str) -> Result<Option<f64>> {
+    let pace =
+        "select sum(expected_bytes)::float8 / nullif(sum(extract(epoch from t.ended - t.begun)), 0)::float8
+           from landfall.backfill_table t join landfall.backfill b on b.id = t.backfill
+          where b.stream = $1 and t.state = 'done' and t.ended > t.begun and expected_bytes >= $2
+            and max_rows_per_second is null and max_bytes_per_second is null and max_lag_seconds is null
+            and max_source_load = 1";
+    let pace = client.query_one(pace, &[&stream, &PACE_BYTES_MIN]).await;
+    Ok(pace.map_err(sql("ask how fast earlier backfills were"))?.get(0))
+}
+
+/// Tables whose rows have come here from one of these regions: what is here of them is a copy of what is there.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn received_from(client: &Client, regions: &[String]) -> Result<Vec<TableName>> {
+    let failed = sql("ask which tables come from another region");
+    let made = client.query_one("SELECT to_regclass('landfall.shape') IS NOT NULL", &[]).await;
+    if !made.map_err(&failed)?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let received =
+        "SELECT DISTINCT body ->> 'schema', body ->> 'table' FROM landfall.shape WHERE link = ANY($1)";
+    let rows = client.query(received, &[&regions]).await.map_err(&failed)?;
+    Ok(rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect())
+}
+
 /// Asks for a backfill; gives its name.
 ///
 /// # Errors
@@ -283,20 +366,28 @@ pub async fn request(
 ) -> Result<String> {
     let failed = sql("ask for a backfill");
     let id = format!("{:08x}", rand::random::<u32>());
-    let rate = |rate: Option<u64>| rate.map(|rate| i64::try_from(rate).unwrap_or(i64::MAX));
-    let (rows, bytes) = (rate(request.max_rows_per_second), rate(request.max_bytes_per_second));
-    let lag = request.max_lag.map(|lag| lag.as_secs_f64());
+    let (rows, bytes, lag, chunk_rows) = request.limits();
     let every = request.tables.is_empty();
     client.batch_execute("begin").await.map_err(&failed)?;
     let ask = "insert into landfall.backfill 
              (id, stream, regions, every_table, max_rows_per_second, max_bytes_per_second, max_lag_seconds,
-              max_source_load, chunk_rows)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-    let chunk_rows = i64::try_from(request.chunk_rows).unwrap_or(i64::MAX);
+              max_source_load, chunk_rows, asked_by)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
     client
         .execute(
             ask,
-            &[&id, &stream, &request.to, &every, &rows, &bytes, &lag, &request.max_source_load, &chunk_rows],
+            &[
+                &id,
+                &stream,
+                &request.to,
+                &every,
+                &rows,
+                &bytes,
+                &lag,
+                &request.max_source_load,
+                &chunk_rows,
+                &request.by,
+            ],
         )
         .await
         .map_err(&failed)?;
@@ -364,6 +455,20 @@ fn backfill_of(row: &Row, tables: &[Row]) -> Backfill {
             .collect(),
         id,
     }
+}
+
+/// Holds a backfill to the limits of this request from its next chunk on.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn set_limits(client: &Client, id: &str, request: &Request) -> Result<()> {
+    let (rows, bytes, lag, chunk_rows) = request.limits();
+    let set = "update landfall.backfill
+           set max_rows_per_second = $2, max_bytes_per_second = $3, max_lag_seconds = $4, max_source_load = $5,
+               chunk_rows = $6
+         where id = $1";
+    let set = client.execute(set, &[&id, &rows, &bytes, &lag, &request.max_source_load, &chunk_rows]).await;
+    set.map(drop).map_err(sql("change what a backfill is held to"))
 }
 
 /// Changes what is to become of a backfill, where it is in one of the states `from`; false where it is not.

@@ -12,6 +12,11 @@ use std::{
 
 use tokio_postgres::Client;
 
+mod notes;
+
+pub(super) use notes::TABLES;
+use notes::{ChunkTicket, Kept, LIMITS, Standing, Ticket, held_to};
+
 use super::{
     PostgresSourceConfig, answer, backfill, publication,
     ranges::Readers,
@@ -28,43 +33,6 @@ use crate::{
     verify::Question,
 };
 
-/// What a request and its tables are kept in.
-pub(super) const TABLES: &str = "create table if not exists landfall.backfill (
-    id text primary key,
-    stream text not null,
-    regions text[] not null,
-    every_table boolean not null,
-    state text not null default 'requested',
-    max_rows_per_second bigint,
-    max_bytes_per_second bigint,
-    max_lag_seconds double precision,
-    max_source_load double precision not null default 1,
-    chunk_rows bigint not null,
-    requested timestamptz not null default now(),
-    begun timestamptz,
-    ended timestamptz,
-    start text,
-    waits_for text);
-create table if not exists landfall.backfill_table (
-    backfill text not null references landfall.backfill on delete cascade,
-    place int not null,
-    schema_name text not null,
-    table_name text not null,
-    state text not null default 'waiting',
-    after text[],
-    key text[],
-    rows bigint not null default 0,
-    bytes bigint not null default 0,
-    chunks bigint not null default 0,
-    expected_rows bigint not null,
-    expected_bytes bigint not null,
-    begun timestamptz,
-    ended timestamptz,
-    primary key (backfill, place));
-create table if not exists landfall.backfill_condition (
-    backfill text primary key references landfall.backfill on delete cascade,
-    condition text not null)";
-
 /// A chunk is about so many bytes: what it costs besides its rows (two watermarks, each a commit) is then a small part
 /// of it, and two of them are held in memory at once.
 pub(super) const CHUNK_BYTES: u64 = 4 << 20;
@@ -76,8 +44,12 @@ const SEVERAL_BYTES: u64 = CHUNK_BYTES / 4;
 const ANEW_TIMES: u32 = 3;
 /// How often somebody may have asked for something.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Where the server would give the slot up, copying waits while less than this share of what it keeps is left.
+/// Where the server would give the slot up, copying waits while less than this share of what it keeps is left,
 const HEADROOM_MIN: f64 = 0.25;
+/// and is the slower the nearer it comes to it from here on.
+const HEADROOM_ENOUGH: f64 = 0.5;
+/// The share of the time that is read at least meanwhile.
+const SLOWEST: f64 = 0.05;
 
 /// Copies on a connection of its own, made when there is something to do.
 pub struct PostgresCopier {
@@ -101,6 +73,8 @@ pub struct PostgresCopier {
     chunk_bytes: u64,
     /// Whether the server has time to spare.
     strain: Strain,
+    /// The share of the time that may be spent reading for the slot's sake.
+    headroom: f64,
     /// The table that is read under one snapshot, of the backfill in hand: that of this place.
     reading: Option<(i32, Reading)>,
     /// How often in a row its reading broke off.
@@ -133,9 +107,6 @@ struct WorkTable {
     key: Option<Vec<String>>,
 }
 
-/// Whether a table was begun, and the key it has come to.
-type Standing = (bool, Option<Vec<String>>);
-
 impl WorkTable {
     fn standing(&self) -> Standing {
         (self.begun, self.after.clone())
@@ -144,38 +115,6 @@ impl WorkTable {
     fn name(&self) -> String {
         format!("{}.{}", self.schema, self.table)
     }
-}
-
-/// What is to be kept once a portion is durable.
-struct Ticket {
-    backfill: String,
-    /// Its table's, where it is of one.
-    place: Option<i32>,
-    kept: Kept,
-}
-
-enum Kept {
-    Begun,
-    /// With the names of the columns its rows are read along.
-    TableBegun(Vec<String>),
-    /// In the same way, and its backfill with it.
-    BothBegun(Vec<String>),
-    Chunk(ChunkTicket),
-    /// The table is copied anew.
-    Nothing,
-}
-
-struct ChunkTicket {
-    /// Where the table stood before it.
-    before: Standing,
-    /// Whether what was counted of the table before counts no more.
-    first: bool,
-    done: bool,
-    after: Option<Vec<String>>,
-    rows: i64,
-    bytes: i64,
-    /// What the table may wait for all the same.
-    waits_for: Option<String>,
 }
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
@@ -197,6 +136,7 @@ impl PostgresCopier {
             chunk_rows: FIRST_ROWS,
             chunk_bytes: 0,
             strain: Strain::default(),
+            headroom: 1.0,
             reading: None,
             broke_off: 0,
         }
@@ -225,25 +165,27 @@ impl PostgresCopier {
         let (stream, config) = (self.config.stream.clone(), self.config.clone());
         let connection = self.connection().await?;
         // One after the other: of two that fill one table each would leave the other's half behind.
-        let oldest =
-            "select id, regions, every_table, state = 'requested', max_rows_per_second, max_source_load,
-                chunk_rows, state = 'paused', max_bytes_per_second, max_lag_seconds,
-                (select condition from landfall.backfill_condition c where c.backfill = id)
+        let oldest = format!(
+            "select id, regions, every_table, state = 'requested', state = 'paused',
+                (select condition from landfall.backfill_condition c where c.backfill = id), {LIMITS}
               from landfall.backfill where stream = $1 and state in ('requested', 'running', 'paused')
-             order by requested, id limit 1";
+             order by requested, id limit 1"
+        );
         let failed = sql("look for a backfill that is asked for");
-        let Some(row) = connection.query_opt(oldest, &[&stream]).await.map_err(&failed)? else {
+        let Some(row) = connection.query_opt(&oldest, &[&stream]).await.map_err(&failed)? else {
             return Ok(None);
         };
-        if row.get(7) {
+        if row.get(4) {
             return Ok(None);
         }
-        let (id, every, condition): (String, bool, Option<String>) = (row.get(0), row.get(2), row.get(10));
+        let (id, every, condition): (String, bool, Option<String>) = (row.get(0), row.get(2), row.get(5));
         // Some rows of a table are no reason to wait for the others.
         let waits = row.get(3) && condition.is_none();
         if every && waits {
             // Where a stream may begin, every table it carries begins: also one that was published since.
-            let carried = publication::check(connection, &config, true, &[]).await?.tables;
+            let mut carried = publication::check(connection, &config, true, &[]).await?.tables;
+            let theirs = backfill::received_from(connection, &row.get::<_, Vec<String>>(1)).await?;
+            carried.retain(|name| !theirs.iter().any(|table| table.to_string() == *name));
             let add = "insert into landfall.backfill_table
                      (backfill, place, schema_name, table_name, expected_rows, expected_bytes)
                  select $1, (select coalesce(max(place), -1) from landfall.backfill_table where backfill = $1)
@@ -267,19 +209,16 @@ impl PostgresCopier {
         });
         let tables = tables.collect();
         (self.chunk_rows, self.chunk_bytes) = (FIRST_ROWS, 0);
+        let (limits, lag_max, chunk_rows) = held_to(&row, 6);
         Ok(Some(Work {
             id,
             regions: row.get(1),
             every,
             waits,
             condition,
-            limits: Limits {
-                rows_per_second: row.get::<_, Option<i64>>(4).map(i64::unsigned_abs),
-                bytes_per_second: row.get::<_, Option<i64>>(8).map(i64::unsigned_abs),
-                source_load: row.get(5),
-            },
-            lag_max: row.get::<_, Option<f64>>(9).map(Duration::from_secs_f64),
-            chunk_rows: row.get::<_, i64>(6).max(1).unsigned_abs(),
+            limits,
+            lag_max,
+            chunk_rows,
             tables,
         }))
     }
@@ -290,22 +229,36 @@ impl PostgresCopier {
         let Some(id) = self.work.as_ref().map(|work| work.id.clone()) else { return Ok(false) };
         let slot = self.config.slot.clone();
         let connection = self.connection().await?;
-        let state = "select state in ('requested', 'running') from landfall.backfill where id = $1";
-        let state = connection.query_opt(state, &[&id]).await.map_err(sql("ask whether to go on"))?;
-        if !state.is_some_and(|row| row.get(0)) {
+        let now = format!(
+            "select state in ('requested', 'running'), {LIMITS} from landfall.backfill where id = $1"
+        );
+        let now = connection.query_opt(&now, &[&id]).await.map_err(sql("ask whether to go on"))?;
+        let Some(now) = now.filter(|row| row.get(0)) else {
             self.put_down();
             return Ok(false);
-        }
+        };
         let Some(slot) = catalog::slot(connection, &slot).await? else { return Ok(false) };
-        if let (Some(safe), Some(kept)) = (slot.safe_wal_bytes, slot.retained_bytes)
-            && (safe as f64) < HEADROOM_MIN * (safe + kept.max(0)) as f64
-        {
+        if let Some(work) = &mut self.work {
+            // They may have been changed by whoever asked again.
+            (work.limits, work.lag_max, work.chunk_rows) = held_to(&now, 1);
+        }
+        let (safe, kept) = match (slot.safe_wal_bytes, slot.retained_bytes) {
+            (Some(safe), Some(kept)) => (safe, kept.max(0)),
+            // The server keeps what the slot needs, however much that is.
+            _ => {
+                self.headroom = 1.0;
+                return Ok(true);
+            }
+        };
+        let Some(share) = headroom(safe, kept) else {
             let why = format!(
-                "the slot: the server gives it up after {safe} more bytes, {kept} are kept for it already"
+                "the slot: the server gives it up after {safe} more bytes, and keeps {kept} for it already (next: see with \
+                 `landfall status` what the source waits for; it goes on by itself once the slot has room)"
             );
             self.note_wait(&why).await?;
             return Ok(false);
-        }
+        };
+        self.headroom = share;
         Ok(true)
     }
 
@@ -313,6 +266,25 @@ impl PostgresCopier {
     fn put_down(&mut self) {
         (self.work, self.reading, self.broke_off) = (None, None, 0);
         self.readers.close();
+    }
+
+    /// What keeps the oldest backfill from being taken up, where that can be said.
+    async fn note_unable(&mut self, fault: &Fault) {
+        let stream = self.config.stream.clone();
+        let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
+        let say = "update landfall.backfill set waits_for = $2
+             where id = (select id from landfall.backfill
+                          where stream = $1 and state in ('requested', 'running') order by requested, id limit 1)
+               and waits_for is distinct from $2";
+        let said = match self.connection().await {
+            Ok(connection) => {
+                connection.execute(say, &[&stream, &why]).await.map_err(|error| fault_of(&error))
+            }
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = said {
+            tracing::debug!(%fault, "nobody can be told why a backfill is not taken up");
+        }
     }
 
     async fn note_wait(&mut self, why: &str) -> Result<()> {
@@ -425,7 +397,7 @@ impl PostgresCopier {
         if let Some(work) = &mut self.work {
             let table = &mut work.tables[at];
             (table.begun, table.done, table.after) = (true, done, ticket.after.clone());
-            let share = self.strain.share();
+            let share = self.strain.share().min(self.headroom);
             // The watermark's commit waited; it read nothing.
             let reading = (read.sessions, took.saturating_sub(committed));
             self.not_before = since + work.limits.next_after(read.rows, read.bytes, reading, share);
@@ -493,7 +465,7 @@ impl PostgresCopier {
         if let Some(work) = &mut self.work {
             let table = &mut work.tables[at];
             (table.begun, table.done, table.after, table.key) = (true, is_last, None, None);
-            let share = self.strain.share();
+            let share = self.strain.share().min(self.headroom);
             self.not_before = since + work.limits.next_after(texts.rows, texts.bytes, (1, took), share);
         }
         if is_last {
@@ -514,6 +486,14 @@ impl PostgresCopier {
             }),
         }))
     }
+}
+
+/// The share of the time that may be spent reading where the server keeps so many bytes for the slot and gives it up after
+/// so many more; none where nothing may be read.
+fn headroom(safe: i64, kept: i64) -> Option<f64> {
+    let left = safe as f64 / (safe as f64 + kept as f64).max(1.0);
+    let share = (left - HEADROOM_MIN) / (HEADROOM_ENOUGH - HEADROOM_MIN);
+    (share >= 0.0).then(|| share.clamp(SLOWEST, 1.0))
 }
 
 /// How many rows of that size make a chunk; never many more than were just seen.
@@ -556,14 +536,22 @@ impl Copier for PostgresCopier {
                 return Ok(None);
             }
             self.looked = Some(Instant::now());
-            self.work = self.take_up().await?;
+            let taken_up = self.take_up().await;
+            if let Err(fault) = &taken_up {
+                self.note_unable(fault).await;
+            }
+            self.work = taken_up?;
         }
         if self.work.is_none() || !self.may_go_on().await? {
             self.not_before = Instant::now() + LOOK_INTERVAL;
             return Ok(None);
         }
         if let Some((why, times)) = self.refused.filter(|(_, times)| *times > 3) {
-            self.note_wait(&format!("the table rests: {why}, {times} times in a row")).await?;
+            let why = format!(
+                "the table to rest: {why}, {times} times in a row (next: it is tried again, later and with fewer rows each \
+                 time; --chunk-rows reads fewer from the start)"
+            );
+            self.note_wait(&why).await?;
         }
         match self.portion(low).await {
             Ok(portion) => {
@@ -682,70 +670,17 @@ impl Copier for PostgresCopier {
     }
 }
 
-impl Ticket {
-    /// Keeps what is to be kept, in one commit.
-    async fn keep(&self, connection: &Client, start: Option<&str>) -> Result<()> {
-        let (id, place) = (&self.backfill, &self.place);
-        let failed = sql("keep how far a backfill has come");
-        match &self.kept {
-            Kept::Nothing => Ok(()),
-            Kept::Begun => {
-                let begun = "update landfall.backfill
-                       set state = 'running', begun = now(), start = $2, waits_for = null
-                     where id = $1 and state = 'requested'";
-                connection.execute(begun, &[id, &start]).await.map(drop).map_err(failed)
-            }
-            Kept::TableBegun(key) | Kept::BothBegun(key) => {
-                if matches!(self.kept, Kept::BothBegun(_)) {
-                    let begun = "update landfall.backfill
-                           set state = case state when 'requested' then 'running' else state end,
-                               begun = coalesce(begun, now()), waits_for = null
-                         where id = $1 and state in ('requested', 'running', 'paused')";
-                    connection.execute(begun, &[id]).await.map_err(&failed)?;
-                }
-                let begun = "update landfall.backfill_table
-                       set state = 'copying', after = null, key = $3, rows = 0, bytes = 0, chunks = 0,
-                           begun = now(), ended = null
-                     where backfill = $1 and place = $2";
-                connection.execute(begun, &[id, place, key]).await.map(drop).map_err(failed)
-            }
-            Kept::Chunk(chunk) => {
-                // Held back meanwhile, it is over all the same where this was its last.
-                let kept = "with kept as (
-                         update landfall.backfill_table
-                            set state = case when $3 then 'done' else 'copying' end, after = $4,
-                                rows = case when $7 then 0 else rows end + $5,
-                                bytes = case when $7 then 0 else bytes end + $6,
-                                chunks = case when $7 then 0 else chunks end + 1,
-                                key = case when $7 then null else key end, begun = coalesce(begun, now()),
-                                ended = case when $3 then now() end
-                          where backfill = $1 and place = $2)
-                     update landfall.backfill
-                        set waits_for = case when not over then $8 end,
-                            state = case when over then 'done' else state end,
-                            ended = case when over then now() end
-                       from (select $3 and not exists (
-                                 select from landfall.backfill_table
-                                  where backfill = $1 and place <> $2 and state <> 'done') as over) o
-                      where id = $1 and state in ('running', 'paused')";
-                connection
-                    .execute(
-                        kept,
-                        &[
-                            id,
-                            place,
-                            &chunk.done,
-                            &chunk.after,
-                            &chunk.rows,
-                            &chunk.bytes,
-                            &chunk.first,
-                            &chunk.waits_for,
-                        ],
-                    )
-                    .await
-                    .map(drop)
-                    .map_err(failed)
-            }
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_slot_has_left_slows_copying_down_and_ends_it() {
+        assert_eq!(headroom(1_000, 0), Some(1.0));
+        assert_eq!(headroom(500, 500), Some(1.0));
+        assert_eq!(headroom(375, 625), Some(0.5));
+        assert_eq!(headroom(250, 750), Some(SLOWEST));
+        assert_eq!(headroom(249, 751), None);
+        assert_eq!(headroom(-10, 1_000), None);
     }
 }
