@@ -7,7 +7,7 @@ use serde_json::Value;
 use testbed::Prometheus;
 
 const RULES: &str = "dashboards/alerts/landfall.yml";
-const CASES: &str = "dashboards/alerts/landfall_test.yml";
+const CASES: [&str; 2] = ["dashboards/alerts/landfall_test.yml", "dashboards/alerts/landfall_days_test.yml"];
 const RUNBOOKS: &str = "docs/operating.md";
 
 fn promtool(args: &[&str]) {
@@ -19,12 +19,14 @@ fn promtool(args: &[&str]) {
 #[test]
 fn the_rules_are_rules_and_their_cases_hold() {
     promtool(&["check", "rules", RULES]);
-    promtool(&["test", "rules", CASES]);
+    for cases in CASES {
+        promtool(&["test", "rules", cases]);
+    }
 }
 
 /// The alerts that have a case of either kind.
 fn cases() -> (BTreeSet<String>, BTreeSet<String>) {
-    let text = fs::read_to_string(CASES).unwrap();
+    let text = CASES.map(|cases| fs::read_to_string(cases).unwrap()).concat();
     let (mut fires, mut rests) = (BTreeSet::new(), BTreeSet::new());
     for case in text.split("alertname: ").skip(1) {
         let (name, rest) = case.split_once('\n').unwrap();
@@ -42,10 +44,13 @@ async fn every_alert_says_what_how_bad_and_where_to_read_on() {
     let names: BTreeSet<String> =
         alerts.iter().map(|alert| alert["name"].as_str().unwrap().to_owned()).collect();
     let wanted = [
+        "LandfallDaemonDown",
         "LandfallLinkStalled",
         "LandfallRegionsDiffer",
+        "LandfallVerificationOverdue",
         "LandfallLagOverBudget",
         "LandfallSlotInvalidatingSoon",
+        "LandfallSlotGrowing",
         "LandfallSlotInactive",
         "LandfallBufferHeadroomLow",
         "LandfallStreamHalted",

@@ -213,9 +213,11 @@ fn sizing_reckons_with_the_limits_there_are() {
 fn every_alert_has_its_runbook() {
     let paper = read("docs/operating.md");
     let alerts = [
+        "LandfallDaemonDown",
         "LandfallLinkStalled",
         "LandfallLagOverBudget",
         "LandfallSlotInvalidatingSoon",
+        "LandfallSlotGrowing",
         "LandfallSlotInactive",
         "LandfallBufferHeadroomLow",
         "LandfallStreamHalted",
@@ -224,6 +226,7 @@ fn every_alert_has_its_runbook() {
         "LandfallRetriesRising",
         "LandfallClockOffset",
         "LandfallRegionsDiffer",
+        "LandfallVerificationOverdue",
         "LandfallLinkNotRunning",
     ];
     let sections: Vec<&str> =
