@@ -1,13 +1,16 @@
 //! Proves that the dashboards show what there is: two regions under load, a link that halts on a conflict
 //! and goes on, a real Prometheus that scrapes them; every query of every panel parses, and what it returns
-//! moves. Beside that, every panel says what it means, in which unit, and from when on it is bad.
+//! moves; a daemon that dies afterwards is shown as dead. Beside that, every panel says what it means, in which
+//! unit, and from when on it is bad.
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
+use landfall::roster::State;
 use serde_json::Value;
 use testbed::{
     Daemon, Prometheus, Region, TwoRegions, eventually,
     prometheus::{SCRAPE_INTERVAL, Series},
+    said,
 };
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
@@ -21,6 +24,18 @@ const STILL: &[(&str, &str)] = &[
     ("max(rate(replication_backpressure_seconds_total", "the queue to Kafka never fills"),
     ("max(replication_parked_transactions{", "this link halts on a conflict; it is the other that parks"),
     ("replication_start_time_seconds", "a daemon starts once"),
+    ("avg(up{", "no daemon dies before every panel was looked at"),
+];
+
+/// What no panel shows: a metric, and who reads it.
+const NOT_SHOWN: &[(&str, &str)] = &[
+    ("replication_buffer_retention_seconds", "LandfallBufferHeadroomLow divides by it"),
+    ("replication_bytes_produced_total", "docs/sizing.md reckons with it"),
+    ("replication_bytes_sent_total", "who pays for the way to Kafka; what the line carries is shown"),
+    (
+        "replication_captured_transactions_total",
+        "changes are shown, which transactions of any size consist of",
+    ),
 ];
 
 fn dashboards() -> Vec<(String, Value)> {
@@ -84,10 +99,59 @@ fn panels_lie_side_by_side_and_the_overview_on_one_screen() {
     }
 }
 
+#[test]
+fn every_metric_is_in_a_panel_or_it_is_said_who_reads_it() {
+    let code =
+        ["src/metrics/mod.rs", "src/metrics/standing.rs"].map(|file| fs::read_to_string(file).unwrap());
+    let shown: Vec<String> = dashboards()
+        .iter()
+        .flat_map(|(_, dashboard)| panels(dashboard))
+        .flat_map(|panel| panel["targets"].as_array().unwrap())
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect();
+    let is_shown = |metric: &str| shown.iter().any(|query| query.contains(metric));
+    let tails = code.iter().flat_map(|code| code.split("\"replication_").skip(1));
+    let metrics: BTreeSet<String> =
+        tails.map(|tail| format!("replication_{}", tail.split('"').next().unwrap())).collect();
+    assert!(metrics.len() > 20, "{metrics:?}");
+    for metric in &metrics {
+        let excused = NOT_SHOWN.iter().any(|(name, _)| name == metric);
+        assert!(is_shown(metric) != excused, "{metric} is shown: {}", is_shown(metric));
+    }
+}
+
+/// The overview's panel of this title.
+fn overview(title: &str) -> Value {
+    let (_, dashboard) = dashboards().pop().unwrap();
+    let found = panels(&dashboard).find(|panel| panel["title"] == title).cloned();
+    found.unwrap_or_else(|| panic!("the overview has no panel {title}"))
+}
+
+#[test]
+fn the_states_shown_are_those_a_stream_can_be_in() {
+    let panel = overview("States");
+    let query = panel["targets"][0]["expr"].as_str().unwrap();
+    let properties = panel["fieldConfig"]["overrides"][0]["properties"].as_array().unwrap();
+    let mappings = properties.iter().find(|property| property["id"] == "mappings").unwrap();
+    let names = mappings["value"][0]["options"].as_object().unwrap();
+    for state in State::NAMES {
+        let term = format!("replication_stream_state{{state=\"{state}\"}}");
+        let (before, _) = query.split_once(&term).unwrap_or_else(|| panic!("no {term} in {query}"));
+        let factor = before.strip_suffix(" * ").map_or("1", |rest| rest.rsplit([' ', '(']).next().unwrap());
+        assert_eq!(names[factor]["text"], state, "what {factor} is called");
+    }
+    assert_eq!((names.len(), &names["0"]["text"]), (State::NAMES.len() + 1, &Value::from("gone")));
+}
+
 /// A query with the dashboard's variables filled in, as Grafana does it: a rate is over four scrapes.
 fn filled(query: &str) -> String {
-    let values =
-        [("$__rate_interval", "4s"), ("$from", "us-east-1"), ("$region", "eu-west-1"), ("$stream", "main")];
+    let values = [
+        ("$__rate_interval", "4s"),
+        ("$from", "us-east-1"),
+        ("$region", "eu-west-1"),
+        ("$stream", "main"),
+        ("$job", "landfall"),
+    ];
     let query = values.iter().fold(query.to_owned(), |query, (name, value)| query.replace(name, value));
     assert!(!query.contains('$'), "a variable nobody knows: {query}");
     query
@@ -151,6 +215,54 @@ async fn park(regions: &TwoRegions, us: &Daemon, id: i64) {
     parked(0.0).await.unwrap();
 }
 
+/// Compares eu with us twice: a row that only eu has is found, and without it everything is equal. Nothing else is
+/// written meanwhile: a row that is never still is not called equal.
+async fn compare(regions: &TwoRegions, eu: &Daemon) {
+    regions.us.execute("grant select on orders to landfall").await.unwrap();
+    let rows = "insert into orders (note) select 'compared' from generate_series(1, 100)";
+    regions.us.execute(rows).await.unwrap();
+    for (write, code) in
+        [("insert into orders values (-1, 'mine')", Some(1)), ("delete from orders where id = -1", Some(0))]
+    {
+        // A scrape sees how it stood before.
+        tokio::time::sleep(3 * SCRAPE_INTERVAL).await;
+        regions.eu.execute(write).await.unwrap();
+        let compared = eu.command(&["verify"]).await.unwrap();
+        assert_eq!(compared.status.code(), code, "{write}: {}", said(&compared));
+    }
+}
+
+/// What the overview's panel of this title shows now: the labels of each line, one after the other, and its value.
+async fn shown(prometheus: &Prometheus, title: &str) -> Vec<(String, f64)> {
+    let query = filled(overview(title)["targets"][0]["expr"].as_str().unwrap());
+    let labels = |series: &Series| {
+        let values = ["region", "role"].map(|label| series.labels.get(label).and_then(Value::as_str));
+        values.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    let series = prometheus.range(&query).await.unwrap();
+    let mut lines: Vec<(String, f64)> =
+        series.iter().filter_map(|series| Some((labels(series), *series.values.last()?))).collect();
+    lines.sort_by(|(a, _), (b, _)| a.cmp(b));
+    lines
+}
+
+/// A daemon that is dead is shown as one, not as one that has nothing to tell: eu's is, us's is not.
+async fn the_dead_are_shown(prometheus: &Prometheus) {
+    let states =
+        [("eu-west-1 link", 0), ("eu-west-1 source", 0), ("us-east-1 link", 5), ("us-east-1 source", 5)];
+    for (title, wanted) in [
+        ("Daemons up", vec![(String::new(), 0.5)]),
+        ("Streams not running", vec![(String::new(), 2.0)]),
+        ("States", states.map(|(stream, state)| (stream.to_owned(), f64::from(state))).to_vec()),
+    ] {
+        let what = format!("{title} shows {wanted:?}");
+        let outcome = eventually(PATIENCE, &what, async || Ok(shown(prometheus, title).await == wanted));
+        if let Err(error) = outcome.await {
+            panic!("{:?}\n{error:#}", shown(prometheus, title).await);
+        }
+    }
+}
+
 /// Each query of each panel parses, and what it returns moves.
 async fn every_query_moves(prometheus: &Prometheus, [us, eu]: [&Daemon; 2]) {
     for (name, dashboard) in dashboards() {
@@ -208,7 +320,7 @@ async fn every_query_of_every_panel_returns_data_that_moves() {
     let us = us.link_with(&regions.eu.name, &regions.eu.kafka.remote(), parks).to_toml();
     let eu = regions.eu.config().source(&["public.reviews"]).link(&regions.us).to_toml();
     let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
-    let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
+    let mut eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
     let prometheus =
         Prometheus::start(&[regions.us.http, regions.eu.http], &[Path::new(RULES)]).await.unwrap();
     // What was written before its stream began no link can find.
@@ -218,6 +330,7 @@ async fn every_query_of_every_panel_returns_data_that_moves() {
             .await
             .unwrap();
     }
+    compare(&regions, &eu).await;
     let loads = [load(&regions.us, "orders").await, load(&regions.eu, "reviews").await];
     eventually(PATIENCE, "rows arrive", async || {
         let applied = eu.metric("replication_applied_transactions_total").await?;
@@ -266,4 +379,6 @@ async fn every_query_of_every_panel_returns_data_that_moves() {
         assert!(!load.is_finished(), "the load ended early");
         load.abort();
     }
+    eu.kill9().unwrap();
+    the_dead_are_shown(&prometheus).await;
 }
