@@ -12,7 +12,7 @@ use std::{
 use landfall::{
     change::{Cell, Change, Column, Identity, Mark, Row, Shape},
     changelog::kafka::PACK_BYTES,
-    config::Settings,
+    config::{SETTINGS, Settings},
     envelope::{
         Encoded, Encoder, Flags, Format, HEADER_LEN, HEADER_NAME, Header, Kind, PACK_RECORDS_MAX, Packer,
         body::{
@@ -292,6 +292,49 @@ fn the_configuration_of_the_readme_is_one() {
     let settings = Settings::from_parts(blocks[0], [password], &|_| Ok(String::new())).unwrap();
     assert_eq!(settings.region.as_str(), "eu-west-1");
     assert!(settings.source.is_some() && settings.kafka.is_some() && settings.links.len() == 1);
+}
+
+/// The settings that an example names, set or in a comment, as the manual writes them.
+fn settings_named(example: &str) -> BTreeSet<String> {
+    let mut section = String::new();
+    let mut named = BTreeSet::new();
+    for line in example.lines() {
+        let header = line.strip_prefix('[').and_then(|line| line.trim_end().strip_suffix(']'));
+        if let Some(header) = header {
+            section = match header.trim_matches(['[', ']']).split_once(".properties") {
+                Some((section, _)) => format!("{section}.properties"),
+                None => header.trim_matches(['[', ']']).to_owned(),
+            };
+            section = section.replacen("link", "link[]", 1);
+            named.insert(section.clone());
+        }
+        for (at, _) in line.match_indices(" = ") {
+            let is_key = |c: char| c.is_ascii_lowercase() || c == '_';
+            let key = line[..at].rsplit(|c| !is_key(c)).next().unwrap();
+            let dot = if section.is_empty() { "" } else { "." };
+            named.insert(format!("{section}{dot}{key}"));
+        }
+    }
+    named
+}
+
+#[test]
+fn an_example_that_says_it_has_every_setting_has_it() {
+    let us = settings_named(&read("config/us-east-1.toml"));
+    let eu = settings_named(&read("config/eu-west-1.toml"));
+    for (file, claim, examples, sections) in [
+        ("config/us-east-1.toml", "every setting a source has", vec![&us], vec!["source.", "kafka."]),
+        ("config/eu-west-1.toml", "every setting a link has", vec![&eu], vec!["link[]."]),
+        ("packaging/landfall.toml", "have every setting, commented", vec![&us, &eu], vec![""]),
+    ] {
+        assert!(read(file).contains(claim), "{file} does not say: {claim}");
+        for section in sections {
+            for setting in SETTINGS.iter().filter(|setting| setting.path.starts_with(section)) {
+                let there = examples.iter().any(|example| example.contains(setting.path));
+                assert!(there, "{file} says: {claim}; there is no {}", setting.path);
+            }
+        }
+    }
 }
 
 #[test]
