@@ -41,7 +41,7 @@ impl Gauges {
         Self {
             lag: gauge(
                 "replication_lag_seconds",
-                "Age of the last heartbeat applied here, on this region's clock.",
+                "Age of the last heartbeat applied and flushed here, corrected by the clock offset where that is known.",
                 &link,
             ),
             headroom: gauge(
