@@ -27,7 +27,8 @@ COPY --from=build /landfall /usr/local/bin/landfall
 USER 10001
 ENV LANDFALL_CONFIG=/etc/landfall/landfall.toml
 EXPOSE 9187
-# 0 only where the daemon answers, is ready, and every stream of it runs or stands by, with nothing to warn of.
+# 0 only where the daemon answers, is ready, and every stream of it runs or stands by, with nothing to warn of and
+# nothing parked.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=30s --retries=3 CMD ["landfall", "status"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["landfall"]
