@@ -1,6 +1,7 @@
 //! Proves that docker-compose.yml would show rows crossing: it is a Compose file, its servers are of the
 //! versions and settings that the tests run, and with its own SQL, configurations and load, on real servers,
-//! rows do cross both ways. Only the containers themselves are missing.
+//! rows do cross both ways, and the commands its head names do what they say. Only the containers themselves are
+//! missing.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 
 use landfall::config::Settings;
 use serde_json::Value;
-use testbed::{Daemon, Kafka, Postgres, checksum, eventually, home, kafka, ports, postgres};
+use testbed::{Daemon, Kafka, Postgres, checksum, eventually, home, kafka, ports, postgres, said};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -289,4 +290,24 @@ async fn rows_cross_both_ways_with_its_files() {
     })
     .await
     .unwrap();
+    let commands = commands_to_try();
+    assert!(commands.len() >= 3, "{commands:?}");
+    for (short, arguments) in commands {
+        let at = REGIONS.iter().position(|(name, _)| *name == short).unwrap();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let tried = daemons[at].command(&arguments).await.unwrap();
+        assert!(tried.status.success(), "{short} {arguments:?}: {}", said(&tried));
+    }
+}
+
+/// The commands in the head of the file: in which region, and what.
+fn commands_to_try() -> Vec<(String, Vec<String>)> {
+    let text = fs::read_to_string("docker-compose.yml").unwrap();
+    let commands = text.split("docker compose exec landfall-").skip(1).map(|tail| {
+        // What it is good for stands behind some spaces.
+        let command = tail.lines().next().unwrap().split("  ").next().unwrap();
+        let (short, command) = command.split_once(" landfall ").unwrap();
+        (short.to_owned(), command.split(' ').map(str::to_owned).collect())
+    });
+    commands.collect()
 }
