@@ -359,6 +359,15 @@ fn every_code_finding_and_setting_is_explained() {
     let unknown = landfall(&["explain", "LF-SLOT-LOTS"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(text(&unknown.stderr).contains("did you mean LF-SLOT-LOST"), "{}", text(&unknown.stderr));
+    // Part of a name brings all that have it, codes, findings and settings.
+    for name in ["LF-SLOT", "slot"] {
+        let part = landfall(&["explain", name]);
+        let said = text(&part.stderr);
+        assert_eq!(part.status.code(), Some(2), "{said}");
+        for near in ["did you mean source.slot, ", "LF-SLOT-LOST", "LF-SLOT-MISSING", " slot-active"] {
+            assert!(said.contains(near), "{near}: {said}");
+        }
+    }
 }
 
 #[test]

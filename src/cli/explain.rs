@@ -65,6 +65,7 @@ fn entries() -> Vec<Entry> {
 fn follows(code: Code) -> &'static str {
     match (code, code.consequence()) {
         (Code::ConfigInvalid, _) => "The process ends with exit code 2 before it touches anything.",
+        (Code::NotServed, _) => "The command that asked ends with exit code 2.",
         (_, Consequence::Retry) => "It is tried again by itself, later and later, up to once in a while.",
         (_, Consequence::Halt) => {
             "The stream it happened on stops where it is, and nothing is skipped. It looks again every few \
@@ -89,10 +90,14 @@ pub(super) fn run(name: Option<&str>, json: bool) -> u8 {
             GOOD
         }
         _ => {
-            let names: Vec<&str> = all.iter().map(|entry| entry.name).collect();
-            let near = nearest(name, &names).map(|near| format!("; did you mean {near}?"));
-            let near = near.unwrap_or_else(|| "; `landfall explain` lists all".to_owned());
-            eprintln!("landfall: there is no code {name}{near}");
+            let near = near(&all, name);
+            let lists = "`landfall explain` lists all";
+            let near = match near.len() {
+                0 => lists.to_owned(),
+                1..=NEAR_MAX => format!("did you mean {}?", near.join(", ")),
+                _ => format!("did you mean {}? {lists}", near[..NEAR_MAX].join(", ")),
+            };
+            eprintln!("landfall: there is no code, finding or setting {name}; {near}");
             UNKNOWN
         }
     }
@@ -106,6 +111,43 @@ fn find<'a>(all: &'a [Entry], name: &str) -> Vec<&'a Entry> {
             || entry.name.strip_prefix("LF-").is_some_and(|bare| bare.eq_ignore_ascii_case(&name))
     };
     all.iter().filter(named).collect()
+}
+
+/// As many names are offered in the place of one that there is not: more are a list, and that there is.
+const NEAR_MAX: usize = 12;
+
+/// What may have been meant: what has all of its words in its own name, a setting's key (`linger`) before the rest; or
+/// else what is spelled most alike, with or without a setting's section and a code's `LF-`.
+fn near(all: &[Entry], name: &str) -> Vec<&'static str> {
+    let asked = bare(&general(name));
+    let key = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    let words = words(&asked);
+    let has_all = |entry: &&Entry| {
+        let own = bare(entry.name);
+        let own = self::words(&own);
+        !words.is_empty() && words.iter().all(|word| own.contains(word))
+    };
+    let mut near: Vec<&'static str> = all.iter().filter(has_all).map(|entry| entry.name).collect();
+    near.sort_by_key(|name| key(name) != asked);
+    if !near.is_empty() {
+        return near;
+    }
+    let spelled: Vec<[String; 2]> =
+        all.iter().map(|entry| [bare(entry.name), key(&bare(entry.name))]).collect();
+    let known: Vec<&str> = spelled.iter().flatten().map(String::as_str).collect();
+    let Some(meant) = nearest(&asked, &known) else { return near };
+    let alike = all.iter().zip(&spelled).filter(|(_, spelled)| spelled.iter().any(|it| it == meant));
+    alike.map(|(entry, _)| entry.name).collect()
+}
+
+/// A name in small letters, a code's without its `LF-`.
+fn bare(name: &str) -> String {
+    let name = name.to_lowercase();
+    name.strip_prefix("lf-").map_or_else(|| name.clone(), str::to_owned)
+}
+
+fn words(name: &str) -> Vec<&str> {
+    name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect()
 }
 
 /// A name as it may be copied from a log or a mistake: `[LF-CONFIG]`, `link[0].from`, `kafka.brokers[1]`.
