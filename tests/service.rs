@@ -54,6 +54,27 @@ async fn the_service_manager_hears_that_it_serves_that_it_turns_and_that_it_ends
     assert!(words.contains(&"STOPPING=1".to_owned()), "{words:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_start_is_written_whatever_the_log_leaves_out() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    for (format, level) in [("text", "off"), ("json", "landfall=off,info"), ("json", "info")] {
+        let config = format!(
+            "region = \"eu-west-1\"\n[database]\nurl = \"postgres://landfall@127.0.0.1:1/shop\"\n\
+             [[link]]\nfrom = \"us-east-1\"\nbrokers = [\"127.0.0.1:1\"]\n[http]\nlisten = \"{address}\"\n\
+             [log]\nformat = \"{format}\"\nlevel = \"{level}\""
+        );
+        let mut daemon = Daemon::builder(LANDFALL, "taken", &config).start().unwrap();
+        let ended = daemon.wait_exit(PATIENCE).await;
+        assert_eq!(ended.and_then(|status| status.code()), Some(2), "{}", daemon.log_tail());
+        let log = daemon.log();
+        let fatal: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
+        assert_eq!(fatal.len(), 1, "{log}");
+        assert!(fatal[0].contains("LF-") && fatal[0].contains(&address.to_string()), "{log}");
+        assert_eq!(format == "json", fatal[0].starts_with('{'), "{log}");
+    }
+}
+
 #[test]
 fn the_unit_is_sound_and_exposes_little() {
     // The binary is put where a package would put it only on the machine that installs it.

@@ -284,9 +284,9 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "log.level",
-        "a level, or directives",
+        "a level, or a level and directives",
         Is("\"info\""),
-        "error, warn, info, debug or trace, or directives such as `info,landfall::sink=debug`.",
+        "error, warn, info, debug or trace, or `off`. Directives may follow for single parts, such as `info,landfall::sink=debug`: of Landfall, of librdkafka, or of pgwire_replication, rdkafka, rustls and tokio_postgres. What ends a start is written whatever this says.",
     ),
 ];
 

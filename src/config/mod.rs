@@ -5,6 +5,7 @@
 //! What leaves here cannot be invalid. Nothing below this layer knows TOML, a default or a unit.
 
 mod kafka;
+mod level;
 mod link;
 mod manual;
 mod mistake;
@@ -26,7 +27,6 @@ use std::{
 };
 
 use ::config::{Config, Environment, File, FileFormat, Value, ValueKind};
-use tracing_subscriber::EnvFilter;
 
 pub use kafka::{KafkaSettings, Properties, broker};
 pub use link::LinkSettings;
@@ -95,7 +95,8 @@ pub struct ReadySettings {
 pub struct LogSettings {
     /// The form of a line.
     pub format: LogFormat,
-    /// A level, or directives as `tracing` has them (`info,landfall::sink=debug`); known to be valid.
+    /// A level, or directives as `tracing` has them (`info,landfall::sink=debug`); known to be valid, and to have a
+    /// level for everything.
     pub level: String,
 }
 
@@ -389,10 +390,12 @@ fn ready(mut section: Section<'_>) -> ReadySettings {
 fn log(mut section: Section<'_>) -> LogSettings {
     let words = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = section.word("format", &words).unwrap_or(LogFormat::Auto);
-    let level = section.parsed("level", |text| match EnvFilter::try_new(text) {
-        Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
-        Ok(_) => Err("expected error, warn, info, debug or trace".to_owned()),
-        Err(error) => Err(format!("`{text}`: {error}")),
+    let level = section.text("level").and_then(|text| match level::directives(&text) {
+        Ok(level) => Some(level),
+        Err(problems) => {
+            problems.into_iter().for_each(|problem| section.wrong("level", problem));
+            None
+        }
     });
     section.finish();
     LogSettings { format, level: level.unwrap_or_else(|| "info".to_owned()) }

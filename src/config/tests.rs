@@ -245,7 +245,12 @@ fn each_mistake_is_named_with_its_path() {
         ),
         ("[[link]]", "[ready]\nmax_lag = \"now\"\n[[link]]", "ready.max_lag: `now` is no duration"),
         ("[[link]]", "[log]\nformat = \"xml\"\n[[link]]", "log.format: `xml` is none of auto, text, json"),
-        ("[[link]]", "[log]\nlevel = \"=,=\"\n[[link]]", "log.level: `=,=`"),
+        ("[[link]]", "[log]\nlevel = \"=,=\"\n[[link]]", "log.level: `=`"),
+        (
+            "[[link]]",
+            "[log]\nlevel = \"warning\"\n[[link]]",
+            "log.level: `warning` is no level; did you mean `warn`?",
+        ),
         ("region = ", "region == ", "TOML parse error at line 2"),
     ] {
         let text = WHOLE.replacen(from, to, 1);

@@ -40,10 +40,14 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Runs a daemon until it is told to end: 0 then, 2 where it could not start.
 pub async fn run(settings: Settings) -> ExitCode {
     logs::start(&settings.log);
+    let log = settings.log.clone();
     match run_until_told(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            tracing::error!(code = %fault.code(), next = fault.remedy(), "{}", fault.message());
+            // Whatever log.level leaves out: whoever started it has to learn why it is not there.
+            logs::always(&log, || {
+                tracing::error!(code = %fault.code(), next = fault.remedy(), "{}", fault.message());
+            });
             ExitCode::from(2)
         }
     }
