@@ -396,6 +396,7 @@ fn exit_codes_are_as_the_help_says() {
         ),
         (vec!["check", "--config", &good], 2, "error   database-answer"),
         (vec!["check", "--offline", "--config", "/nowhere"], 2, "read /nowhere"),
+        (vec!["check", "--config", &good, "--against", "/nowhere"], 2, "with --against"),
         (vec!["check"], 2, "which settings?"),
         (vec!["check", "--offline", "--deep", "--config", &good], 2, "error:"),
         (vec!["config", "show", "--config", &good], 0, "batch_changes = 2000"),
@@ -408,7 +409,7 @@ fn exit_codes_are_as_the_help_says() {
                 &file("nobody.toml", &format!("{local}{link}[http]\nlisten = \"127.0.0.1:1\"\n")),
             ],
             2,
-            "ask the daemon",
+            "[LF-NOT-SERVED] ask the daemon at http://127.0.0.1:1/status: ",
         ),
         (vec!["init", "--from", "postgres://u@127.0.0.1:1/d"], 2, "no answer; give --to"),
         (
@@ -425,6 +426,55 @@ fn exit_codes_are_as_the_help_says() {
         let page = text(&output.stdout) + &text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {page}");
         assert!(page.contains(said), "{args:?} lacks {said}: {page}");
+    }
+}
+
+#[test]
+fn every_command_says_which_file_it_could_not_read_and_how_to_name_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tried = scratch.path().join("landfall.toml").display().to_string();
+    for command in
+        ["run", "check", "status", "backfill --to b", "verify", "repair", "recover", "parked", "config show"]
+    {
+        for json in [false, true] {
+            let output = Command::new(LANDFALL)
+                .args(command.split(' '))
+                .args(["--config", "landfall.toml"])
+                .args(json.then_some("--json"))
+                .current_dir(scratch.path())
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let page = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command}: {page}");
+            for said in ["LF-CONFIG", &format!("read {tried}: "), "--config FILE or in LANDFALL_CONFIG"] {
+                assert!(page.contains(said), "{command} (--json: {json}) lacks {said}: {page}");
+            }
+            assert!(!page.contains("every mistake is listed"), "{command}: {page}");
+        }
+    }
+}
+
+#[test]
+fn who_asks_a_daemon_that_does_not_run_is_told_so_and_needs_none_of_its_secrets() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("landfall.toml");
+    let nobody = testbed::ports::loopback(testbed::ports::free().unwrap());
+    let settings = format!(
+        "region = \"a\"\n[database]\nurl = \"postgres://u@127.0.0.1:1/d\"\npassword_file = \"/nowhere\"\n[[link]]\n\
+         from = \"b\"\nbrokers = [\"127.0.0.1:1\"]\nproperties.\"security.protocol\" = \"sasl_ssl\"\n\
+         properties.\"sasl.mechanism\" = \"plain\"\nproperties.\"sasl.username\" = {{ env = \"THE_DAEMONS_OWN\" }}\n\
+         [http]\nlisten = \"{nobody}\"\n"
+    );
+    std::fs::write(&path, settings).unwrap();
+    let config = path.display().to_string();
+    let output = landfall(&["status", "--json", "--config", &config]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["code"], "LF-NOT-SERVED", "{told}");
+    assert!(told["error"].as_str().unwrap().contains(&format!("http://{nobody}/status: ")), "{told}");
+    for next in ["`landfall run` starts it", "http.listen"] {
+        assert!(told["remedy"].as_str().unwrap().contains(next), "{told}");
     }
 }
 

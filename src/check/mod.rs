@@ -80,7 +80,7 @@ pub fn of_mistakes(mistakes: &Mistakes) -> Vec<Finding> {
         Finding::new(Kind::Config, Severity::Error, mistake.to_string())
             .mended_by("correct the file or the environment")
     };
-    mistakes.0.iter().map(finding).collect()
+    mistakes.all.iter().map(finding).collect()
 }
 
 /// How far `check` looks.

@@ -6,7 +6,7 @@ use super::{FOUND, GOOD, UNKNOWN, environment, give_up, page::painted};
 use crate::{
     check::{Finding, Options, Report, Severity, of_mistakes, offline, online},
     config::Settings,
-    fault::{Code, Fault},
+    fault::Fault,
 };
 
 /// How far to look.
@@ -21,16 +21,21 @@ pub(super) struct Look<'a> {
 }
 
 pub(super) async fn run(path: &Path, look: Look<'_>, json: bool) -> u8 {
-    for path in [Some(path), look.against].into_iter().flatten() {
-        if let Err(error) = std::fs::metadata(path) {
-            let message = format!("read {}: {error}", path.display());
-            return give_up(json, &Fault::new(Code::ConfigInvalid, message));
-        }
-    }
     let loaded = Settings::load(path, environment());
     // What the environment sets is this region's.
     let theirs = || environment().filter(|(name, _)| !name.to_uppercase().starts_with("LANDFALL__"));
     let against = look.against.map(|path| Settings::load(path, theirs())).transpose();
+    if let Err(mistakes) = &loaded
+        && mistakes.unread
+    {
+        return give_up(json, &mistakes.clone().into());
+    }
+    if let Err(mistakes) = &against
+        && mistakes.unread
+    {
+        let next = "give the path of the other region's settings, in a file that can be read, with --against";
+        return give_up(json, &Fault::from(mistakes.clone()).remedied_by(next));
+    }
     let report = match (loaded, against) {
         (Err(mistakes), _) | (_, Err(mistakes)) => Report { findings: of_mistakes(&mistakes), whole: true },
         (Ok(settings), _) if look.offline => Report { findings: offline(&settings), whole: true },

@@ -2,14 +2,15 @@
 
 use std::{fmt::Write, path::Path};
 
-use super::{GOOD, UNKNOWN, complain, environment};
+use super::{GOOD, UNKNOWN, complain, environment, give_up};
 use crate::config::{Effective, Settings};
 
 pub(super) fn show(path: &Path, json: bool) -> u8 {
     let settings = match Settings::show(path, environment()) {
         Ok(settings) => settings,
+        Err(mistakes) if json => return give_up(json, &mistakes.into()),
         Err(mistakes) => {
-            complain(path, &mistakes);
+            complain(path, mistakes);
             return UNKNOWN;
         }
     };

@@ -28,8 +28,10 @@ pub(super) async fn get(settings: &HttpSettings, path: &str) -> Result<String> {
     let address = reachable(settings.listen);
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let fault = |message: String| {
-        Fault::new(Code::Internal, format!("ask the daemon at {scheme}://{address}{path}: {message}"))
-            .remedied_by("start it with `landfall run`, or name the settings it was started with")
+        Fault::new(Code::NotServed, format!("ask the daemon at {scheme}://{address}{path}: {message}")).remedied_by(
+            "see that it runs (`landfall run` starts it), and that these are the settings it was started with: \
+             http.listen says where it is asked",
+        )
     };
     let asked = async {
         let tcp = TcpStream::connect(address).await.map_err(|error| fault(error.to_string()))?;

@@ -177,7 +177,7 @@ async fn run(path: &Path, json: bool) -> ExitCode {
             daemon::run(settings).await
         }
         Err(mistakes) => {
-            complain(path, &mistakes);
+            complain(path, mistakes);
             ExitCode::from(UNKNOWN)
         }
     }
@@ -194,16 +194,20 @@ fn settings(path: &Path, json: bool) -> Result<Settings, u8> {
         if json {
             return give_up(json, &mistakes.into());
         }
-        complain(path, &mistakes);
+        complain(path, mistakes);
         UNKNOWN
     })
 }
 
-fn complain(path: &Path, mistakes: &Mistakes) {
-    let count = mistakes.0.len();
+fn complain(path: &Path, mistakes: Mistakes) {
+    if mistakes.unread {
+        give_up(false, &mistakes.into());
+        return;
+    }
+    let count = mistakes.all.len();
     let noun = if count == 1 { "mistake" } else { "mistakes" };
     eprintln!("landfall: [LF-CONFIG] {count} {noun} in {} and the environment:", path.display());
-    for mistake in &mistakes.0 {
+    for mistake in &mistakes.all {
         eprintln!("  {mistake}");
     }
     eprintln!("  next: `landfall explain` with a setting's path says what it takes");

@@ -27,18 +27,11 @@ const ERASE_ALL: &str = "\x1b[2J";
 
 pub(super) async fn run(path: &Path, json: bool, watching: bool) -> u8 {
     // Only the listener's address is needed: whoever may ask need not be able to read the secrets.
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            let message = format!("read {}: {error}", path.display());
-            return give_up(json, &Fault::new(Code::ConfigInvalid, message));
-        }
-    };
-    let settings = match Settings::from_parts(&text, environment(), &unread) {
+    let settings = match Settings::load_to_look(path, environment()) {
         Ok(settings) => settings,
         Err(mistakes) if json => return give_up(json, &mistakes.into()),
         Err(mistakes) => {
-            complain(path, &mistakes);
+            complain(path, mistakes);
             return UNKNOWN;
         }
     };
@@ -56,11 +49,6 @@ pub(super) async fn run(path: &Path, json: bool, watching: bool) -> u8 {
         }
         Err(fault) => give_up(json, &fault),
     }
-}
-
-/// A file that whoever asks may not read holds a secret, which is not needed here.
-fn unread(path: &Path) -> std::io::Result<String> {
-    std::fs::read_to_string(path).or_else(|_| Ok("unread".to_owned()))
 }
 
 /// Looks again and again, until it is interrupted or nobody reads any more; ends as the last look did.
@@ -108,7 +96,9 @@ async fn ask(http: &HttpSettings) -> Result<(String, Status)> {
     let answer = get(http, "/status").await?;
     let status = serde_json::from_str(&answer).map_err(|error| {
         let message = "read the daemon's answer: it is of another version, or no daemon of ours";
-        Fault::new(Code::Internal, message).because(error)
+        let next =
+            "use the landfall that runs there, and see that http.listen is the address it was started with";
+        Fault::new(Code::NotServed, message).because(error).remedied_by(next)
     })?;
     Ok((answer, status))
 }

@@ -18,7 +18,22 @@ pub struct Mistake {
 
 /// Everything that is wrong; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct Mistakes {
+    /// Each of them, in the order of their paths.
+    pub all: Vec<Mistake>,
+    /// Whether it is that the file cannot be read: then nothing is known of what stands in it.
+    pub unread: bool,
+}
+
+impl Mistakes {
+    /// That the file at `path` cannot be read.
+    pub(super) fn unread(path: &Path, error: &io::Error) -> Self {
+        let tried = std::path::absolute(path);
+        let tried = tried.as_deref().unwrap_or(path).display();
+        let problem = format!("read {tried}: {error}");
+        Self { all: vec![Mistake { place: None, path: String::new(), problem }], unread: true }
+    }
+}
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,7 +50,7 @@ impl fmt::Display for Mistake {
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, mistake) in self.0.iter().enumerate() {
+        for (at, mistake) in self.all.iter().enumerate() {
             if at > 0 {
                 f.write_str("\n")?;
             }
@@ -49,9 +64,14 @@ impl std::error::Error for Mistakes {}
 
 impl From<Mistakes> for Fault {
     fn from(mistakes: Mistakes) -> Self {
-        Self::new(Code::ConfigInvalid, mistakes.to_string())
+        let fault = Self::new(Code::ConfigInvalid, mistakes.to_string());
+        if mistakes.unread { fault.remedied_by(UNREAD_NEXT) } else { fault }
     }
 }
+
+/// What is done about a file that cannot be read.
+const UNREAD_NEXT: &str = "give the path of this region's settings, in a file that can be read, with --config FILE or in \
+                           LANDFALL_CONFIG";
 
 /// What a walk over the settings needs beside them, and where it notes mistakes.
 pub(super) struct Notes<'a> {
@@ -63,6 +83,8 @@ pub(super) struct Notes<'a> {
     pub(super) read: &'a dyn Fn(&Path) -> io::Result<String>,
     /// The whole environment, for settings that name one of its variables.
     pub(super) environment: &'a [(String, String)],
+    /// Whether the settings are only looked at: then a secret that cannot be had is missed by nobody.
+    pub(super) looking: bool,
 }
 
 impl<'a> Notes<'a> {
@@ -70,8 +92,9 @@ impl<'a> Notes<'a> {
         places: Places,
         read: &'a dyn Fn(&Path) -> io::Result<String>,
         environment: &'a [(String, String)],
+        looking: bool,
     ) -> Self {
-        Self { mistakes: RefCell::default(), asked: RefCell::default(), places, read, environment }
+        Self { mistakes: RefCell::default(), asked: RefCell::default(), places, read, environment, looking }
     }
 
     pub(super) fn add(&self, path: impl Into<String>, problem: impl Into<String>) {
@@ -103,6 +126,6 @@ impl<'a> Notes<'a> {
         }
         mistakes.sort_by(|a, b| a.path.cmp(&b.path));
         mistakes.dedup();
-        Err(Mistakes(mistakes))
+        Err(Mistakes { all: mistakes, unread: false })
     }
 }

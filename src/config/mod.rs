@@ -120,7 +120,19 @@ impl Settings {
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Mistakes> {
-        Self::load_with_places(path, environment).map(|(settings, _)| settings)
+        Self::load_with_places(path, environment, false).map(|(settings, _)| settings)
+    }
+
+    /// As [`Settings::load`], for whoever only looks and has no use for secrets: one that cannot be had, since its file or
+    /// its variable is the daemon's own, is no mistake.
+    ///
+    /// # Errors
+    /// Everything else that is wrong, at once.
+    pub fn load_to_look(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        Self::load_with_places(path, environment, true).map(|(settings, _)| settings)
     }
 
     /// The settings as they are in effect, secrets withheld, each with where it comes from.
@@ -131,7 +143,7 @@ impl Settings {
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Vec<Effective>, Mistakes> {
-        let (settings, places) = Self::load_with_places(path, environment)?;
+        let (settings, places) = Self::load_with_places(path, environment, false)?;
         Ok(show::effective(&settings, &places))
     }
 
@@ -144,30 +156,36 @@ impl Settings {
         environment: impl IntoIterator<Item = (String, String)>,
         read: &dyn Fn(&Path) -> io::Result<String>,
     ) -> Result<Self, Mistakes> {
-        made(None, text, environment, read).map(|(settings, _)| settings)
+        made(None, text, environment, read, false).map(|(settings, _)| settings)
     }
 
     fn load_with_places(
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
+        looking: bool,
     ) -> Result<(Self, Places), Mistakes> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let problem = format!("read {}: {error}", path.display());
-            Mistakes(vec![Mistake { place: None, path: String::new(), problem }])
-        })?;
-        made(Some(&path.display().to_string()), &text, environment, &|path| std::fs::read_to_string(path))
+        let text = std::fs::read_to_string(path).map_err(|error| Mistakes::unread(path, &error))?;
+        let read = |path: &Path| match std::fs::read_to_string(path) {
+            Err(_) if looking => Ok(UNREAD.to_owned()),
+            read => read,
+        };
+        made(Some(&path.display().to_string()), &text, environment, &read, looking)
     }
 }
+
+/// In the place of a secret that cannot be had, where it is not needed.
+const UNREAD: &str = "unread";
 
 fn made(
     file: Option<&str>,
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
     read: &dyn Fn(&Path) -> io::Result<String>,
+    looking: bool,
 ) -> Result<(Settings, Places), Mistakes> {
     let environment: Vec<(String, String)> = environment.into_iter().collect();
     let ours = environment.iter().map(|(key, _)| key).filter(|key| is_ours(key));
-    let notes = Notes::new(Places::of(file, text, ours), read, &environment);
+    let notes = Notes::new(Places::of(file, text, ours), read, &environment, looking);
     let settings = merged(text, &environment, &notes).and_then(|root| {
         let mut root = Section::root(root, &notes);
         let settings = walk(&mut root, read);

@@ -35,7 +35,7 @@ fn mistakes(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
     let told = |it: &Mistake| {
         if it.path.is_empty() { it.problem.clone() } else { format!("{}: {}", it.path, it.problem) }
     };
-    mistakes.0.iter().map(told).collect()
+    mistakes.all.iter().map(told).collect()
 }
 
 #[test]
@@ -375,7 +375,7 @@ fn general(path: &str) -> String {
 
 #[test]
 fn the_manual_names_every_setting_that_is_asked_for_and_no_other() {
-    let notes = Notes::new(Places::default(), &read, &[]);
+    let notes = Notes::new(Places::default(), &read, &[], false);
     let root = merged(WHOLE, &[], &notes).unwrap();
     let mut root = Section::root(root, &notes);
     walk(&mut root, &read).unwrap();
@@ -395,7 +395,7 @@ fn the_manual_names_every_setting_that_is_asked_for_and_no_other() {
 
 #[test]
 fn the_defaults_of_the_manual_are_those_in_effect() {
-    let (found, places) = made(Some("f"), WHOLE, [], &read).unwrap();
+    let (found, places) = made(Some("f"), WHOLE, [], &read, false).unwrap();
     let shown = show::effective(&found, &places);
     for setting in SETTINGS {
         let row = shown.iter().find(|row| general(&row.path) == setting.path);
@@ -417,7 +417,8 @@ fn the_defaults_of_the_manual_are_those_in_effect() {
 #[test]
 fn what_is_in_effect_is_shown_with_its_place_and_without_secrets() {
     let text = format!(
-        "{}\n[link.properties]\n\"sasl.password\" = \"hush1\"\nsasl.username = {{ env = \"KAFKA_USER\" }}\n",
+        "{}\n[link.properties]\n\"sasl.password\" = \"hush1\"\nsasl.username = {{ env = \"KAFKA_USER\" }}\n\
+         sasl.mechanism = \"plain\"\nsecurity.protocol = \"sasl_ssl\"\n",
         WHOLE.trim_end()
     );
     let environment = [
@@ -431,8 +432,8 @@ fn what_is_in_effect_is_shown_with_its_place_and_without_secrets() {
         Some("/factor") => Ok("5\n".to_owned()),
         _ => read(path),
     };
-    let (found, places) = made(Some("f.toml"), &text, environment, &files).unwrap();
-    assert_eq!(found.links[0].properties.0[1].1.reveal(), "hush2");
+    let (found, places) = made(Some("f.toml"), &text, environment, &files, false).unwrap();
+    assert_eq!(found.links[0].properties.0[2].1.reveal(), "hush2");
     let shown = show::effective(&found, &places);
     let row = |path: &str| {
         let row = shown.iter().find(|row| row.path == path).unwrap_or_else(|| panic!("{path} is not shown"));
@@ -479,7 +480,7 @@ fn each_mistake_has_its_line_or_its_variable() {
         WHOLE.replace("kafka.internal:9092", "kafka").replace("from = \"us-east-1\"", "form = \"us-east-1\"");
     let found = settings(&text, &[("LANDFALL__LOG__LEVEL", "=,="), ("LANDFALL__LINK__0__BATCH_BYTES", "1B")]);
     let places: Vec<_> =
-        found.unwrap_err().0.into_iter().map(|it| (it.path, it.place.unwrap_or_default())).collect();
+        found.unwrap_err().all.into_iter().map(|it| (it.path, it.place.unwrap_or_default())).collect();
     for (path, place) in [
         ("kafka.brokers[0]", "line 7"),
         ("link[0].batch_bytes", "LANDFALL__LINK__0__BATCH_BYTES"),
