@@ -476,6 +476,14 @@ fn who_asks_a_daemon_that_does_not_run_is_told_so_and_needs_none_of_its_secrets(
     for next in ["`landfall run` starts it", "http.listen"] {
         assert!(told["remedy"].as_str().unwrap().contains(next), "{told}");
     }
+    // Whoever does not only look misses each of them.
+    let output = landfall(&["config", "show", "--config", &config]);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("4: database.password_file: read /nowhere") && said.contains("THE_DAEMONS_OWN"),
+        "{said}"
+    );
+    assert!(said.contains("landfall.toml:8: link[0].properties.\"sasl.password\": missing"), "{said}");
 }
 
 #[test]

@@ -79,11 +79,22 @@ fn wishes(arguments: Arguments) -> Result<Wishes, String> {
     Ok(Wishes {
         from: Side { region: arguments.from_region, url: from },
         to: Side { region: arguments.to_region, url: to },
-        brokers,
-        tables: arguments.tables,
+        brokers: once(brokers),
+        tables: arguments.tables.map(once),
         role: arguments.role,
         directory: arguments.dir,
     })
+}
+
+/// Each of them once: settings refuse what is listed twice.
+fn once<T: PartialEq>(list: Vec<T>) -> Vec<T> {
+    let mut kept = Vec::with_capacity(list.len());
+    for item in list {
+        if !kept.contains(&item) {
+            kept.push(item);
+        }
+    }
+    kept
 }
 
 /// The flag's answer, or else that of whoever sits at the terminal.
@@ -116,4 +127,14 @@ fn page(outcome: &Outcome) -> String {
     part("Written:", &outcome.files);
     part("Next, in this order:", &outcome.next);
     page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_twice_is_written_once() {
+        assert_eq!(once(vec!["a:1", "b:1", "a:1"]), ["a:1", "b:1"]);
+    }
 }

@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use super::{
-    DAY, secret_of,
+    DAY, SECOND, secret_of, unfit,
     walk::{Section, nearest},
 };
 use crate::{
@@ -46,6 +46,15 @@ impl KafkaSettings {
 /// Settings of the Kafka library that say how to be let in. None of them is ever printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties(pub Vec<(String, Secret)>);
+
+/// What of them decides which others are used.
+const PROTOCOL: &str = "security.protocol";
+const USER: &str = "sasl.username";
+const PASSWORD: &str = "sasl.password";
+
+/// The values of `security.protocol` that use `sasl.*`, and those that use `ssl.*`.
+const SASL: &str = "sasl_ssl or sasl_plaintext";
+const TLS: &str = "ssl or sasl_ssl";
 
 /// What may be passed through: how a connection is protected and who we are. Everything else is
 /// Landfall's to set, since its promises depend on it.
@@ -97,12 +106,9 @@ pub(super) fn walk(
         );
     }
     let short = section.flag("allow_short_retention").unwrap_or(false);
-    let least = if short { Duration::from_secs(1) } else { DAY };
     let given = section.has("retention");
-    let retention = section.duration("retention", Duration::from_secs(1)..=365 * DAY);
-    if retention.is_some_and(|retention| retention < least) {
-        section.wrong("retention", "below 24h a link that is cut for a day loses changes");
-    }
+    let least = if short { SECOND } else { DAY };
+    let retention = section.duration("retention", least..=365 * DAY);
     let properties = properties(&mut section, read);
     section.finish();
     if given && retention.is_none() {
@@ -142,8 +148,9 @@ pub(super) fn properties(
     section: &mut Section<'_>,
     read: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Properties {
-    const PASSWORD: &str = "sasl.password";
     let mut properties = Vec::new();
+    let mut given = Vec::new();
+    let file_given = section.has("sasl_password_file");
     let file = section.text("sasl_password_file");
     let from_file = file.and_then(|path| secret_of(section, "sasl_password_file", &path, read));
     for (path, name, text) in section.names_and_texts("properties") {
@@ -157,17 +164,73 @@ pub(super) fn properties(
             section.note_at(path, format!("not passed through{near}"));
             continue;
         }
+        given.push((path.clone(), name.to_owned()));
         if let Some((_, words)) = WORDS.iter().find(|(of, _)| *of == name)
             && !words.contains(&text.to_lowercase().as_str())
         {
             section.note_at(path, format!("`{text}` is none of {}", words.join(", ")));
             continue;
         }
+        let what = [(USER, "the user's name"), (PASSWORD, "the password")];
+        let what = what.iter().find(|(of, _)| *of == name);
+        if let Some(problem) = what.and_then(|(_, what)| unfit(&text, what)) {
+            section.note_at(&path, problem);
+        }
         if name == PASSWORD && from_file.is_some() {
             section.note_at(path, "given more than once: here and by sasl_password_file");
         }
         properties.push((name.to_owned(), Secret::new(text)));
     }
+    hold_together(section, &properties, &given, file_given);
     properties.extend(from_file.map(|password| (PASSWORD.to_owned(), password)));
     Properties(properties)
+}
+
+/// Notes what would have no effect, since `security.protocol` does not use it, and what that needs and does not have.
+/// `given` are the paths and names of what is there, be it right or not.
+fn hold_together(
+    section: &Section<'_>,
+    properties: &[(String, Secret)],
+    given: &[(String, String)],
+    file_given: bool,
+) {
+    let is_given = |name: &str| given.iter().any(|(_, it)| it == name);
+    let protocol =
+        properties.iter().find(|(name, _)| name == PROTOCOL).map(|(_, it)| it.reveal().to_lowercase());
+    if protocol.is_none() && is_given(PROTOCOL) {
+        // What is meant is not known; that it is wrong has been said.
+        return;
+    }
+    let (uses_sasl, uses_tls) =
+        protocol.as_deref().map_or((false, false), |it| (it.starts_with("sasl"), it.ends_with("ssl")));
+    let as_it_is = protocol
+        .as_ref()
+        .map_or_else(|| format!("without {PROTOCOL}"), |protocol| format!("with {PROTOCOL} = {protocol}"));
+    let idle = |by: &str| format!("has no effect {as_it_is}: set that to {by}, or take this away");
+    for (path, name) in given {
+        if name.starts_with("sasl.") && !uses_sasl {
+            section.note_at(path, idle(SASL));
+        } else if name.starts_with("ssl.") && !uses_tls {
+            section.note_at(path, idle(TLS));
+        }
+    }
+    if file_given && !uses_sasl {
+        section.wrong("sasl_password_file", idle(SASL));
+    }
+    if !uses_sasl {
+        return;
+    }
+    let missing = |name: &str, mend: &str| {
+        section.wrong(&format!("properties.\"{name}\""), format!("missing {as_it_is}; {mend}"));
+    };
+    if !is_given("sasl.mechanism") && !is_given("sasl.mechanisms") {
+        missing("sasl.mechanism", &format!("it is one of {}", MECHANISMS.join(", ")));
+    }
+    if !is_given(USER) {
+        missing(USER, "for example \"landfall\"");
+    }
+    if !is_given(PASSWORD) && !file_given && !section.looking() {
+        let variable = section.variable(&format!("properties.{PASSWORD}"));
+        missing(PASSWORD, &format!("name its file by sasl_password_file, or give it by {variable}"));
+    }
 }

@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "kafka.retention",
-        "duration, 24h to 365d",
+        "duration, 1d to 365d",
         Is("\"1d\""),
         "How long a topic keeps its records: a link that is cut for longer loses changes and halts.",
     ),
@@ -103,19 +103,19 @@ pub const SETTINGS: &[Setting] = &[
         "kafka.allow_short_retention",
         "true or false",
         Is("false"),
-        "Lets `retention` be less than 24h. For tests.",
+        "Lets `retention` be less than a day, from 1s on. For tests.",
     ),
     setting(
         "kafka.properties",
         "table of texts",
         Absent,
-        "How to be let in: `security.protocol`, `sasl.*` and `ssl.*` as librdkafka names them, and nothing else, since the promises depend on the rest. None of the values is ever printed.",
+        "How to be let in: `security.protocol`, `sasl.*` and `ssl.*` as librdkafka names them, and nothing else, since the promises depend on the rest. What `security.protocol` does not use is refused, and so is SASL without mechanism, user or password. None of the values is ever printed.",
     ),
     setting(
         "kafka.sasl_password_file",
         "path",
         Absent,
-        "A file that holds the password of SASL, in place of `sasl.password` among the properties.",
+        "A file that holds the password of SASL, and nothing else but a line's end, in place of `sasl.password` among the properties.",
     ),
     setting(
         "source.tables",
@@ -274,7 +274,7 @@ pub const SETTINGS: &[Setting] = &[
         "ready.max_lag",
         "duration, 100ms to 1d",
         Absent,
-        "A link that lags more makes the region not ready for users. Not set, a region whose database answers is ready, and a cut line does not make both sides unready.",
+        "A link that lags more makes the region not ready for users; so there has to be one. Not set, a region whose database answers is ready, and a cut line does not make both sides unready.",
     ),
     setting(
         "log.format",

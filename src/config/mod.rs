@@ -223,7 +223,7 @@ fn merged(text: &str, environment: &[(String, String)], notes: &Notes<'_>) -> Op
     }
     let environment =
         Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").source(Some(variables));
-    let file = File::from_str(text, FileFormat::Toml);
+    let file = File::from_str(&places::readable(text), FileFormat::Toml);
     let built = Config::builder().add_source(file).add_source(environment).build();
     let mut root = built.map_err(|error| notes.add("", error.to_string().trim_end())).ok()?.cache;
     for (variable, keys, value) in of_links {
@@ -282,7 +282,7 @@ fn walk(root: &mut Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>) -> O
     }
     link::refuse_duplicates(root, &links);
     let http = http(root.section_or_empty("http"));
-    let ready = ready(root.section_or_empty("ready"));
+    let ready = ready(root.section_or_empty("ready"), links_given);
     let log = log(root.section_or_empty("log"));
     Some(Settings {
         region: region?,
@@ -312,7 +312,11 @@ fn database(mut section: Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>
         }
     });
     let override_all = section.is_from_environment("password");
-    let direct = section.text("password").map(Secret::new);
+    let direct = section.text("password");
+    if let Some(problem) = direct.as_deref().and_then(|text| unfit(text, "the role's password")) {
+        section.wrong("password", problem);
+    }
+    let direct = direct.map(Secret::new);
     let mut given: Vec<&str> = Vec::new();
     if direct.is_some() {
         given.push("password");
@@ -337,7 +341,22 @@ fn database(mut section: Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>
     Some(Address { password: password.unwrap_or_default(), ..address? })
 }
 
-/// The first line of the file a key names: editors and `echo` end it, and it is no part of a secret.
+/// What is wrong with a secret: it is one line, and not blank. `what` names it.
+fn unfit(text: &str, what: &str) -> Option<String> {
+    let instead = format!("put {what} there, or take the setting away where none is asked for");
+    if text.is_empty() {
+        Some(format!("is empty: {instead}"))
+    } else if text.trim().is_empty() {
+        Some(format!("holds only blanks: {instead}"))
+    } else if text.contains(['\n', '\r']) {
+        Some(format!("holds several lines: keep {what} alone, and at most one line's end behind it"))
+    } else {
+        None
+    }
+}
+
+/// What the file a key names holds, without its line's end: editors and `echo` put it there, and it is no part of a
+/// secret.
 fn secret_of(
     section: &Section<'_>,
     key: &str,
@@ -348,8 +367,8 @@ fn secret_of(
         Ok(text) => {
             let text = text.strip_suffix('\n').unwrap_or(&text);
             let text = text.strip_suffix('\r').unwrap_or(text);
-            if text.is_empty() {
-                section.wrong(key, format!("{path} is empty"));
+            if let Some(problem) = unfit(text, "the password") {
+                section.wrong(key, format!("{path} {problem}"));
             }
             Some(Secret::new(text))
         }
@@ -399,7 +418,13 @@ fn http(mut section: Section<'_>) -> Option<HttpSettings> {
     Some(HttpSettings { listen: listen?, tls })
 }
 
-fn ready(mut section: Section<'_>) -> ReadySettings {
+fn ready(mut section: Section<'_>, links_given: bool) -> ReadySettings {
+    if section.has("max_lag") && !links_given {
+        section.wrong(
+            "max_lag",
+            "has no effect without a [[link]], which alone can lag: add it, or take this away",
+        );
+    }
     let max_lag = section.duration("max_lag", Duration::from_millis(100)..=DAY);
     section.finish();
     ReadySettings { max_lag }

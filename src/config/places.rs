@@ -1,6 +1,6 @@
 //! Where each setting was given: the line of the file, or the variable of the environment.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, ops::Range};
 
 use toml::{
     Spanned,
@@ -115,6 +115,45 @@ pub(super) fn broken(text: &str) -> Vec<String> {
         format!("TOML parse error at line {}, column {column}: {why}", line(text, span))
     };
     errors.iter().map(told).collect()
+}
+
+/// The text with a plain number in the place of each that is too large for any setting (for 64 bits): what reads the
+/// text would refuse all of it, without saying where; so the walk tells the number by its key.
+pub(super) fn readable(text: &str) -> Cow<'_, str> {
+    let mut found = Vec::new();
+    if let Ok(root) = DeTable::parse(text) {
+        root.get_ref().iter().for_each(|(_, value)| too_large(value, &mut found));
+    }
+    if found.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    found.sort_by_key(|span| Reverse(span.start));
+    let mut text = text.to_owned();
+    // With a fraction, so that no setting takes it for its value.
+    found.into_iter().for_each(|span| text.replace_range(span, "0.5"));
+    Cow::Owned(text)
+}
+
+fn too_large(value: &Spanned<DeValue<'_>>, found: &mut Vec<Range<usize>>) {
+    let fits = match value.get_ref() {
+        DeValue::Integer(it) => i64::from_str_radix(it.as_str(), it.radix()).is_ok(),
+        DeValue::Float(it) => {
+            let infinite = it.as_str().contains("inf");
+            it.as_str().parse::<f64>().is_ok_and(|number| infinite || !number.is_infinite())
+        }
+        DeValue::Array(items) => {
+            items.iter().for_each(|item| too_large(item, found));
+            true
+        }
+        DeValue::Table(table) => {
+            table.iter().for_each(|(_, item)| too_large(item, found));
+            true
+        }
+        DeValue::String(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => true,
+    };
+    if !fits {
+        found.push(value.span());
+    }
 }
 
 fn line(text: &str, span: Range<usize>) -> usize {

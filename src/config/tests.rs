@@ -21,6 +21,8 @@ fn read(path: &Path) -> io::Result<String> {
     match path.to_str() {
         Some("/run/secrets/landfall") => Ok("hunter2\n".to_owned()),
         Some("/empty") => Ok("\n".to_owned()),
+        Some("/blank") => Ok("  \n".to_owned()),
+        Some("/lines") => Ok("hunter2\nhunter3\n".to_owned()),
         _ => Err(io::Error::from(io::ErrorKind::NotFound)),
     }
 }
@@ -66,7 +68,8 @@ fn the_environment_goes_over_the_file() {
             ("LANDFALL__DATABASE__PASSWORD", "other"),
             ("LANDFALL__KAFKA__BROKERS", "a:1, b:2"),
             ("LANDFALL__KAFKA__REPLICATION_FACTOR", "1"),
-            ("LANDFALL__KAFKA__PROPERTIES__SASL__PASSWORD", "pass"),
+            ("LANDFALL__KAFKA__PROPERTIES__SSL__CIPHER__SUITES", "strong"),
+            ("LANDFALL__KAFKA__PROPERTIES__SECURITY__PROTOCOL", "ssl"),
             ("LANDFALL__READY__MAX_LAG", "30s"),
             ("LANDFALL_CONFIG", "ignored"),
             ("HOME", "/"),
@@ -77,7 +80,8 @@ fn the_environment_goes_over_the_file() {
     let kafka = found.kafka.unwrap();
     assert_eq!(kafka.brokers, ["a:1", "b:2"]);
     assert_eq!((kafka.replication_factor, kafka.min_insync_replicas), (1, 1));
-    assert_eq!(kafka.properties, Properties(vec![("sasl.password".into(), Secret::new("pass"))]));
+    let told: Vec<_> = kafka.properties.0.iter().map(|(name, value)| (&**name, value.reveal())).collect();
+    assert_eq!(told, [("security.protocol", "ssl"), ("ssl.cipher.suites", "strong")]);
     assert_eq!(found.ready.max_lag, Some(30 * SECOND));
 }
 
@@ -85,13 +89,27 @@ fn the_environment_goes_over_the_file() {
 fn properties_are_named_with_dots_in_quotes_or_not_and_never_printed() {
     let with =
         |properties: &str| WHOLE.replace("[source]", &format!("[kafka.properties]\n{properties}\n[source]"));
-    let quoted = with("\"security.protocol\" = \"sasl_ssl\"\n\"sasl.password\" = \"topsecret\"");
-    let plain = with("security.protocol = \"sasl_ssl\"\nsasl.password = \"topsecret\"");
+    let quoted = with(
+        "\"security.protocol\" = \"sasl_ssl\"\n\"sasl.password\" = \"topsecret\"\n\
+         \"sasl.mechanism\" = \"plain\"\n\"sasl.username\" = \"me\"",
+    );
+    let plain = with(
+        "security.protocol = \"sasl_ssl\"\nsasl.password = \"topsecret\"\n\
+         sasl.mechanism = \"plain\"\nsasl.username = \"me\"",
+    );
     for text in [quoted, plain] {
         let found = settings(&text, &[("LANDFALL__KAFKA__PROPERTIES__SASL__PASSWORD", "fromenv")]).unwrap();
         let properties = &found.kafka.as_ref().unwrap().properties.0;
         let told: Vec<_> = properties.iter().map(|(name, value)| (&**name, value.reveal())).collect();
-        assert_eq!(told, [("sasl.password", "fromenv"), ("security.protocol", "sasl_ssl")]);
+        assert_eq!(
+            told,
+            [
+                ("sasl.mechanism", "plain"),
+                ("sasl.password", "fromenv"),
+                ("sasl.username", "me"),
+                ("security.protocol", "sasl_ssl")
+            ]
+        );
         let printed = format!("{found:?}");
         assert!(!printed.contains("fromenv") && !printed.contains("hunter2"), "{printed}");
     }
@@ -100,19 +118,218 @@ fn properties_are_named_with_dots_in_quotes_or_not_and_never_printed() {
 #[test]
 fn a_kafka_password_may_stand_in_a_file() {
     let file = "sasl_password_file = \"/run/secrets/landfall\"\n";
-    let text = WHOLE.replace("[source]", &format!("{file}[source]")) + file;
+    let with = format!("{file}{SASL}");
+    let text = WHOLE.replace("[source]", &format!("{with}[source]")) + &with;
     let found = settings(&text, &[]).unwrap();
-    let expected = Properties(vec![("sasl.password".into(), Secret::new("hunter2"))]);
-    assert_eq!(found.kafka.unwrap().properties, expected);
-    assert_eq!(found.links[0].properties, expected);
-    let twice = format!("{text}[link.properties]\n\"sasl.password\" = \"x\"\n");
+    for properties in [&found.kafka.unwrap().properties, &found.links[0].properties] {
+        let password = properties.0.iter().find(|(name, _)| name == "sasl.password").unwrap();
+        assert_eq!(password.1.reveal(), "hunter2");
+    }
+    let twice = format!("{text}properties.\"sasl.password\" = \"x\"\n");
     let problem =
         "link[0].properties.\"sasl.password\": given more than once: here and by sasl_password_file";
     assert_eq!(mistakes(&twice, &[]), [problem]);
     let nowhere =
         text.replace("sasl_password_file = \"/run/secrets/landfall", "sasl_password_file = \"/empty");
     let found = mistakes(&nowhere, &[]);
-    assert_eq!(found[0], "kafka.sasl_password_file: /empty is empty");
+    assert!(
+        found[0].starts_with("kafka.sasl_password_file: /empty is empty: put the password there"),
+        "{found:?}"
+    );
+}
+
+/// What SASL needs beside a password.
+const SASL: &str = "properties.\"security.protocol\" = \"sasl_ssl\"\nproperties.\"sasl.mechanism\" = \"plain\"\n\
+                    properties.\"sasl.username\" = \"me\"\n";
+
+#[test]
+fn what_lets_a_client_in_has_all_it_needs_and_nothing_without_effect() {
+    let sasl = |line: &str| format!("properties.\"security.protocol\" = \"sasl_ssl\"\n{line}");
+    for (lines, expected) in [
+        (
+            sasl("properties.\"sasl.mechanism\" = \"plain\"\n"),
+            &[
+                "link[0].properties.\"sasl.password\": missing with security.protocol = sasl_ssl; name its file by sasl_password_file, or give it by LANDFALL__LINK__0__PROPERTIES__SASL__PASSWORD",
+                "link[0].properties.\"sasl.username\": missing with security.protocol = sasl_ssl; for example \"landfall\"",
+            ][..],
+        ),
+        (
+            sasl("properties.\"sasl.username\" = \"me\"\nsasl_password_file = \"/run/secrets/landfall\"\n"),
+            &[
+                "link[0].properties.\"sasl.mechanism\": missing with security.protocol = sasl_ssl; it is one of plain, scram-sha-256, scram-sha-512",
+            ],
+        ),
+        (
+            "properties.\"sasl.username\" = \"me\"\nproperties.\"ssl.ca.location\" = \"/ca\"\n\
+             sasl_password_file = \"/run/secrets/landfall\"\n"
+                .to_owned(),
+            &[
+                "link[0].properties.\"sasl.username\": has no effect without security.protocol: set that to sasl_ssl or sasl_plaintext, or take this away",
+                "link[0].properties.\"ssl.ca.location\": has no effect without security.protocol: set that to ssl or sasl_ssl, or take this away",
+                "link[0].sasl_password_file: has no effect without security.protocol: set that to sasl_ssl or sasl_plaintext, or take this away",
+            ],
+        ),
+        (
+            "properties.\"security.protocol\" = \"SSL\"\nproperties.\"sasl.password\" = \"x\"\n".to_owned(),
+            &[
+                "link[0].properties.\"sasl.password\": has no effect with security.protocol = ssl: set that to sasl_ssl or sasl_plaintext, or take this away",
+            ],
+        ),
+        // What is meant is not known: no more is said of it.
+        (
+            "properties.\"security.protocol\" = \"tls\"\nproperties.\"ssl.ca.location\" = \"/ca\"\n"
+                .to_owned(),
+            &[
+                "link[0].properties.\"security.protocol\": `tls` is none of plaintext, ssl, sasl_plaintext, sasl_ssl",
+            ],
+        ),
+        (
+            format!("{SASL}properties.\"sasl.password\" = \"\"\n"),
+            &[
+                "link[0].properties.\"sasl.password\": is empty: put the password there, or take the setting away where none is asked for",
+            ],
+        ),
+    ] {
+        assert_eq!(mistakes(&format!("{WHOLE}{lines}"), &[]), expected, "{lines}");
+    }
+    let of_kafka = WHOLE.replace("[source]", &format!("{SASL}[source]"));
+    let found = settings(&of_kafka, &[]).unwrap_err();
+    assert_eq!(found.all[0].place.as_deref(), Some("line 8"), "{found}");
+    assert!(found.to_string().contains("give it by LANDFALL__KAFKA__PROPERTIES__SASL__PASSWORD"), "{found}");
+    for protocol in ["sasl_ssl", "sasl_plaintext"] {
+        let text = of_kafka.replace("sasl_ssl", protocol);
+        settings(&text, &[("LANDFALL__KAFKA__PROPERTIES__SASL__PASSWORD", "x")]).unwrap();
+    }
+}
+
+#[test]
+fn a_password_is_one_line_and_not_blank_wherever_it_stands() {
+    let file = |name: &str| WHOLE.replace("/run/secrets/landfall", name);
+    let given = |value: &str| {
+        WHOLE.replace("password_file = \"/run/secrets/landfall\"", &format!("password = {value}"))
+    };
+    for (text, expected) in [
+        (
+            given("\"\""),
+            "database.password: is empty: put the role's password there, or take the setting away",
+        ),
+        (given("\" \""), "database.password: holds only blanks"),
+        (given("\"a\\nb\""), "database.password: holds several lines"),
+        (given("{ file = \"/lines\" }"), "database.password: holds several lines"),
+        (file("/empty"), "database.password_file: /empty is empty"),
+        (file("/blank"), "database.password_file: /blank holds only blanks"),
+        (file("/lines"), "database.password_file: /lines holds several lines: keep the password alone"),
+    ] {
+        let found = mistakes(&text, &[]);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "expected {expected}\nfound {found:#?}");
+        assert!(!found[0].contains("hunter"), "{found:#?}");
+    }
+    let found = mistakes(WHOLE, &[("LANDFALL__DATABASE__PASSWORD", "")]);
+    assert!(found[0].starts_with("database.password: is empty"), "{found:#?}");
+}
+
+#[test]
+fn a_number_too_large_for_anything_is_told_by_its_place_beside_all_other_mistakes() {
+    let text = WHOLE
+        .replace(
+            "[source]",
+            "replication_factor = 9999999999999999999999\n[source]\nlinger = 0xFFFFFFFFFFFFFFFFFF",
+        )
+        .replace(
+            "from = \"us-east-1\"",
+            "from = \"us-east-1\"\nbatch_bytes = 99_999_999_999_999_999_999\nx = [1e999]",
+        );
+    let found = settings(&text, &[]).unwrap_err();
+    let told: Vec<String> = found.all.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "line 8: kafka.replication_factor: expected a whole number from 1 to 100",
+            "line 14: link[0].batch_bytes: expected a size from 64KiB to 64MiB",
+            "line 15: link[0].x: unknown; known here: from, brokers, stream, sasl_password_file, properties, ordering, batch_changes, batch_bytes, fetch_bytes, open_transaction_timeout, flush_interval, verify_interval, on_refusal, copy_sessions",
+            "line 10: source.linger: expected a text in quotes, as in \"1s\", found a number",
+        ]
+    );
+    // Whatever is taken as text must not be another one.
+    let password = "[link.properties]\n\"security.protocol\" = 99999999999999999999\n";
+    let found = mistakes(&format!("{WHOLE}{password}"), &[]);
+    assert_eq!(
+        found,
+        ["link[0].properties.\"security.protocol\": expected a text in quotes, found a number"]
+    );
+}
+
+#[test]
+fn a_lag_is_limited_only_where_a_link_can_lag() {
+    let link = WHOLE.find("[[link]]").unwrap();
+    let text = format!("{}[ready]\nmax_lag = \"5s\"\n", &WHOLE[..link]);
+    let found = settings(&text, &[]).unwrap_err();
+    let problem = "line 11: ready.max_lag: has no effect without a [[link]], which alone can lag: add it, or take this away";
+    assert_eq!(found.to_string(), problem);
+}
+
+#[test]
+fn whoever_only_looks_needs_no_secret() {
+    let text = format!("{WHOLE}{SASL}")
+        .replace("password_file = \"/run/secrets/landfall\"", "password = { env = \"NOWHERE\" }");
+    assert_eq!(mistakes(&text, &[]).len(), 2);
+    let (found, _) = made(None, &text, [], &read, true).unwrap();
+    assert_eq!(found.http.listen.to_string(), "127.0.0.1:9187");
+}
+
+/// The section and the key of a setting, in a file that is right but for what is put there.
+fn with_setting(path: &str, value: &str) -> String {
+    let (section, key) = path.rsplit_once('.').unwrap();
+    let title = match section {
+        "link[]" => "[[link]]".to_owned(),
+        section => format!("[{section}]"),
+    };
+    let line = format!("{key} = {value}\n");
+    if WHOLE.contains(&title) {
+        WHOLE.replace(&title, &format!("{title}\n{line}"))
+    } else {
+        format!("{WHOLE}{title}\n{line}")
+    }
+}
+
+#[test]
+fn the_ranges_of_the_manual_are_those_that_mistakes_tell() {
+    let mut seen = 0;
+    for setting in SETTINGS {
+        let form = setting.form.strip_prefix("duration, ").or_else(|| setting.form.strip_prefix("size, "));
+        let (form, values) = match form {
+            Some(form) if setting.form.starts_with("duration") => (form, ["\"10000d\"", "1000000"]),
+            Some(form) => (form, ["\"1B\"", "-1"]),
+            None => (setting.form, ["0", "5000000"]),
+        };
+        let form = form.split(',').next().unwrap();
+        let Some((from, to)) =
+            form.split_once(" to ").filter(|(from, to)| !from.contains(' ') && !to.contains(' '))
+        else {
+            continue;
+        };
+        let expected = format!(" from {from} to {to}");
+        let found = mistakes(&with_setting(setting.path, values[0]), &[]);
+        assert!(found.len() == 1 && found[0].contains(&expected), "{}: {expected}: {found:?}", setting.path);
+        // A number without its unit is told as what it may have been meant.
+        let found = mistakes(&with_setting(setting.path, values[1]), &[]);
+        let either = if setting.form.starts_with("duration") { "as in \"" } else { &expected };
+        assert!(found.len() == 1 && found[0].contains(either), "{}: {either}: {found:?}", setting.path);
+        seen += 1;
+    }
+    assert!(seen >= 16, "{seen}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_by_its_whole_path_with_what_names_another() {
+    let found = Settings::load(Path::new("no/such.toml"), []).unwrap_err();
+    assert!(found.unread);
+    let fault = crate::fault::Fault::from(found);
+    let path = std::env::current_dir().unwrap().join("no/such.toml");
+    assert!(fault.message().starts_with(&format!("read {}: ", path.display())), "{fault}");
+    assert!(fault.remedy().contains("--config"), "{fault}");
+    let found = settings("", &[]).unwrap_err();
+    assert!(!found.unread && crate::fault::Fault::from(found).remedy().starts_with("correct the file"));
 }
 
 #[test]
@@ -153,17 +370,62 @@ fn each_mistake_is_named_with_its_path() {
             "kafka.brokers: expected a list of texts",
         ),
         ("kafka.internal:9092", "kafka.internal", "kafka.brokers[0]: `kafka.internal` is no broker"),
-        ("[source]", "retention = \"1h\"\n[source]", "kafka.retention: below 24h"),
+        (
+            "[\"kafka.internal:9092\"]",
+            "[\"a:1\", \"b:1\", \"a:1\"]",
+            "kafka.brokers[2]: `a:1` is there already, as kafka.brokers[0]: take one of them away",
+        ),
+        (
+            "[\"public.*\"]",
+            "[\"public.*\", \"public.*\"]",
+            "source.tables[1]: `public.*` is there already, as source.tables[0]: take one of them away",
+        ),
+        ("[source]", "retention = \"1h\"\n[source]", "kafka.retention: expected a duration from 1d to 365d"),
+        (
+            "[source]",
+            "retention = \"400d\"\n[source]",
+            "kafka.retention: expected a duration from 1d to 365d",
+        ),
+        (
+            "[source]",
+            "retention = \"400d\"\nallow_short_retention = true\n[source]",
+            "kafka.retention: expected a duration from 1s to 365d",
+        ),
         (
             "[source]",
             "retention = 24\n[source]",
-            "kafka.retention: expected a text in quotes, found a whole number",
+            "kafka.retention: expected a text in quotes, as in \"24h\", found a whole number",
+        ),
+        (
+            "[[link]]",
+            "linger = 5\n[[link]]",
+            "source.linger: expected a text in quotes, as in \"5ms\", found a whole number",
+        ),
+        (
+            "[[link]]",
+            "heartbeat_interval = 0.5\n[[link]]",
+            "source.heartbeat_interval: expected a text in quotes, as in \"5s\", found a number",
+        ),
+        (
+            "[[link]]",
+            "max_record_bytes = [1]\n[[link]]",
+            "source.max_record_bytes: expected a size from 16KiB to 8MiB, as in \"8MiB\", found a list",
+        ),
+        (
+            "[[link]]",
+            "max_record_bytes = -1\n[[link]]",
+            "source.max_record_bytes: expected a size from 16KiB to 8MiB",
         ),
         ("[source]", "retention = \"24\"\n[source]", "kafka.retention: `24` is no duration"),
         (
             "[source]",
             "replication_factor = 0\n[source]",
-            "kafka.replication_factor: expected a number from 1 to 100",
+            "kafka.replication_factor: expected a whole number from 1 to 100",
+        ),
+        (
+            "[source]",
+            "replication_factor = \"3\"\n[source]",
+            "kafka.replication_factor: expected a whole number from 1 to 100, found a text",
         ),
         ("[source]", "min_insync_replicas = 4\n[source]", "kafka.min_insync_replicas: 4 of 3 replicas"),
         (
@@ -358,7 +620,11 @@ fn the_examples_that_are_shipped_load() {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();
-        settings(&text, &[]).unwrap_or_else(|mistakes| panic!("{}:\n{mistakes}", path.display()));
+        // One of them says that this comes from the environment.
+        let variable = "LANDFALL__KAFKA__PROPERTIES__SASL__PASSWORD";
+        let environment = [(variable, "x")];
+        let environment = &environment[..usize::from(text.contains(variable))];
+        settings(&text, environment).unwrap_or_else(|mistakes| panic!("{}:\n{mistakes}", path.display()));
         seen += 1;
     }
     assert!(seen >= 3, "{seen}");

@@ -182,19 +182,21 @@ impl<'a> Section<'a> {
     pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
         let value = self.take(key)?;
         let environment = from_environment(&value);
+        let expected = format!("expected a whole number from {} to {}", range.start(), range.end());
         let number = match value.kind {
-            ValueKind::I64(number) => Some(i128::from(number)),
-            ValueKind::U64(number) => Some(i128::from(number)),
-            ValueKind::String(text) if environment && text.parse::<i128>().is_ok() => text.parse().ok(),
+            ValueKind::I64(number) => u64::try_from(number).ok(),
+            ValueKind::U64(number) => Some(number),
+            // Also what is too large for a whole number.
+            ValueKind::Float(_) => None,
+            ValueKind::String(text) if environment => text.parse().ok(),
             kind => {
-                self.wrong(key, format!("expected a whole number, found {}", name(&kind)));
+                self.wrong(key, format!("{expected}, found {}", name(&kind)));
                 return None;
             }
         };
-        let found =
-            number.and_then(|number| u64::try_from(number).ok()).filter(|found| range.contains(found));
+        let found = number.filter(|found| range.contains(found));
         if found.is_none() {
-            self.wrong(key, format!("expected a number from {} to {}", range.start(), range.end()));
+            self.wrong(key, expected);
         }
         found
     }
@@ -205,34 +207,41 @@ impl<'a> Section<'a> {
         key: &'static str,
         range: RangeInclusive<Duration>,
     ) -> Option<Duration> {
-        let found = self.parsed(key, duration)?;
-        if !range.contains(&found) {
+        let value = self.take(key)?;
+        let found = match value.kind {
+            ValueKind::String(text) => duration(&text),
+            kind => {
+                let meant = meant(&kind, &range);
+                Err(format!("expected a text in quotes, as in \"{meant}\", found {}", name(&kind)))
+            }
+        };
+        let in_range = |found: Duration| {
             let (from, to) = (show_duration(*range.start()), show_duration(*range.end()));
-            self.wrong(key, format!("expected a duration from {from} to {to}"));
-            return None;
-        }
-        Some(found)
+            let fits = range.contains(&found);
+            if fits { Ok(found) } else { Err(format!("expected a duration from {from} to {to}")) }
+        };
+        found.and_then(in_range).map_err(|problem| self.wrong(key, problem)).ok()
     }
 
     /// A size in bytes: a text with its unit, or a number of bytes.
     pub(super) fn size(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
         let value = self.take(key)?;
+        let (from, to) = (show_size(*range.start()), show_size(*range.end()));
+        let expected = format!("expected a size from {from} to {to}");
         let found = match value.kind {
-            ValueKind::I64(number) => u64::try_from(number).map_err(|_| format!("{number} is no size")),
+            ValueKind::I64(number) => u64::try_from(number).map_err(|_| expected.clone()),
+            // Also what is too large for a whole number.
+            ValueKind::Float(_) => Err(expected.clone()),
             ValueKind::String(text) => size(&text),
-            kind => Err(format!("expected a size, as in \"8MiB\", found {}", name(&kind))),
+            kind => Err(format!("{expected}, as in \"8MiB\", found {}", name(&kind))),
         };
-        let in_range = |found: u64| {
-            let (from, to) = (show_size(*range.start()), show_size(*range.end()));
-            let fits = range.contains(&found);
-            if fits { Ok(found) } else { Err(format!("expected a size from {from} to {to}")) }
-        };
+        let in_range = |found: u64| if range.contains(&found) { Ok(found) } else { Err(expected) };
         found.and_then(in_range).map_err(|problem| self.wrong(key, problem)).ok()
     }
 
     /// A list of texts, each of which means something; from the environment, parted by commas. Where
-    /// any does not, the list is given up, after all were looked at.
-    pub(super) fn list<T, E: Display>(
+    /// any does not, or is there twice, the list is given up, after all were looked at.
+    pub(super) fn list<T: PartialEq, E: Display>(
         &mut self,
         key: &'static str,
         parse: impl Fn(&str) -> Result<T, E>,
@@ -265,18 +274,28 @@ impl<'a> Section<'a> {
             return None;
         }
         let count = texts.len();
-        let mut made = Vec::with_capacity(count);
+        let mut made: Vec<(usize, T)> = Vec::with_capacity(count);
         for (at, text) in texts.into_iter().enumerate() {
             let place = format!("{key}[{at}]");
             match text {
                 Err(kind) => self.wrong(&place, format!("expected a text in quotes, found {}", name(&kind))),
                 Ok(text) => match parse(&text) {
-                    Ok(item) => made.push(item),
+                    Ok(item) => {
+                        let first = made.iter().find(|(_, other)| *other == item).map(|(first, _)| *first);
+                        if let Some(first) = first {
+                            let first = format!("{}[{first}]", self.path(key));
+                            let problem =
+                                format!("`{text}` is there already, as {first}: take one of them away");
+                            self.wrong(&place, problem);
+                        } else {
+                            made.push((at, item));
+                        }
+                    }
                     Err(error) => self.wrong(&place, error.to_string()),
                 },
             }
         }
-        (made.len() == count).then_some(made)
+        (made.len() == count).then(|| made.into_iter().map(|(_, item)| item).collect())
     }
 
     /// A section within this one.
@@ -392,6 +411,17 @@ fn name(kind: &ValueKind) -> &'static str {
         ValueKind::Table(_) => "a section",
         ValueKind::Array(_) => "a list",
     }
+}
+
+/// A duration as it may have been meant by a number without a unit: with the first unit that makes it one of the range.
+fn meant(kind: &ValueKind, range: &RangeInclusive<Duration>) -> String {
+    let with = |unit: &&str| match kind {
+        ValueKind::I64(number) => Some(format!("{number}{unit}")),
+        _ => None,
+    };
+    let fits = |text: &String| duration(text).is_ok_and(|it| range.contains(&it));
+    let found = ["ms", "s", "m", "h", "d"].iter().filter_map(with).find(fits);
+    found.unwrap_or_else(|| show_duration(*range.end()))
 }
 
 /// The known word a misspelled one was most likely meant to be: at most a third of its letters may be
