@@ -121,16 +121,16 @@ codes! {
         "partitions cannot be taken away: begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// A sequence number of the stream repeats or is missing, where records stand without a hole.
     SequenceBroken = "LF-SEQUENCE", Halt,
-        "the log is damaged at the place shown; nothing past it was applied; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
+        "the log is damaged at the place shown; nothing past it was applied; where only a link has halted, `landfall recover` in the link's region has the rows that differ come anew; where the source has, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// A record is damaged, was written by somebody else, or is of a kind this version does not know.
     RecordCorrupt = "LF-RECORD", Halt,
-        "nothing past the record was applied; if another program wrote it, take its write permission away; if a newer Landfall did, update this one";
+        "nothing past the record was applied; if a newer Landfall wrote it, update this one; if another program did, take its write permission away, and `landfall recover` in a halted link's region brings that past it; where the source has halted, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The database sent something that pgoutput version 1 does not have.
     ProtocolUnknown = "LF-PROTOCOL", Halt,
         "nothing past it was taken; report the message with the server's version";
     /// The sink has applied more than the topic holds now.
     PositionBeyondEnd = "LF-POSITION-BEYOND-END", Halt,
-        "Kafka lost records that were applied here (unclean election, restored disk): compare the regions before going on";
+        "Kafka lost records that were applied here (unclean election, restored disk); where only the link has halted, `landfall recover` in this region has the rows that differ come anew; where the source has as well, begin the stream anew first: `landfall recover --source` in its region";
     /// The stream's beginning is no longer in the topic, and this target holds nothing of the stream: it has
     /// no rows to go on from.
     GenesisGone = "LF-GENESIS-GONE", Halt,

@@ -106,6 +106,25 @@ impl Stage {
     async fn stop_sink(&mut self) {
         self.eu.sigterm(DOWN).await.unwrap();
     }
+
+    /// Does what the link's remedy says: it goes on, and both regions hold the same rows.
+    async fn recover(&self, next: i64) {
+        let done = self.eu.command(&["recover", "--execute"]).await.unwrap();
+        let told = testbed::said(&done);
+        assert!(
+            done.status.success(),
+            "{told}\n--- us\n{}\n--- eu\n{}",
+            self.us.log_tail(),
+            self.eu.log_tail()
+        );
+        println!("{told}");
+        if let Err(error) = self.regions.equal(PATIENCE).await {
+            panic!("{error:#}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
+        }
+        shows(&self.eu, "us-east-1", "running", None).await;
+        self.write(next).await;
+        self.arrives(next).await;
+    }
 }
 
 /// Waits until a road of the daemon shows the code, and returns what it says: message and remedy.
@@ -416,16 +435,20 @@ impl Forged {
     }
 
     fn append_raw(&self, sealed: Option<&[u8]>, value: &[u8]) {
-        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
-            ClientConfig::new().set("bootstrap.servers", &self.brokers).create().unwrap();
-        let mut record = BaseRecord::<[u8], [u8]>::to(&self.topic).partition(0).key(&b""[..]).payload(value);
-        if let Some(sealed) = sealed {
-            record = record
-                .headers(OwnedHeaders::new().insert(KafkaHeader { key: HEADER_NAME, value: Some(sealed) }));
-        }
-        producer.send(record).map_err(|(error, _)| error).unwrap();
-        producer.flush(PATIENCE).unwrap();
+        append_raw(&self.brokers, &self.topic, sealed, value);
     }
+}
+
+fn append_raw(brokers: &str, topic: &str, sealed: Option<&[u8]>, value: &[u8]) {
+    let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(0).key(&b""[..]).payload(value);
+    if let Some(sealed) = sealed {
+        let header = KafkaHeader { key: HEADER_NAME, value: Some(sealed) };
+        record = record.headers(OwnedHeaders::new().insert(header));
+    }
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    producer.flush(PATIENCE).unwrap();
 }
 
 fn header(kind: Kind, sequence: u64) -> Header {
@@ -540,19 +563,65 @@ async fn a_frozen_daemon_wakes_after_its_successor_took_over() {
     shows(&successor, "us-east-1", "running", None).await;
 }
 
+/// Where its log lost what a link has applied, the source may go on: the link is brought past it by what its remedy says,
+/// with what was deleted meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_beyond_the_end_of_the_topic() {
     let mut stage = Stage::set("").await;
+    stage.regions.us.execute("grant select on t to landfall").await.unwrap();
+    let rows = "insert into t select g, 'row' from generate_series(2, 100) g";
+    stage.regions.us.execute(rows).await.unwrap();
+    stage.arrives(100).await;
+    stage.stop_sink().await;
+    let place = "update landfall.progress set kafka_offset = kafka_offset + 1000000";
+    stage.regions.eu.execute(place).await.unwrap();
+    let missed = "delete from t where id <= 20; update t set note = 'changed' where id <= 30; insert into t values (101, 'row')";
+    stage.regions.us.execute(missed).await.unwrap();
+    stage.eu.start_again().unwrap();
+    let said = halts(&stage.eu, "us-east-1", "LF-POSITION-BEYOND-END").await;
+    assert!(said.contains("ends at offset") && said.contains("`landfall recover` in this region"), "{said}");
+    assert!(stage.holds(1).await && !stage.holds(101).await);
+    stage.recover(102).await;
+    assert!(!stage.holds(1).await);
+
+    // The source has gone on from a lost end: at the place of what was applied stands the barrier of its next writer, and
+    // what follows has numbers that were applied of the end.
     stage.stop_sink().await;
     stage
         .regions
-        .eu
-        .execute("update landfall.progress set kafka_offset = kafka_offset + 1000000")
+        .us
+        .execute("delete from t where id <= 40; insert into t values (103, 'row')")
         .await
         .unwrap();
+    stage.stop_source().await;
+    let kafka = &stage.regions.us.kafka;
+    let barrier = kafka.end_offset(TOPIC).await.unwrap();
+    stage.us.start_again().unwrap();
+    eventually(
+        PATIENCE,
+        "the next writer appends",
+        async || Ok(kafka.end_offset(TOPIC).await? > barrier + 1),
+    )
+    .await
+    .unwrap();
+    let place =
+        format!("update landfall.progress set sequence = sequence + 1000000, kafka_offset = {barrier}");
+    stage.regions.eu.execute(&place).await.unwrap();
     stage.eu.start_again().unwrap();
-    let said = halts(&stage.eu, "us-east-1", "LF-POSITION-BEYOND-END").await;
-    assert!(said.contains("ends at offset"), "{said}");
+    let said = halts(&stage.eu, "us-east-1", "LF-SEQUENCE").await;
+    assert!(said.contains("lost its end") && said.contains("where only a link has halted"), "{said}");
+    assert!(stage.holds(40).await && !stage.holds(103).await);
+    stage.recover(104).await;
+    assert!(!stage.holds(40).await);
+
+    // What another program wrote is passed in the same way.
+    append_raw(&stage.regions.us.kafka.local(), TOPIC, None, b"{\"hello\":1}");
+    let said = halts(&stage.eu, "us-east-1", "LF-RECORD").await;
+    assert!(said.contains("something else than Landfall"), "{said}");
+    stage.regions.us.execute("delete from t where id <= 50").await.unwrap();
+    stage.recover(105).await;
+    assert!(!stage.holds(50).await);
+    shows(&stage.us, "us-east-1", "running", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use crate::{
     envelope::body::Start,
     fault::{Code, Fault, Result},
     position::Offset,
-    progress::Progress,
+    progress::{Cursor, Progress},
     region::Region,
 };
 
@@ -22,16 +22,22 @@ pub(super) async fn locate<L: Log>(
     let bounds = log.bounds().await?;
     if let Some(bounds) = bounds
         && let Some(start) = start(log, here).await?
-        && start.offset >= bounds.low
+        && (bounds.low..=bounds.high).contains(&start.offset)
         // What a recovery brought another target, or this one long ago, makes nobody else whole.
         && (recovers || !start.recovery)
         && progress.is_none_or(|at| {
-            at.incarnation == start.incarnation && at.through.sequence.next() < start.sequence
+            at.incarnation == start.incarnation && is_before(&at.through, &start)
         })
     {
         return Ok((start.offset, Some(start)));
     }
     Ok((place(log, bounds, progress).await?, None))
+}
+
+/// Whether a place is before a start. Numbers rise with epochs, but for a log that lost its end: what is appended in place of
+/// that is of a higher epoch, and may have numbers that were applied here already.
+fn is_before(at: &Cursor, start: &Start) -> bool {
+    at.epoch < start.epoch || at.epoch == start.epoch && at.sequence.next() < start.sequence
 }
 
 /// Where this region may begin the stream, as its source says.
@@ -85,4 +91,38 @@ async fn beyond<L: Log>(log: &L, bounds: Bounds, progress: &Progress, stream: &s
         Err(fault) => return fault,
     };
     Fault::new(if same { Code::PositionBeyondEnd } else { Code::TopicLost }, ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::{Incarnation, Sequence, WriterEpoch};
+
+    #[test]
+    fn a_start_is_taken_once_whatever_numbers_a_lost_end_had() {
+        let start = Start {
+            incarnation: Incarnation(1),
+            epoch: WriterEpoch(3),
+            sequence: Sequence(10),
+            offset: Offset(12),
+            recovery: true,
+        };
+        let at = |epoch, sequence| Cursor {
+            sequence: Sequence(sequence),
+            epoch: WriterEpoch(epoch),
+            offset: Offset(0),
+            position: None,
+        };
+        for (epoch, sequence, before) in [
+            (3, 8, true),
+            (3, 9, false),
+            (3, 10, false),
+            (2, 8, true),
+            // Of an end that was lost, and written anew with fewer records.
+            (2, 1000, true),
+            (4, 11, false),
+        ] {
+            assert_eq!(is_before(&at(epoch, sequence), &start), before, "{epoch}, {sequence}");
+        }
+    }
 }

@@ -70,11 +70,13 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     let (give, take) = mpsc::channel(1);
     let meter = metrics.deliver(&params.from, &params.stream);
     let oldest = Arc::new(AtomicI64::new(0));
+    // Where it is begun in its middle, whatever place it is begun from: that may be one that the log has lost.
+    let applied = claim.progress.as_ref().map_or(Offset(0), |progress| Offset(progress.through.offset.0 + 1));
+    let next = start.as_ref().map_or(applied, |start| start.offset);
+    let next = Arc::new(AtomicI64::new(next.0));
     let reading =
         Reading::new(params, reader, claim.clone(), start, meter.clone(), give, Arc::clone(&oldest));
     let reading = Guarded(task::spawn("link reader", reading.run()));
-    let offset = claim.progress.as_ref().map(|progress| progress.through.offset);
-    let next = Arc::new(AtomicI64::new(offset.map_or(0, |offset| offset.0 + 1)));
     let (seen, watched) = mpsc::channel(1);
     let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), Arc::clone(&next), seen)));
     *running = true;
@@ -162,6 +164,8 @@ struct Reading<R> {
     tracker: Option<Tracker>,
     /// The reader began at or before the place reached.
     catching_up: bool,
+    /// That place, and who had written what was applied there.
+    reached: Option<(Offset, WriterEpoch)>,
     assembler: Option<Assembler>,
     claim: Claim,
     params: DeliverParams,
@@ -189,6 +193,9 @@ impl<R: Reader> Reading<R> {
         oldest: Arc<AtomicI64>,
     ) -> Self {
         let applied = claim.progress.as_ref().map_or(Sequence(0), |at| at.through.sequence);
+        // A start in the middle is of the log as it is.
+        let reached = claim.progress.as_ref().filter(|_| start.is_none());
+        let reached = reached.map(|at| (at.through.offset, at.through.epoch));
         let begun = match start {
             Some(start) => {
                 tracing::info!(from = %params.from, sequence = %start.sequence, "the stream is begun where a backfill begins");
@@ -206,6 +213,7 @@ impl<R: Reader> Reading<R> {
             reader,
             tracker,
             catching_up: true,
+            reached,
             assembler,
             claim,
             params: params.clone(),
@@ -281,6 +289,18 @@ impl<R: Reader> Reading<R> {
                 Fault::new(Code::SequenceBroken, place()).because(error)
             }
         })?;
+        if let Some((reached, epoch)) = self.reached
+            && offset <= reached
+            && header.epoch > epoch
+        {
+            let message = format!(
+                "{}: of writer epoch {}, where what was applied was of {}: the log has lost its end, and goes on otherwise",
+                place(),
+                header.epoch.0,
+                epoch.0
+            );
+            return Err(Fault::new(Code::SequenceBroken, message));
+        }
         match verdict {
             Verdict::Next => {
                 self.catching_up = false;

@@ -292,6 +292,10 @@ impl Session {
     }
 
     fn note_commit(&mut self, through: Sequence) {
+        if through < self.committed {
+            // Begun behind an end that the log has lost: what was flushed before says nothing of these numbers.
+            self.flushed = Sequence(0);
+        }
         self.committed = through;
         self.brought.clear();
         self.unflushed_since.get_or_insert_with(Instant::now);
