@@ -28,7 +28,7 @@ use landfall::{
         memory::{MemoryInspector, MemorySink, MemoryTarget},
     },
     source::{
-        Event, Keeper, Source,
+        Event, Keeper, Source, Watcher,
         memory::{MemoryDatabase, MemorySource},
         postgres::{PostgresSource, PostgresSourceConfig},
     },
@@ -95,6 +95,10 @@ async fn promises<S: Source>(mut source: S, mut second: S, commit: impl AsyncFn(
             break;
         }
     }
+    // Whoever watches looks beside the session, and where there is none.
+    let mut watcher = source.watcher();
+    let kept = async |watcher: &mut S::Watcher| watcher.look().await.unwrap().retained_bytes.unwrap();
+    let before = kept(&mut watcher).await;
     // Epochs only rise, above whatever was seen elsewhere.
     let epoch = keeper.raise_epoch(WriterEpoch(0)).await.unwrap();
     assert!(keeper.raise_epoch(WriterEpoch(0)).await.unwrap() > epoch);
@@ -102,13 +106,21 @@ async fn promises<S: Source>(mut source: S, mut second: S, commit: impl AsyncFn(
     keeper.mark_live().await.unwrap();
     // What was not confirmed comes again, the same; what was does not.
     drop(source);
+    commit(1).await;
+    let between = kept(&mut watcher).await;
+    assert!(between > before, "{between} after {before}");
+    watcher.rest();
+    commit(1).await;
+    assert!(kept(&mut watcher).await > between);
     let reopened = eventually(PATIENCE, "the log is let go", async || Ok(second.open().await.is_ok()));
     reopened.await.unwrap();
     assert_eq!(transaction(&mut second).await, (first, 3, first_end));
     second.confirm(&first_end);
     commit(2).await;
     assert_eq!(transaction(&mut second).await.2, second_end);
-    assert_eq!(transaction(&mut second).await.1, 2);
+    for changes in [1, 1, 2] {
+        assert_eq!(transaction(&mut second).await.1, changes);
+    }
 }
 
 #[tokio::test]

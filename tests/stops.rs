@@ -125,6 +125,47 @@ impl Stage {
         self.write(next).await;
         self.arrives(next).await;
     }
+
+    /// Writes a few megabytes of log, and waits until both metrics and status tell that the slot keeps them.
+    async fn slot_grows(&self) {
+        let known =
+            eventually(DOWN, "the slot's figures are told", async || Ok(slot(&self.us).await.is_some()));
+        if let Err(error) = known.await {
+            panic!("{error}\n{}", self.us.log_tail());
+        }
+        let (retained, safe) = slot(&self.us).await.unwrap();
+        self.sql("select pg_logical_emit_message(false, 'fill', repeat('x', 8000000))::text").await;
+        let mut told = None;
+        let grown = eventually(DOWN, "they grow with the log", async || {
+            told = slot(&self.us).await;
+            Ok(told.is_some_and(|(kept, left)| kept >= retained + 8e6 && left <= safe - 8e6))
+        });
+        if let Err(error) = grown.await {
+            panic!("{error}: {told:?} after {retained} and {safe}\n{}", self.us.log_tail());
+        }
+    }
+
+    /// Waits until as many sessions as that look at the slot for nobody else.
+    async fn watched_by(&self, sessions: &str) {
+        let count =
+            "select count(*)::text from pg_stat_activity where application_name like 'landfall watch%'";
+        eventually(DOWN, &format!("{sessions} sessions watch the slot"), async || {
+            Ok(self.regions.us.postgres.query_text("shop", count).await?.as_deref() == Some(sessions))
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// What a slot retains and what may still be written, where metrics and status tell it.
+async fn slot(daemon: &Daemon) -> Option<(f64, f64)> {
+    let retained = daemon.metric("replication_slot_retained_bytes").await.unwrap();
+    let safe = daemon.metric("replication_slot_safe_bytes").await.unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&daemon.http_get("/status").await.unwrap().1).unwrap();
+    let source = status["streams"].as_array()?.iter().find(|stream| stream["role"] == "source")?;
+    source["source"]["slot_retained_bytes"].as_u64()?;
+    retained.zip(safe)
 }
 
 /// Waits until a road of the daemon shows the code, and returns what it says: message and remedy.
@@ -624,6 +665,42 @@ async fn a_place_beyond_the_end_of_the_topic() {
     shows(&stage.us, "us-east-1", "running", None).await;
 }
 
+/// Most of all while nothing is read does a slot fill its server's disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_told_of_while_its_stream_stands_and_unknown_once_nobody_can_look() {
+    let mut stage = Stage::set("").await;
+    stage.regions.us.postgres.set("max_slot_wal_keep_size", "1GB").await.unwrap();
+    stage.watched_by("0").await;
+    stage.regions.us.execute("alter publication landfall drop table t").await.unwrap();
+    halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
+    stage.slot_grows().await;
+    stage.watched_by("1").await;
+
+    // A daemon that never got as far as its stream, for want of Kafka.
+    stage.stop_source().await;
+    stage.regions.us.execute("alter publication landfall add table t").await.unwrap();
+    stage.regions.us.kafka.kill(0).await.unwrap();
+    stage.us.start_again().unwrap();
+    shows(&stage.us, "us-east-1", "retrying", Some("LF-KAFKA-UNREACHABLE")).await;
+    stage.slot_grows().await;
+
+    stage.regions.us.postgres.stop(Shutdown::Immediate).await.unwrap();
+    eventually(DOWN, "what nobody can look at is unknown", async || {
+        Ok(stage.us.metric("replication_slot_retained_bytes").await?.is_none()
+            && slot(&stage.us).await.is_none())
+    })
+    .await
+    .unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.slot_grows().await;
+    stage.regions.us.kafka.start_again(0).await.unwrap();
+    shows(&stage.us, "us-east-1", "running", None).await;
+    stage.watched_by("0").await;
+    assert!(slot(&stage.us).await.is_some(), "the session looks now");
+    stage.write(2).await;
+    stage.arrives(2).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_somebody_else_wrote() {
     let stage = Stage::set("").await;
@@ -686,6 +763,11 @@ async fn a_second_daemon_of_a_region_stands_by_and_takes_over() {
     let config = stage.regions.us_sends().replace(&stage.regions.us.http.to_string(), &address.to_string());
     let second = Daemon::builder(LANDFALL, "second", &config).http(address).start().unwrap();
     shows(&second, "us-east-1", "standby", None).await;
+    eventually(DOWN, "it knows of the slot that another reads", async || {
+        Ok(second.metric("replication_slot_retained_bytes").await?.is_some())
+    })
+    .await
+    .unwrap();
     stage.write(2).await;
     stage.arrives(2).await;
     stage.us.kill9().unwrap();

@@ -142,7 +142,7 @@ mod tests {
         let ready = get(address, "/health/ready").await;
         assert!(ready.starts_with("HTTP/1.0 503") && ready.contains(r#""status":"DEGRADED""#), "{ready}");
         roster.database_healthy(true, "");
-        roster.source().slot_retained_bytes.set(7);
+        roster.source().see_slot(Some(7), None, std::time::Instant::now());
         let ready = get(address, "/health/ready").await;
         assert!(ready.starts_with("HTTP/1.0 200") && ready.contains(r#""status":"READY""#), "{ready}");
         let metrics = get(address, "/metrics").await;

@@ -1,6 +1,9 @@
 //! How the whole daemon stands, worst first: the document behind `GET /status` and `landfall status`.
 
-use std::{cmp::Ordering, time::Duration};
+use std::{
+    cmp::Ordering,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -208,12 +211,13 @@ fn stream(role: &str, from: &str, stream: &str, entry: &StateEntry, now: Micros)
 }
 
 fn of_source(source: &SourceEntry, now: Micros) -> StreamStatus {
+    let slot = source.slot(Instant::now());
     let figures = SourceFigures {
         captured: source.captured.get().map(|lsn| lsn.to_string()),
         confirmed: source.confirmed.get().map(|lsn| lsn.to_string()),
-        slot_retained_bytes: source.slot_retained_bytes.get(),
-        slot_safe_bytes: source.slot_safe_bytes.get(),
-        slot_seconds_to_invalidation: source.slot_seconds_to_invalidation.get(),
+        slot_retained_bytes: slot.retained_bytes,
+        slot_safe_bytes: slot.safe_bytes,
+        slot_seconds_to_invalidation: slot.seconds_to_invalidation,
         appended: source.appended.get().map(|sequence| sequence.0),
         acked: source.acked.get().map(|sequence| sequence.0),
         queue_fill_ratio: source.queue_fill.get(),

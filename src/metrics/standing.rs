@@ -1,6 +1,6 @@
 //! How things stand: gauges read from the roster at each scrape.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use prometheus::{
     GaugeVec, Opts,
@@ -115,9 +115,10 @@ impl Gauges {
         };
         if let Some(source) = roster.find_source() {
             state("source", source.region().as_str(), source.stream(), &source.state());
-            set(&self.retained, &[], source.slot_retained_bytes.get().map(|bytes| bytes as f64));
-            set(&self.safe, &[], source.slot_safe_bytes.get().map(|bytes| bytes as f64));
-            set(&self.seconds_left, &[], source.slot_seconds_to_invalidation.get());
+            let slot = source.slot(Instant::now());
+            set(&self.retained, &[], slot.retained_bytes.map(|bytes| bytes as f64));
+            set(&self.safe, &[], slot.safe_bytes.map(|bytes| bytes as f64));
+            set(&self.seconds_left, &[], slot.seconds_to_invalidation);
         }
         for link in roster.links() {
             let labels = [link.from().as_str(), link.stream()];

@@ -34,7 +34,7 @@ fn what_is_unknown_is_absent() {
     assert!(lines(&metrics).contains(&line.to_owned()));
     link.headroom_seconds.forget();
     assert!(!metrics.text().contains("headroom"));
-    roster.source().slot_retained_bytes.set(0);
+    roster.source().see_slot(Some(0), None, std::time::Instant::now());
     assert!(lines(&metrics).contains(&"replication_slot_retained_bytes 0".to_owned()));
 }
 

@@ -1,8 +1,11 @@
 //! What one road writes on the board: its state, and its figures.
 
-use std::sync::{
-    Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use super::{Figure, History, Tally};
@@ -175,6 +178,20 @@ impl StateEntry {
     }
 }
 
+/// How a slot stood when it was last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Slot {
+    /// The log it keeps the server from removing.
+    pub retained_bytes: Option<u64>,
+    /// What may still be written before it is in danger; unknown where the server sets no limit.
+    pub safe_bytes: Option<u64>,
+    /// When that will be used up at the present rate of writing.
+    pub seconds_to_invalidation: Option<f64>,
+}
+
+/// A slot is known for so long after a look: twice what lies between two looks where whoever looked gives it up.
+const SLOT_KNOWN: Duration = Duration::from_secs(20);
+
 /// The source's place on the board.
 #[derive(Debug)]
 pub struct SourceEntry {
@@ -185,12 +202,8 @@ pub struct SourceEntry {
     pub captured: Figure<Lsn>,
     /// Up to where the database was told that it may release its log.
     pub confirmed: Figure<Lsn>,
-    /// The log the slot keeps the server from removing.
-    pub slot_retained_bytes: Figure<u64>,
-    /// What may still be written before the slot is in danger; unknown where the server sets no limit.
-    pub slot_safe_bytes: Figure<u64>,
-    /// When that will be used up at the present rate of writing.
-    pub slot_seconds_to_invalidation: Figure<f64>,
+    /// What was seen of the slot, and when.
+    slot: Figure<(Slot, Instant)>,
     /// The last record given to Kafka.
     pub appended: Figure<Sequence>,
     /// The last record Kafka has acknowledged, with all before it.
@@ -215,9 +228,7 @@ impl SourceEntry {
             stream: OnceLock::new(),
             captured: Figure::default(),
             confirmed: Figure::default(),
-            slot_retained_bytes: Figure::default(),
-            slot_safe_bytes: Figure::default(),
-            slot_seconds_to_invalidation: Figure::default(),
+            slot: Figure::default(),
             appended: Figure::default(),
             acked: Figure::default(),
             queue_fill: Figure::default(),
@@ -241,6 +252,27 @@ impl SourceEntry {
     /// The stream it writes.
     pub fn stream(&self) -> &str {
         self.stream.get().map_or(names::STREAM, String::as_str)
+    }
+
+    /// The slot was looked at, `now`: the log it retains, and what may still be written where the server sets a limit.
+    pub fn see_slot(&self, retained_bytes: Option<u64>, safe_bytes: Option<u64>, now: Instant) {
+        let before = self.slot.get().and_then(|(slot, at)| Some((slot.safe_bytes?, at)));
+        let seconds_to_invalidation = safe_bytes.zip(before).and_then(|(safe, (before, at))| {
+            let rate = before.saturating_sub(safe) as f64 / now.duration_since(at).as_secs_f64();
+            (rate > 0.0).then(|| safe as f64 / rate)
+        });
+        self.slot.set((Slot { retained_bytes, safe_bytes, seconds_to_invalidation }, now));
+    }
+
+    /// When the slot was last looked at; never, where nobody has.
+    pub fn slot_seen(&self) -> Option<Instant> {
+        self.slot.get().map(|(_, at)| at)
+    }
+
+    /// How the slot stands. Unknown once nobody has been able to look for a while, whatever keeps them from it.
+    pub fn slot(&self, now: Instant) -> Slot {
+        let seen = self.slot.get().filter(|(_, at)| now.duration_since(*at) <= SLOT_KNOWN);
+        seen.map(|(slot, _)| slot).unwrap_or_default()
     }
 }
 

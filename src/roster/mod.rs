@@ -12,7 +12,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-pub use entry::{LastError, LinkEntry, SourceEntry, State, StateEntry};
+pub use entry::{LastError, LinkEntry, Slot, SourceEntry, State, StateEntry};
 pub use figure::{Figure, Tally};
 pub use history::{HISTORY_SECONDS, History, Sample};
 
@@ -164,6 +164,8 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::{
         fault::{Code, Fault},
@@ -219,6 +221,26 @@ mod tests {
         assert_eq!(link.lag_seconds(Micros(1_500_000)), Some(0.5));
         assert_eq!(link.lag_seconds(Micros(9_000_000)), Some(8.0));
         assert_eq!(link.lag_seconds(Micros(500_000)), Some(0.0), "a clock behind ours is no negative lag");
+    }
+
+    #[test]
+    fn a_slot_that_nobody_looks_at_is_not_known() {
+        let source = roster().source();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!((source.slot(start), source.slot_seen()), (Slot::default(), None));
+        source.see_slot(Some(10_000), Some(8_000), start);
+        let slot = Slot { retained_bytes: Some(10_000), safe_bytes: Some(8_000), ..Slot::default() };
+        assert_eq!(source.slot(start), slot, "one look tells no rate");
+        source.see_slot(Some(12_000), Some(6_000), at(2));
+        assert_eq!(source.slot(at(7)).seconds_to_invalidation, Some(6.0));
+        assert_eq!(source.slot(at(22)).retained_bytes, Some(12_000));
+        assert_eq!(source.slot(at(23)), Slot::default());
+        source.see_slot(Some(12_000), Some(6_000), at(30));
+        let slot = Slot { retained_bytes: Some(12_000), safe_bytes: Some(6_000), ..Slot::default() };
+        assert_eq!(source.slot(at(30)), slot, "nothing is written any more");
+        source.see_slot(None, None, at(32));
+        assert_eq!((source.slot(at(32)), source.slot_seen()), (Slot::default(), Some(at(32))));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     fault::{Code, Fault, Result},
     lsn::Lsn,
     position::{Incarnation, Position, PostgresPosition, WriterEpoch},
-    source::{Content, Copier, Event, Keeper, Opened, Portion, Source, Vitals, With},
+    source::{Content, Copier, Event, Keeper, Kept, Opened, Portion, Source, Vitals, Watcher, With},
     stamp::Micros,
     verify::{Answer, Found, Question},
 };
@@ -78,6 +78,12 @@ impl MemoryDatabase {
     pub fn confirmed(&self) -> Lsn {
         Lsn(self.state().confirmed)
     }
+
+    fn kept(&self) -> Kept {
+        let state = self.state();
+        let written = state.transactions.last().map_or(0, |transaction| transaction.position.end.0);
+        Kept { retained_bytes: Some(written.saturating_sub(state.confirmed)), safe_bytes: None }
+    }
 }
 
 /// Reads a [`MemoryDatabase`].
@@ -113,6 +119,7 @@ fn place(end: u64) -> Position {
 impl Source for MemorySource {
     type Keeper = MemoryKeeper;
     type Copier = MemoryCopier;
+    type Watcher = MemoryWatcher;
 
     async fn open(&mut self) -> Result<(Opened, MemoryKeeper, MemoryCopier)> {
         self.session = None;
@@ -163,6 +170,10 @@ impl Source for MemorySource {
         let mut state = self.database.state();
         state.confirmed = state.confirmed.max(at.end.0);
     }
+
+    fn watcher(&self) -> MemoryWatcher {
+        MemoryWatcher(self.database.clone())
+    }
 }
 
 /// Works beside a [`MemorySource`].
@@ -186,8 +197,19 @@ impl Keeper for MemoryKeeper {
     }
 
     async fn inspect(&mut self) -> Result<Vitals> {
-        Ok(Vitals::default())
+        Ok(Vitals { kept: self.0.kept(), left_out: Vec::new() })
     }
+}
+
+/// Looks at a [`MemoryDatabase`].
+pub struct MemoryWatcher(MemoryDatabase);
+
+impl Watcher for MemoryWatcher {
+    async fn look(&mut self) -> Result<Kept> {
+        Ok(self.0.kept())
+    }
+
+    fn rest(&mut self) {}
 }
 
 /// Copies nothing: a log in memory begins with its first row.

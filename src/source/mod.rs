@@ -59,6 +59,8 @@ pub trait Source: Send {
     type Keeper: Keeper;
     /// Reads rows that were there before the stream.
     type Copier: Copier;
+    /// Looks at what is kept of the log, whether or not it is read.
+    type Watcher: Watcher;
 
     /// Takes hold of the log and begins to read it.
     ///
@@ -71,6 +73,9 @@ pub trait Source: Send {
 
     /// The log up to here may be released: it stands elsewhere, durably.
     fn confirm(&mut self, position: &Position);
+
+    /// Looks at what is kept of the log. Connects only when it looks.
+    fn watcher(&self) -> Self::Watcher;
 }
 
 /// A part of what a backfill is to bring.
@@ -248,13 +253,20 @@ pub trait Copier: Send + 'static {
     fn starts(&mut self) -> impl Future<Output = Result<Vec<(String, String)>>> + Send;
 }
 
-/// What a database says of the slot beside the stream.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Vitals {
+/// What a database keeps of its log for the stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
     /// Log kept for us, in bytes.
     pub retained_bytes: Option<u64>,
     /// Log that may still be written before the server gives the slot up, where it has a limit.
     pub safe_bytes: Option<u64>,
+}
+
+/// What a database says beside the stream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vitals {
+    /// What it keeps of its log.
+    pub kept: Kept,
     /// Tables in scope that are not published, each with the reason.
     pub left_out: Vec<String>,
 }
@@ -275,6 +287,19 @@ pub trait Keeper: Send + 'static {
     /// # Errors
     /// What must stop the stream.
     fn inspect(&mut self) -> impl Future<Output = Result<Vitals>> + Send;
+}
+
+/// Looks at what a database keeps of its log while no session does, on a connection of its own: also where the log cannot
+/// be read, or another session holds it.
+pub trait Watcher: Send {
+    /// What is kept now; unknown where there is nothing to keep it for. Safe to be cancelled.
+    ///
+    /// # Errors
+    /// The database cannot be asked now.
+    fn look(&mut self) -> impl Future<Output = Result<Kept>> + Send;
+
+    /// Lets go of the connection, until it is looked again.
+    fn rest(&mut self);
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod setup;
 mod slot;
 mod table;
 mod throttle;
+mod watcher;
 mod whole;
 
 use std::{collections::HashMap, sync::Arc};
@@ -20,6 +21,7 @@ use tokio_postgres::types::Type;
 
 pub use copier::PostgresCopier;
 pub use keeper::PostgresKeeper;
+pub use watcher::PostgresWatcher;
 
 use crate::{
     change::{Cell, Change, Column, Ordered, Row, Shape},
@@ -85,6 +87,7 @@ impl PostgresSource {
 impl Source for PostgresSource {
     type Keeper = PostgresKeeper;
     type Copier = PostgresCopier;
+    type Watcher = PostgresWatcher;
 
     async fn open(&mut self) -> Result<(Opened, PostgresKeeper, PostgresCopier)> {
         self.session = None;
@@ -123,6 +126,10 @@ impl Source for PostgresSource {
         if let Some(session) = &self.session {
             session.replication.confirm(at.end);
         }
+    }
+
+    fn watcher(&self) -> PostgresWatcher {
+        PostgresWatcher::new(self.config.clone())
     }
 }
 

@@ -135,6 +135,8 @@ fn below(page: &mut String, stream: &StreamStatus) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::{
         clock,
@@ -150,7 +152,7 @@ mod tests {
         roster.database_healthy(true, "");
         let source = roster.source();
         source.set(State::Running);
-        source.slot_retained_bytes.set(3 << 30);
+        source.see_slot(Some(3 << 30), Some(7_002_000), Instant::now());
         let link = roster.link(&"us-east-1".parse().unwrap(), "main");
         link.set(State::Running);
         let now = clock::now().0;
@@ -197,7 +199,9 @@ mod tests {
         link.set(State::halted(&Fault::new(Code::SequenceBroken, message)));
         roster.link(&"a-region-name-of-32-bytes-exactly".get(..32).unwrap().parse().unwrap(), "main");
         roster.source().warnings.set(vec!["public.t\u{1b}[31m is in scope and not published".into()]);
-        roster.source().slot_seconds_to_invalidation.set(7000.0);
+        let source = roster.source();
+        let soon = source.slot_seen().unwrap() + Duration::from_secs(2);
+        source.see_slot(Some(3 << 30), Some(7_000_000), soon);
         let text = table(&status(&roster, None, clock::now()), false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.lines().nth(3).unwrap().starts_with("halted   link"), "{text}");

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::MissedTickBehavior;
+
 use super::copy::Desk;
 use crate::{
     changelog::{Log, Reader},
@@ -10,12 +12,16 @@ use crate::{
     fault::{Code, Fault},
     retry::Retry,
     roster::{Roster, SourceEntry, State},
-    source::Keeper,
+    source::{Keeper, Watcher},
     verify::Question,
 };
 
 /// How often the slot, the publication and the log are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the slot is looked at while no session does. It is known for four of these.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// A database that takes longer to say how the slot stands does not say.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where questions cannot be heard, it is tried again after so long at most.
 const LISTEN_RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -28,7 +34,6 @@ pub(super) async fn keep<K: Keeper>(
 ) -> Fault {
     let mut beat = tokio::time::interval(heartbeat);
     let mut inspect = tokio::time::interval(WATCH_INTERVAL);
-    let mut safe_before: Option<(u64, Instant)> = None;
     loop {
         let outcome = tokio::select! {
             _ = beat.tick() => {
@@ -37,21 +42,36 @@ pub(super) async fn keep<K: Keeper>(
                 keeper.beat(&content).await
             }
             _ = inspect.tick() => keeper.inspect().await.map(|vitals| {
-                entry.slot_retained_bytes.replace(vitals.retained_bytes);
-                entry.slot_safe_bytes.replace(vitals.safe_bytes);
-                entry.slot_seconds_to_invalidation.replace(vitals.safe_bytes.zip(safe_before).and_then(
-                    |(safe, (before, at))| {
-                        let rate = before.saturating_sub(safe) as f64 / at.elapsed().as_secs_f64();
-                        (rate > 0.0).then(|| safe as f64 / rate)
-                    },
-                ));
-                safe_before = vitals.safe_bytes.map(|safe| (safe, Instant::now()));
+                entry.see_slot(vitals.kept.retained_bytes, vitals.kept.safe_bytes, Instant::now());
                 entry.warnings.set(vitals.left_out);
             }),
         };
         if let Err(fault) = outcome {
             return fault;
         }
+    }
+}
+
+/// Looks at the slot whenever no session does: before the first has got anywhere, while one has halted or waits, where
+/// another daemon reads it. What cannot be seen is unknown soon ([`SourceEntry::slot`]), and why it cannot is told by who
+/// needs the database for more.
+pub(super) async fn look_on<W: Watcher>(mut watcher: W, entry: &SourceEntry) -> std::convert::Infallible {
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_INTERVAL, LOOK_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = None;
+    loop {
+        tick.tick().await;
+        if entry.slot_seen() > seen {
+            // A session looks, and does more often than this.
+            watcher.rest();
+        } else {
+            match tokio::time::timeout(LOOK_TIMEOUT, watcher.look()).await {
+                Ok(Ok(kept)) => entry.see_slot(kept.retained_bytes, kept.safe_bytes, Instant::now()),
+                Ok(Err(fault)) => tracing::debug!(%fault, "the slot cannot be looked at"),
+                Err(_) => tracing::debug!("the slot cannot be looked at: the database gives no answer"),
+            }
+        }
+        seen = entry.slot_seen();
     }
 }
 

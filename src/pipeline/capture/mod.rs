@@ -50,10 +50,27 @@ pub struct CaptureParams {
 /// Captures until asked to stop. Faults end up on the roster; nothing ends the road but the stop.
 pub async fn run<S: Source, L: Log>(
     params: CaptureParams,
-    mut source: S,
+    source: S,
     log: L,
     roster: Arc<Roster>,
     metrics: Metrics,
+    stop: Stop,
+) {
+    let (entry, watcher) = (roster.source(), source.watcher());
+    tokio::select! {
+        biased;
+        () = sessions(&params, source, &log, &roster, &metrics, stop) => (),
+        never = beside::look_on(watcher, &entry) => match never {},
+    }
+}
+
+/// Session after session.
+async fn sessions<S: Source, L: Log>(
+    params: &CaptureParams,
+    mut source: S,
+    log: &L,
+    roster: &Roster,
+    metrics: &Metrics,
     mut stop: Stop,
 ) {
     let entry = roster.source();
@@ -61,13 +78,13 @@ pub async fn run<S: Source, L: Log>(
     while !stop.is_asked() {
         let mut running = false;
         let outcome = tokio::select! {
-            outcome = session::run(&params, &mut source, &log, &roster, &metrics, stop.clone(), &mut running) => outcome,
+            outcome = session::run(params, &mut source, log, roster, metrics, stop.clone(), &mut running) => outcome,
             // The session finishes what is in hand when it is asked to stop; while it is still being
             // set up there is nothing in hand.
             () = stopped_early(stop.clone()) => Ok(()),
         };
         let Err(fault) = outcome else { return };
-        setback.meet(&fault, running, &entry, &metrics, &mut stop).await;
+        setback.meet(&fault, running, &entry, metrics, &mut stop).await;
     }
 }
 

@@ -55,12 +55,7 @@ impl Keeper for PostgresKeeper {
             ));
         };
         slot::refuse_lost(&slot, name)?;
-        let bytes = |bytes: Option<i64>| bytes.map(|bytes| bytes.max(0).unsigned_abs());
         let published = publication::check(&self.connection, &self.config, true, &self.scope).await?;
-        Ok(Vitals {
-            retained_bytes: bytes(slot.retained_bytes),
-            safe_bytes: bytes(slot.safe_wal_bytes),
-            left_out: published.left_out,
-        })
+        Ok(Vitals { kept: slot::kept(&slot), left_out: published.left_out })
     }
 }

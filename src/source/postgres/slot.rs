@@ -8,6 +8,7 @@ use crate::{
     lsn::Lsn,
     names::quoted,
     postgres::{Connection, catalog::SlotFacts, fault_of},
+    source::Kept,
 };
 
 /// Creates the slot. Everything committed after the position returned will be sent.
@@ -29,6 +30,12 @@ pub(super) async fn create(connection: &Connection, config: &PostgresSourceConfi
     })?;
     let at: String = row.get(0);
     at.parse().map_err(|error| Fault::new(Code::ProtocolUnknown, doing).because(error))
+}
+
+/// What the server keeps for the slot.
+pub(super) fn kept(slot: &SlotFacts) -> Kept {
+    let bytes = |bytes: Option<i64>| bytes.map(|bytes| bytes.max(0).unsigned_abs());
+    Kept { retained_bytes: bytes(slot.retained_bytes), safe_bytes: bytes(slot.safe_wal_bytes) }
 }
 
 /// Refuses a slot that cannot be read from any more.
