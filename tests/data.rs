@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use testbed::{
     Daemon, Ledger, TwoRegions, eventually,
     ledger::{self, Plan},
+    said,
 };
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
@@ -79,6 +81,103 @@ async fn every_kind_of_statement_arrives() {
         })
         .await
         .unwrap();
+    }
+}
+
+/// Partitioned tables by what tells their rows apart: all of it, an index, a primary key, and all of it where the
+/// partition has a key of its own. As they are made, the partitions of three of them have another replica identity.
+const PARTITIONED: &str = "
+    create table log (at date not null, n int8, note text) partition by range (at);
+    create table log_old partition of log for values from ('2000-01-01') to ('2026-01-01');
+    create table log_new partition of log for values from ('2026-01-01') to ('2100-01-01');
+    alter table log replica identity full;
+    create table named (at date not null, n int8 not null, note text) partition by range (at);
+    create table named_all partition of named default partition by range (n);
+    create table named_all_of_all partition of named_all default;
+    create unique index named_key on named (n, at);
+    alter table named replica identity using index named_key;
+    create table keyed (at date, n int8, note text, primary key (n, at)) partition by range (at);
+    create table keyed_all partition of keyed default;
+    create table half (at date not null, n int8, note text) partition by range (at);
+    create table half_all (n int8 primary key, at date not null, note text);
+    alter table half attach partition half_all default;
+    alter table half replica identity full";
+
+/// What `landfall check` says of this kind would mend it, run as it stands; how much there was.
+async fn mend(regions: &TwoRegions, us: &Daemon, kind: &str) -> usize {
+    let output = us.command(&["check", "--json"]).await.unwrap();
+    let found: Vec<Value> =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+    let mends: Vec<&str> =
+        found.iter().filter(|it| it["id"] == kind).map(|it| it["mend"].as_str().unwrap()).collect();
+    for sql in &mends {
+        regions.us.execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:#}"));
+    }
+    mends.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_is_carried_once_its_partitions_log_what_it_says_and_breaks_no_application() {
+    for (us_major, eu_major) in [(15, 18), (18, 15)] {
+        println!("PostgreSQL {us_major} to {eu_major}");
+        let (regions, us, eu) = one_way(us_major, eu_major, PARTITIONED).await;
+        // What an application does, across partitions too.
+        let work = async |table: &str| {
+            let sql = format!(
+                "insert into {table} select date '2025-12-28' + g::int, g, 'as it was' from generate_series(1, 8) g;
+                 update {table} set note = 'changed' where n in (2, 5); update {table} set note = null where n = 3;
+                 update {table} set at = '2026-06-01' where n = 1; delete from {table} where n in (4, 8)"
+            );
+            regions.us.execute(&sql).await.unwrap_or_else(|error| panic!("{table}: {error:#}"));
+        };
+        let tables = ["log", "named", "keyed", "half"];
+        for table in tables {
+            work(table).await;
+        }
+        eventually(PATIENCE, "what is left out is named, with the partition", async || {
+            let (_, page) = us.http_get("/status").await?;
+            let named = ["public.log_new (and 1 more)", "public.named_all_of_all", "public.half_all"];
+            Ok(named.iter().all(|name| page.contains(&format!("partition {name}")))
+                && !page.contains("keyed"))
+        })
+        .await
+        .unwrap();
+
+        // What is shown mends it, a partition at a time.
+        regions.us.execute("truncate log, named, half").await.unwrap();
+        let mut mended = 0;
+        while let more @ 1.. = mend(&regions, &us, "partition-differs").await {
+            mended += more;
+        }
+        assert_eq!(mended, 4);
+        assert_eq!(mend(&regions, &us, "publication-tables").await, 1);
+        for table in tables.into_iter().filter(|table| *table != "keyed") {
+            work(table).await;
+        }
+        equal(&regions, &eu).await;
+
+        // One that is made later has no replica identity but its primary key, and that it has from its table.
+        let later =
+            "create table TABLE_later partition of TABLE for values from ('2100-01-01') to ('2200-01-01')";
+        regions.execute_both(&later.replace("TABLE", "log")).await.unwrap();
+        regions.execute_both(&later.replace("TABLE", "keyed")).await.unwrap();
+        let insert = "insert into TABLE values ('2150-01-01', 1, 'later'), ('2150-01-02', 2, 'later')";
+        let update = "update TABLE set note = 'changed' where at > '2100-01-01' and n = 1; delete from TABLE where at = '2150-01-02'";
+        for statement in [insert, update] {
+            regions.us.execute(&statement.replace("TABLE", "keyed")).await.unwrap();
+        }
+        regions.us.execute(&insert.replace("TABLE", "log")).await.unwrap();
+        let refused = regions.us.execute(&update.replace("TABLE", "log")).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("does not have a replica identity"), "{refused:#}");
+        eventually(PATIENCE, "a partition without a replica identity is warned of", async || {
+            let (_, page) = us.http_get("/status").await?;
+            Ok(page.contains("partition public.log_later has not the replica identity of its table"))
+        })
+        .await
+        .unwrap();
+        assert_eq!(mend(&regions, &us, "publication-breaks-updates").await, 1);
+        regions.us.execute(&update.replace("TABLE", "log")).await.unwrap();
+        equal(&regions, &eu).await;
     }
 }
 

@@ -17,8 +17,8 @@ use crate::{
     postgres::{
         Connection,
         catalog::{
-            PublicationFacts, RolePrivileges, ServerFacts, SlotFacts, TableFacts, VERSION_MIN, publication,
-            role_privileges, server_facts, slot, tables_in_scope, tables_not_writable,
+            PublicationFacts, RolePrivileges, ServerFacts, SlotFacts, TableFacts, Unlike, VERSION_MIN,
+            publication, role_privileges, server_facts, slot, tables_in_scope, tables_not_writable,
             type_schemas_not_usable,
         },
         connect,
@@ -378,6 +378,17 @@ fn of_publication(
                 } else {
                     format!("ALTER PUBLICATION {name} DROP TABLE {sql};")
                 },
+            ));
+        } else if let Some(unlike) = facts.and_then(|facts| facts.unlike.as_ref())
+            && matches!(unlike.fault, Unlike::Identity(_))
+        {
+            findings.push(error(
+                Kind::PublicationBreaksUpdates,
+                format!(
+                    "{said} is published, and UPDATEs and DELETEs of some of its rows fail or do not say what the row was: {}",
+                    unlike.why()
+                ),
+                unlike.mend(),
             ));
         }
     }

@@ -139,6 +139,11 @@ kinds! {
     /// left out.
     ReplicaIdentity = "replica-identity",
         "add a primary key, or set REPLICA IDENTITY FULL";
+    /// A partition has another replica identity than its table, is unlogged, or is a foreign table. The server asks the
+    /// partition what it logs: the application's updates and deletes of its rows would fail, or not say what the row was.
+    /// Where its table is not published yet, it is left out.
+    PartitionDiffers = "partition-differs",
+        "run the ALTER TABLE shown, for this partition and whenever one is made; a primary key of the whole table needs none of it";
     /// A table has REPLICA IDENTITY FULL: each update and delete carries the whole old row. Where the target has no
     /// unique key either, each is found by comparing whole rows.
     IdentityFull = "identity-full",
@@ -171,7 +176,8 @@ kinds! {
     /// The publication leaves out columns.
     PublicationColumns = "publication-columns",
         "add the table anew without a column list, as shown";
-    /// A table is published without a replica identity: the application's own UPDATEs and DELETEs fail.
+    /// A table is published, and it or one of its partitions has no replica identity that serves: the application's own
+    /// UPDATEs and DELETEs fail.
     PublicationBreaksUpdates = "publication-breaks-updates",
         "take the table out of the publication, or give it a key, as shown";
 

@@ -44,7 +44,16 @@ pub(super) fn of_scope(tables: &[TableFacts], source: &SourceSettings) -> Vec<Fi
             findings.push(warning(
                 Kind::ReplicaIdentity,
                 format!("{name} has no usable replica identity, and is left out"),
-                format!("ALTER TABLE {sql} ADD PRIMARY KEY (...);  -- or: ALTER TABLE {sql} REPLICA IDENTITY FULL;"),
+                table.identity_sql(),
+            ));
+        } else if let Some(unlike) = &table.unlike {
+            findings.push(warning(
+                Kind::PartitionDiffers,
+                format!(
+                    "{name} cannot be carried whole, and is left out where it is not published: {}",
+                    unlike.why()
+                ),
+                unlike.mend(),
             ));
         }
     }

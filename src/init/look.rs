@@ -105,12 +105,16 @@ fn left_out(tables: &[TableFacts]) -> Vec<String> {
     let unusable = tables.iter().filter(|table| !table.is_usable());
     let said = |table: &TableFacts| {
         let (name, sql) = (table.name(), table.quoted());
-        if table.logged {
-            format!(
+        match &table.unlike {
+            _ if !table.logged => {
+                format!("{name} is unlogged and is left out: ALTER TABLE {sql} SET LOGGED;")
+            }
+            Some(unlike) if table.identity_usable => {
+                format!("{name} is left out: {}: {}", unlike.why(), unlike.mend())
+            }
+            _ => format!(
                 "{name} has no usable replica identity and is left out: ALTER TABLE {sql} ADD PRIMARY KEY (...);"
-            )
-        } else {
-            format!("{name} is unlogged and is left out: ALTER TABLE {sql} SET LOGGED;")
+            ),
         }
     };
     unusable.map(said).collect()

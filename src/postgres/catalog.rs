@@ -189,6 +189,61 @@ pub struct TableFacts {
     pub identity: char,
     /// Whether updates and deletes name their row: FULL, or a valid, immediate key of the kind set.
     pub identity_usable: bool,
+    /// A partition whose changes are not in the log as the table's are to be.
+    pub unlike: Option<UnlikePartition>,
+}
+
+/// A partition that keeps its table from being carried: the server asks each partition, and not the table it is of, what
+/// of an old row it logs, and whether it logs anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnlikePartition {
+    /// Its name, quoted.
+    pub name: String,
+    /// How many more of the table's partitions are in the same way.
+    pub more: i64,
+    /// What is wrong with it.
+    pub fault: Unlike,
+}
+
+/// What is wrong with a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unlike {
+    /// It is a foreign table.
+    Foreign,
+    /// It is unlogged.
+    Unlogged,
+    /// It has another replica identity; what it should have, as it stands behind `REPLICA IDENTITY`.
+    Identity(String),
+}
+
+impl UnlikePartition {
+    /// What is wrong with it, by name.
+    pub fn why(&self) -> String {
+        let why = match &self.fault {
+            Unlike::Foreign => "is a foreign table: its changes are not in the log",
+            Unlike::Unlogged => "is unlogged: its changes are not in the log",
+            Unlike::Identity(_) => {
+                "has not the replica identity of its table, and each partition's own is what counts"
+            }
+        };
+        let more = match self.more {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        format!("partition {}{more} {why}", self.name)
+    }
+
+    /// What puts it right: for all of them, where there are more.
+    pub fn mend(&self) -> String {
+        let (name, more) = (&self.name, self.more);
+        let likewise =
+            if more > 0 { format!("  -- and so {more} more of its partitions") } else { String::new() };
+        match &self.fault {
+            Unlike::Foreign => format!("detach {name}, or leave the table out of source.tables"),
+            Unlike::Unlogged => format!("ALTER TABLE {name} SET LOGGED;{likewise}"),
+            Unlike::Identity(wanted) => format!("ALTER TABLE {name} REPLICA IDENTITY {wanted};{likewise}"),
+        }
+    }
 }
 
 /// The tables in scope, by name. A partitioned table stands for its partitions, as it is published: how
@@ -206,22 +261,58 @@ pub async fn tables_in_scope(client: &Client, scope: &Scope) -> Result<Vec<Table
         logged: row.get(4),
         identity: sign(row, 5),
         identity_usable: row.get(6),
+        unlike: row.get::<_, Option<String>>(7).map(|name| UnlikePartition {
+            name,
+            more: row.get(8),
+            fault: match (sign(row, 9), sign(row, 10)) {
+                ('r', 'p') => Unlike::Identity(row.get(11)),
+                ('r', _) => Unlike::Unlogged,
+                _ => Unlike::Foreign,
+            },
+        }),
     });
     Ok(tables.filter(|table| scope.holds(&table.schema, &table.table)).collect())
 }
 
+/// A partition fits its table where it logs what the table says of an old row: all of it, or the columns of the same
+/// index. Partitions are found without a lock on any of them: this is asked every two seconds.
 const TABLES: &str = "
+    WITH RECURSIVE keyed AS (
+        SELECT i.indrelid, i.indexrelid FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+         WHERE i.indisvalid AND i.indimmediate
+           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END),
+    part AS (
+        SELECT c.oid AS root, c.oid AS part FROM pg_class c WHERE c.relkind = 'p' AND NOT c.relispartition
+         UNION ALL
+        SELECT p.root, h.inhrelid FROM part p JOIN pg_inherits h ON h.inhparent = p.part),
+    unlike AS (
+        SELECT DISTINCT ON (p.root) p.root, format('%I.%I', n.nspname, l.relname) AS name,
+               count(*) OVER (PARTITION BY p.root) - 1 AS more, l.relkind::text, l.relpersistence::text,
+               CASE r.relreplident
+                   WHEN 'd' THEN 'DEFAULT'
+                   WHEN 'i' THEN coalesce((
+                       SELECT 'USING INDEX ' || quote_ident(x.relname)
+                         FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                        WHERE i.indrelid = l.oid AND pg_partition_root(i.indexrelid) = rk.indexrelid LIMIT 1), 'FULL')
+                   ELSE 'FULL'
+               END AS wanted
+          FROM part p JOIN pg_class r ON r.oid = p.root JOIN pg_class l ON l.oid = p.part
+          JOIN pg_namespace n ON n.oid = l.relnamespace
+          LEFT JOIN keyed rk ON rk.indrelid = r.oid LEFT JOIN keyed lk ON lk.indrelid = l.oid
+         WHERE l.relkind <> 'p'
+           AND CASE
+                   WHEN l.relkind <> 'r' OR l.relpersistence <> 'p' THEN true
+                   WHEN l.relreplident = 'f' THEN false
+                   WHEN r.relreplident = 'f' THEN true
+                   WHEN rk.indexrelid IS NULL THEN false
+                   ELSE pg_partition_root(lk.indexrelid) IS DISTINCT FROM rk.indexrelid
+               END
+         ORDER BY p.root, name)
     SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text, c.relkind = 'p',
-           c.relpersistence = 'p', c.relreplident::text,
-           CASE c.relreplident
-               WHEN 'f' THEN true
-               WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                                        AND i.indisprimary AND i.indisvalid AND i.indimmediate)
-               WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                                        AND i.indisreplident AND i.indisvalid)
-               ELSE false
-           END
+           c.relpersistence = 'p', c.relreplident::text, c.relreplident = 'f' OR k.indexrelid IS NOT NULL,
+           u.name, u.more, u.relkind, u.relpersistence, u.wanted
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN keyed k ON k.indrelid = c.oid LEFT JOIN unlike u ON u.root = c.oid
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence IN ('p', 'u')
        AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'landfall')
      ORDER BY 1, 2";
@@ -290,7 +381,20 @@ impl TableFacts {
 
     /// Whether publishing it carries its changes, and does not break the application's own UPDATEs.
     pub fn is_usable(&self) -> bool {
-        self.logged && self.identity_usable
+        self.logged && self.identity_usable && self.unlike.is_none()
+    }
+
+    /// What gives it a replica identity. A partition takes a primary key from its table, and nothing else.
+    pub fn identity_sql(&self) -> String {
+        let name = self.quoted();
+        let each = if self.partitioned {
+            ", and so each of its partitions, now and whenever one is made"
+        } else {
+            ""
+        };
+        format!(
+            "ALTER TABLE {name} ADD PRIMARY KEY (...);  -- or: ALTER TABLE {name} REPLICA IDENTITY FULL;{each}"
+        )
     }
 }
 

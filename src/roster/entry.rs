@@ -216,7 +216,8 @@ pub struct SourceEntry {
     pub buffer_seconds: Figure<f64>,
     /// When a record was last acknowledged.
     pub last_append: Figure<Micros>,
-    /// What a person should know though nothing has stopped: tables in scope that are not published.
+    /// What a person should know though nothing has stopped: tables in scope that are not published, or should not be as
+    /// they are.
     pub warnings: Figure<Vec<String>>,
 }
 

@@ -267,8 +267,8 @@ pub struct Kept {
 pub struct Vitals {
     /// What it keeps of its log.
     pub kept: Kept,
-    /// Tables in scope that are not published, each with the reason.
-    pub left_out: Vec<String>,
+    /// Tables in scope that are not published, or should not be as they are, each with the reason.
+    pub amiss: Vec<String>,
 }
 
 /// Works beside a log that is being read, on a connection of its own.

@@ -1,5 +1,8 @@
 use super::*;
-use crate::postgres::{catalog::PublishedTable, grants::tests::role};
+use crate::postgres::{
+    catalog::{PublishedTable, UnlikePartition},
+    grants::tests::role,
+};
 
 fn settings(text: &str) -> Settings {
     let text = format!("region = \"r\"\n[database]\nurl = \"postgres://lf@h/shop\"\n{text}");
@@ -52,6 +55,7 @@ fn table(name: &str) -> TableFacts {
         logged: true,
         identity: 'd',
         identity_usable: true,
+        unlike: None,
     }
 }
 
@@ -127,6 +131,19 @@ fn tables_that_cannot_be_carried_are_named() {
     let ids: Vec<_> =
         found.iter().map(|finding| (finding.id.as_str(), finding.evidence.split(' ').next())).collect();
     assert_eq!(ids, [("replica-identity", Some("public.b")), ("table-unlogged", Some("public.c"))]);
+    let unlike = |fault, more| {
+        let unlike = UnlikePartition { name: "public.p_1".into(), more, fault };
+        TableFacts { partitioned: true, unlike: Some(unlike), ..table("p") }
+    };
+    for (fault, more, mend) in [
+        (Unlike::Identity("FULL".into()), 0, "ALTER TABLE public.p_1 REPLICA IDENTITY FULL;"),
+        (Unlike::Unlogged, 2, "ALTER TABLE public.p_1 SET LOGGED;  -- and so 2 more of its partitions"),
+        (Unlike::Foreign, 0, "detach public.p_1, or leave the table out of source.tables"),
+    ] {
+        let found = tables::of_scope(&[unlike(fault, more)], &source);
+        let found: Vec<_> = found.iter().map(|it| (it.id, it.mend.as_deref())).collect();
+        assert_eq!(found, [(Kind::PartitionDiffers, Some(mend))]);
+    }
     let named = SourceSettings { scope: crate::scope::Scope(vec!["public.z".parse().unwrap()]), ..source };
     assert_eq!(tables::of_scope(&[table("a")], &named)[0].id.as_str(), "table-missing");
 }
@@ -158,6 +175,17 @@ fn a_publication_lets_everything_in_scope_through() {
     let narrow: Vec<_> = ids(Some(&narrow), &role()).into_iter().map(|(id, ..)| id).collect();
     assert_eq!(narrow, ["publication-operations", "publication-row-filter", "publication-columns"]);
     let parted = [TableFacts { partitioned: true, ..table("a") }];
+    let unlike = |fault| {
+        let unlike = UnlikePartition { name: "public.a_1".into(), more: 0, fault };
+        TableFacts { unlike: Some(unlike), ..parted[0].clone() }
+    };
+    let whole = PublicationFacts { via_root: true, ..published(&["a"]) };
+    for (fault, expected) in
+        [(Unlike::Identity("FULL".into()), &["publication-breaks-updates"][..]), (Unlike::Unlogged, &[])]
+    {
+        let found = of_publication(Some(&whole), &[unlike(fault)], &role(), &source);
+        assert_eq!(found.iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>(), expected);
+    }
     for (via_root, expected) in [(true, &[][..]), (false, &["publication-partitions"])] {
         let published = PublicationFacts { via_root, ..published(&["a"]) };
         let found = of_publication(Some(&published), &parted, &role(), &source);

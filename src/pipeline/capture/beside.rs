@@ -43,7 +43,7 @@ pub(super) async fn keep<K: Keeper>(
             }
             _ = inspect.tick() => keeper.inspect().await.map(|vitals| {
                 entry.see_slot(vitals.kept.retained_bytes, vitals.kept.safe_bytes, Instant::now());
-                entry.warnings.set(vitals.left_out);
+                entry.warnings.set(vitals.amiss);
             }),
         };
         if let Err(fault) = outcome {

@@ -56,6 +56,6 @@ impl Keeper for PostgresKeeper {
         };
         slot::refuse_lost(&slot, name)?;
         let published = publication::check(&self.connection, &self.config, true, &self.scope).await?;
-        Ok(Vitals { kept: slot::kept(&slot), left_out: published.left_out })
+        Ok(Vitals { kept: slot::kept(&slot), amiss: published.amiss })
     }
 }

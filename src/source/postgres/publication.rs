@@ -6,17 +6,17 @@ use crate::{
     names::{SCHEMA, qualified, quoted},
     postgres::{
         Connection,
-        catalog::{self, PublicationFacts, TableFacts},
+        catalog::{self, PublicationFacts, TableFacts, Unlike, UnlikePartition},
         fault_of,
         grants::create_publication,
     },
 };
 
-/// The tables of a stream, `schema.table`, and those in scope that are not in it, each with the SQL
-/// that would change that.
+/// The tables of a stream, `schema.table`, and what is amiss: those in scope that are not in it, and those that should
+/// not be as they are; each with the SQL that would change that.
 pub(super) struct Published {
     pub(super) tables: Vec<String>,
-    pub(super) left_out: Vec<String>,
+    pub(super) amiss: Vec<String>,
 }
 
 /// Checks the publication, and creates it where the stream is not `live`.
@@ -65,8 +65,8 @@ pub(super) async fn check(
         );
         return refuse(message, format!("ALTER PUBLICATION {} ADD TABLE {add};", quoted(name)));
     }
-    let left_out = left_out(&in_scope, name, |table| tables.contains(&table.name()));
-    Ok(Published { tables, left_out })
+    let amiss = amiss(&in_scope, name, |table| tables.contains(&table.name()));
+    Ok(Published { tables, amiss })
 }
 
 /// What is published of the scope, all of it whole.
@@ -119,27 +119,37 @@ async fn create(
         if fault.code() == Code::PrivilegeMissing { fault.remedied_by(sql) } else { fault }
     })?;
     let tables = usable.iter().map(|table| table.name()).collect();
-    Ok(Published { tables, left_out: left_out(in_scope, name, TableFacts::is_usable) })
+    Ok(Published { tables, amiss: amiss(in_scope, name, TableFacts::is_usable) })
 }
 
-fn left_out(
-    tables: &[TableFacts],
-    publication: &str,
-    published: impl Fn(&TableFacts) -> bool,
-) -> Vec<String> {
-    let out = tables.iter().filter(|table| !published(table));
-    out.map(|table| {
-        let name = table.quoted();
-        if !table.logged {
-            format!("{name} is unlogged: its changes are not in the log")
-        } else if table.is_usable() {
-            let publication = quoted(publication);
-            format!("{name} is not published: ALTER PUBLICATION {publication} ADD TABLE {name};")
-        } else {
-            format!("{name} has no usable replica identity: give it a primary key, or ALTER TABLE {name} REPLICA IDENTITY FULL;")
+fn amiss(tables: &[TableFacts], publication: &str, published: impl Fn(&TableFacts) -> bool) -> Vec<String> {
+    let said = |table: &TableFacts| {
+        let (name, publication) = (table.quoted(), quoted(publication));
+        match published(table) {
+            true if table.is_usable() => None,
+            false if table.is_usable() => {
+                Some(format!("{name} is not published: ALTER PUBLICATION {publication} ADD TABLE {name};"))
+            }
+            _ if !table.logged => Some(format!("{name} is unlogged: its changes are not in the log")),
+            published => {
+                let how = match (published, &table.unlike) {
+                    (false, _) => "is left out",
+                    (true, Some(UnlikePartition { fault: Unlike::Foreign | Unlike::Unlogged, .. })) => {
+                        "is published, and not all of it is carried"
+                    }
+                    (true, _) => {
+                        "is published, and the application's UPDATEs and DELETEs fail or do not say what the row was"
+                    }
+                };
+                let (why, mend) = match &table.unlike {
+                    Some(unlike) if table.identity_usable => (unlike.why(), unlike.mend()),
+                    _ => ("no usable replica identity".to_owned(), table.identity_sql()),
+                };
+                Some(format!("{name} {how}: {why}: {mend}"))
+            }
         }
-    })
-    .collect()
+    };
+    tables.iter().filter_map(said).collect()
 }
 
 fn refuse<T>(message: String, mend: String) -> Result<T> {
