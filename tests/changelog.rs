@@ -1,6 +1,6 @@
 //! Proves the changelog port's promises, the same for the log in memory and the one in Kafka.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use landfall::{
     changelog::{
@@ -13,7 +13,10 @@ use landfall::{
     kafka::{Cluster, TopicRules},
     position::{Incarnation, Offset, Sequence, WriterEpoch},
 };
-use testbed::{Kafka, eventually};
+use testbed::{Kafka, Region, eventually};
+
+const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn header(sequence: u64) -> Header {
     Header {
@@ -208,4 +211,98 @@ async fn a_log_across_the_wan_answers_after_its_round_trip() {
     // Two questions, one after the other: the partitions, the bounds.
     let took = asked.elapsed();
     assert!(took >= Duration::from_millis(400), "{took:?}");
+}
+
+/// With one of three brokers gone such a topic takes nothing, while others do.
+const NO_WRITES: &[(&str, &str)] = &[("min.insync.replicas", "3")];
+const WRITES: &[(&str, &str)] = &[("min.insync.replicas", "2")];
+/// A broker is taken out of the replicas in sync by then.
+const OUT_OF_SYNC: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_topic_that_takes_nothing_holds_up_no_writer() {
+    let mut kafka = Kafka::start(3).await.unwrap();
+    let cluster =
+        Cluster { brokers: kafka.local().split(',').map(str::to_owned).collect(), properties: Vec::new() };
+    let rules = TopicRules { replication_factor: 3, min_insync_replicas: 2, ..TopicRules::default() };
+    let log = KafkaLog::new(cluster, topics(), "group".into(), rules, WriterLimits::default()).unwrap();
+    log.ensure(true).await.unwrap();
+    let mut writer = log.writer().unwrap();
+    writer.keep_checkpoint(b"before").unwrap();
+    tokio::time::timeout(PATIENCE, writer.all_kept()).await.unwrap().unwrap();
+    assert_eq!(writer.unkept(), None);
+    kafka.alter_config("state", NO_WRITES).await.unwrap();
+    kafka.kill(2).await.unwrap();
+    tokio::time::sleep(OUT_OF_SYNC).await;
+
+    // Calm, as fast as it goes, calm again: each time another producer is used. More checkpoints than are queued.
+    let mut given = 0;
+    for burst in [Duration::ZERO, Duration::from_millis(500), Duration::ZERO, Duration::from_millis(500)] {
+        for _ in 0..300 {
+            writer.keep_checkpoint(b"never").unwrap();
+        }
+        let until = Instant::now() + burst;
+        loop {
+            given += 1;
+            let header = header(given);
+            let appended = writer.append(&header, b"key", b"a value");
+            tokio::time::timeout(PATIENCE, appended).await.expect("it is appended").unwrap();
+            writer.hand_over().await.unwrap();
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        let settled = async {
+            while writer.acknowledged() < given {
+                writer.acknowledged_beyond(writer.acknowledged()).await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, settled).await.expect("it is acknowledged");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(log.checkpoint().await.unwrap().as_deref(), Some(&b"before"[..]));
+    let unkept = writer.unkept().expect("it is told");
+    assert!(unkept >= Duration::from_secs(3), "{unkept:?}");
+    assert!(writer.fill() < 0.1, "{}", writer.fill());
+
+    kafka.alter_config("state", WRITES).await.unwrap();
+    tokio::time::timeout(PATIENCE, writer.all_kept()).await.expect("it is taken").unwrap();
+    writer.keep_checkpoint(b"after").unwrap();
+    tokio::time::timeout(PATIENCE, writer.all_kept()).await.unwrap().unwrap();
+    assert_eq!(log.checkpoint().await.unwrap().as_deref(), Some(&b"after"[..]));
+    assert_eq!(writer.unkept(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_state_topic_takes_nothing_goes_on_and_says_so() {
+    let mut us = Region::start("us-east-1", 18, 3).await.unwrap();
+    us.execute("create table t (id int8 primary key)").await.unwrap();
+    let daemon = us.start_daemon(LANDFALL, &us.config().source(&["public.*"]).to_toml()).await.unwrap();
+    us.begun(PATIENCE).await.unwrap();
+    us.kafka.alter_config("landfall.us-east-1.state", NO_WRITES).await.unwrap();
+    us.kafka.kill(2).await.unwrap();
+    let told = "topic landfall.us-east-1.state has taken no checkpoint";
+    eventually(PATIENCE, "it is told", async || {
+        let (_, page) = daemon.http_get("/status").await?;
+        Ok(page.contains(&format!("[LF-KAFKA-REJECTED] {told}")) && page.contains("\"running\""))
+    })
+    .await
+    .unwrap();
+    assert!(daemon.log().contains(told), "{}", daemon.log_tail());
+    // Hot, then calm: it is acknowledged, and the slot moves.
+    us.execute("insert into t select g from generate_series(1, 100000) g").await.unwrap();
+    us.execute("insert into t values (0)").await.unwrap();
+    let end = us.postgres.query_text("shop", "select pg_current_wal_lsn()::text").await.unwrap().unwrap();
+    let confirmed = format!("select (confirmed_flush_lsn >= '{end}')::text from pg_replication_slots");
+    eventually(PATIENCE, "everything is confirmed", async || {
+        Ok(us.postgres.query_text("shop", &confirmed).await?.as_deref() == Some("true"))
+    })
+    .await
+    .unwrap();
+    us.kafka.alter_config("landfall.us-east-1.state", WRITES).await.unwrap();
+    eventually(PATIENCE, "it is told no more", async || {
+        Ok(!daemon.http_get("/status").await?.1.contains(told))
+    })
+    .await
+    .unwrap();
 }

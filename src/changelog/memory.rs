@@ -214,6 +214,10 @@ impl Writer for MemoryWriter {
         if self.appended > seen { Ok(()) } else { std::future::pending().await }
     }
 
+    fn unkept(&mut self) -> Option<Duration> {
+        None
+    }
+
     async fn all_kept(&self) -> Result<()> {
         Ok(())
     }

@@ -138,11 +138,16 @@ pub trait Writer: Send + 'static {
     /// As for [`Writer::append`].
     fn acknowledged_beyond(&self, seen: u64) -> impl Future<Output = Result<()>> + Send;
 
-    /// Queues a checkpoint beside the log, in place of the one before.
+    /// Queues a checkpoint beside the log, in place of the one before. Where nothing is taken there, it may be left out, or
+    /// come behind a newer one.
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()>;
 
     /// Queues where region `to` may begin the stream, in place of where it could before.
     fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()>;
+
+    /// For how long nothing that was queued beside the log has been taken there; none where all of it has. The log itself
+    /// waits for none of it.
+    fn unkept(&mut self) -> Option<Duration>;
 
     /// Returns once nothing is queued any more, beside the log either.
     ///

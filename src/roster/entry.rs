@@ -219,6 +219,8 @@ pub struct SourceEntry {
     /// What a person should know though nothing has stopped: tables in scope that are not published, or should not be as
     /// they are.
     pub warnings: Figure<Vec<String>>,
+    /// And what they should know of the topic beside the stream's, where it takes nothing.
+    pub unkept: Figure<String>,
 }
 
 impl SourceEntry {
@@ -237,6 +239,7 @@ impl SourceEntry {
             buffer_seconds: Figure::default(),
             last_append: Figure::default(),
             warnings: Figure::default(),
+            unkept: Figure::default(),
         }
     }
 

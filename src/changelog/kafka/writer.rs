@@ -81,6 +81,11 @@ const COOLS: f64 = 3.0;
 /// What a rate is taken over: long enough that one transaction is not a stream.
 const PACE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Records under way to the state topic, at most: where it takes none, they must not fill the stream's queue, and this is a
+/// hundredth of it; more than a checkpoint and where each region may begin. What comes meanwhile is left out: the next says
+/// more.
+const KEPT_MAX: u64 = 200;
+
 /// Appends to a topic.
 pub struct KafkaWriter {
     cluster: Cluster,
@@ -97,6 +102,10 @@ pub struct KafkaWriter {
     delivered: Arc<Delivered>,
     topic: String,
     state_topic: String,
+    /// Records given for the state topic.
+    kept_given: u64,
+    /// How many it had taken when that was last looked at, and since when it has had one to take.
+    kept_seen: (u64, Option<Instant>),
 }
 
 /// What a record is, to its delivery report: so many of the stream's, or none of it.
@@ -109,6 +118,9 @@ struct Delivered {
     records: AtomicU64,
     bytes: AtomicU64,
     offset: AtomicI64,
+    /// Checkpoints that the state topic took, and those that came to their end in any way.
+    kept: AtomicU64,
+    kept_ended: AtomicU64,
     /// What failed first, and of which topic: a checkpoint, or the stream.
     failed: OnceLock<(Of, KafkaError)>,
     changed: Notify,
@@ -142,13 +154,18 @@ impl ProducerContext for Acks {
         match result {
             // The next checkpoint will do, unless none will ever be let in.
             Err((error, _)) if records == CHECKPOINT => {
+                self.0.kept_ended.fetch_add(1, Ordering::Relaxed);
                 let denied = Some(RDKafkaErrorCode::TopicAuthorizationFailed);
                 if error.rdkafka_error_code() != denied {
                     return;
                 }
                 let _ = self.0.failed.set((Of::Checkpoint, error.clone()));
             }
-            Ok(_) if records == CHECKPOINT => return,
+            Ok(_) if records == CHECKPOINT => {
+                self.0.kept.fetch_add(1, Ordering::Relaxed);
+                self.0.kept_ended.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
             // Behind a failed record nothing counts: the count is a prefix.
             Ok(_) if self.0.failed.get().is_some() => (),
             Ok(message) => {
@@ -178,6 +195,8 @@ impl KafkaWriter {
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             offset: AtomicI64::new(-1),
+            kept: AtomicU64::new(0),
+            kept_ended: AtomicU64::new(0),
             failed: OnceLock::new(),
             changed: Notify::new(),
         });
@@ -216,6 +235,8 @@ impl KafkaWriter {
             topic: topic.to_owned(),
             state_topic: state_topic.to_owned(),
             delivered,
+            kept_given: 0,
+            kept_seen: (0, None),
         })
     }
 
@@ -230,11 +251,16 @@ impl KafkaWriter {
     }
 
     /// Notes that records are about to be given, and changes the producer where the rate calls for it.
+    ///
+    /// Only the stream is waited for: the state topic may have no leader, or too few replicas, while the stream's goes on. A
+    /// checkpoint that one producer still holds may then come behind a newer one of another producer. That does no harm: it
+    /// is as true as when it was made, a start that finds it reads more of the tail, as it would had its writer died before
+    /// the newer one; and so with where a region may begin. The next one takes its place.
     async fn choose(&mut self, records: usize) -> Result<()> {
         let Some(rate) = self.pace.note(records as u64, Instant::now()) else { return Ok(()) };
         let due = due(self.producers.iter().map(|(from, _)| *from), self.used, rate);
         if due != self.used {
-            while self.acknowledged() < self.given || self.producer().in_flight_count() > 0 {
+            while self.acknowledged() < self.given {
                 self.check()?;
                 tokio::time::sleep(ROOM_INTERVAL).await;
             }
@@ -310,18 +336,30 @@ impl Writer for KafkaWriter {
                 return Ok(());
             }
             changed.await;
-            if self.producer().in_flight_count() > 0 {
+            if self.acknowledged() < self.given {
                 tokio::time::sleep(GATHER).await;
             }
         }
     }
 
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()> {
-        self.keep(self.topic.as_bytes(), value)
+        let key = self.topic.clone();
+        self.keep(key.as_bytes(), value)
     }
 
     fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()> {
         self.keep(names::start_key(&self.topic, to).as_bytes(), value)
+    }
+
+    fn unkept(&mut self) -> Option<Duration> {
+        let (kept, ended) =
+            (self.delivered.kept.load(Ordering::Relaxed), self.delivered.kept_ended.load(Ordering::Relaxed));
+        let (seen, since) = &mut self.kept_seen;
+        if *seen < kept {
+            *seen = kept;
+            *since = (ended < self.kept_given).then(Instant::now);
+        }
+        since.map(|since| since.elapsed())
     }
 
     async fn all_kept(&self) -> Result<()> {
@@ -374,16 +412,25 @@ impl KafkaWriter {
         }
     }
 
-    /// Queues what is kept in the state topic under `key`.
-    fn keep(&self, key: &[u8], value: &[u8]) -> Result<()> {
+    /// Queues what is kept in the state topic under `key`, where what was queued before has come to its end.
+    fn keep(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let ended = self.delivered.kept_ended.load(Ordering::Relaxed);
+        if self.kept_given.saturating_sub(ended) >= KEPT_MAX {
+            return Ok(());
+        }
         let record = BaseRecord::with_opaque_to(&self.state_topic, CHECKPOINT)
             .partition(PARTITION)
             .key(key)
             .payload(value);
-        match self.producer().send(record) {
+        match self.producer().send(record).map_err(|(error, _)| error) {
+            Ok(()) => {
+                self.kept_given += 1;
+                self.kept_seen.1.get_or_insert_with(Instant::now);
+                Ok(())
+            }
             // The queue is full of what matters more; the next one will do.
-            Ok(()) | Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(()),
-            Err((error, _)) => {
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => Ok(()),
+            Err(error) => {
                 Err(Fault::new(Code::KafkaRejected, format!("append to topic {}", self.state_topic))
                     .because(error))
             }

@@ -42,6 +42,8 @@ use crate::{
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long what was read before a fault may take to become durable.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the topic beside the stream's may take nothing before people are told. A leader is elected in less.
+const UNKEPT_PATIENCE: Duration = Duration::from_secs(30);
 /// Events taken before acknowledgements are looked at again.
 const GULP: usize = 256;
 
@@ -83,6 +85,7 @@ pub(super) async fn run<S: Source, L: Log>(
         durable: None,
         idle_at: Instant::now(),
         checkpoint_at: Instant::now(),
+        is_unkept: false,
         entry,
         unacknowledged: VecDeque::new(),
         meter: metrics.capture(&params.region, &params.stream),
@@ -93,6 +96,7 @@ pub(super) async fn run<S: Source, L: Log>(
         offset,
     };
     *running = true;
+    entry.unkept.forget();
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
         fault = keep(&mut keeper, params.heartbeat_interval, entry, roster) => Err(fault),
@@ -231,6 +235,8 @@ struct Capture<'a, S, W> {
     durable: Option<(Sequence, Position)>,
     idle_at: Instant,
     checkpoint_at: Instant,
+    /// Whether people were told that no checkpoint is taken.
+    is_unkept: bool,
     entry: &'a SourceEntry,
     /// The last record of each transaction that is not known to be durable, and when it was read.
     unacknowledged: VecDeque<(Sequence, Micros)>,
@@ -529,6 +535,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         self.queue.blocked(self.appender.take_waited());
         self.meter.sent(self.appender.writer().sent());
         self.entry.appended.set(self.appender.sequence());
+        self.tell_unkept();
         let Some(durable) = self.appender.durable() else { return Ok(()) };
         crate::crash::point("capture.after_ack");
         // Not before something went through: what stopped the session before is met on the way.
@@ -562,6 +569,30 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         let interval = if waits { Duration::ZERO } else { self.params.checkpoint_interval };
         self.checkpoint_at = Instant::now() + interval;
         self.keep_checkpoint(durable.sequence, durable.position, offset)
+    }
+
+    /// Tells people where the topic beside the stream's takes nothing. The stream goes on.
+    fn tell_unkept(&mut self) {
+        let is_unkept = self.appender.writer().unkept().is_some_and(|waits| waits >= UNKEPT_PATIENCE);
+        if std::mem::replace(&mut self.is_unkept, is_unkept) == is_unkept {
+            return;
+        }
+        let topic = names::state_topic(&self.params.region);
+        if !is_unkept {
+            tracing::info!(topic, "checkpoints are kept again");
+            return self.entry.unkept.forget();
+        }
+        let seconds = UNKEPT_PATIENCE.as_secs();
+        let fault = Fault::new(
+            Code::KafkaRejected,
+            format!(
+                "topic {topic} has taken no checkpoint for {seconds} s: the stream goes on, its next start reads more of it, and a region that is being filled cannot begin"
+            ),
+        )
+        .remedied_by("see that the topic has a leader, and as many replicas in sync as its min.insync.replicas");
+        let code = fault.code().as_str();
+        tracing::warn!(code, next = fault.remedy(), "{}", fault.message());
+        self.entry.unkept.set(fault.to_string());
     }
 
     /// Keeps a checkpoint at a record that is durable, soon; `offset` is at or before it.
