@@ -181,6 +181,48 @@ async fn a_partitioned_table_is_carried_once_its_partitions_log_what_it_says_and
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_truncated_by_itself_keeps_its_rows_there_until_they_are_repaired() {
+    let schema = "
+        create table parts (id int8, at date, note text, primary key (id, at)) partition by range (at);
+        create table parts_old partition of parts for values from ('2000-01-01') to ('2026-01-01');
+        create table parts_new partition of parts for values from ('2026-01-01') to ('2100-01-01')";
+    let (regions, us, eu) = one_way(15, 18, schema).await;
+    let insert = "insert into parts select g, date '2020-01-01', 'old' from generate_series(1, 300) g;
+         insert into parts select g, date '2030-01-01', 'new' from generate_series(1, 300) g";
+    regions.us.execute(insert).await.unwrap();
+    equal(&regions, &eu).await;
+    let output = us.command(&["check", "--json"]).await.unwrap();
+    assert!(said(&output).contains("partition-emptied"), "{}", said(&output));
+
+    regions
+        .us
+        .execute("truncate parts_old; insert into parts values (0, '2030-01-01', 'behind it')")
+        .await
+        .unwrap();
+    let count = async |rows: &str| {
+        let sql = format!("select count(*)::text from parts where {rows}");
+        regions.eu.postgres.query_text("shop", &sql).await.unwrap()
+    };
+    eventually(PATIENCE, "what was written behind it arrives", async || {
+        Ok(count("note = 'behind it'").await.as_deref() == Some("1"))
+    })
+    .await
+    .unwrap();
+    assert_eq!(count("note = 'old'").await.as_deref(), Some("300"), "the server says nothing of it");
+
+    regions.us.execute("grant select on all tables in schema public to landfall").await.unwrap();
+    let output = eu.command(&["verify"]).await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let output = eu.command(&["repair", "--execute"]).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    equal(&regions, &eu).await;
+
+    // All of the table at once is another matter.
+    regions.us.execute("truncate parts; insert into parts values (1, '2020-01-01', 'anew')").await.unwrap();
+    equal(&regions, &eu).await;
+}
+
 const VALUES: &str = "
     create type mood as enum ('sad', 'it''s \"ok\"');
     create schema other; create type other.mood as enum ('other');

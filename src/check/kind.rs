@@ -144,6 +144,10 @@ kinds! {
     /// Where its table is not published yet, it is left out.
     PartitionDiffers = "partition-differs",
         "run the ALTER TABLE shown, for this partition and whenever one is made; a primary key of the whole table needs none of it";
+    /// A partition that is emptied or taken away by itself keeps its rows in the other regions: of a table that is
+    /// published as one, the server replicates no TRUNCATE of a partition, and no DROP or DETACH of anything.
+    PartitionEmptied = "partition-emptied",
+        "DELETE its rows in place of TRUNCATE, or do the same in each region; `landfall repair` removes what is left";
     /// A table has REPLICA IDENTITY FULL: each update and delete carries the whole old row. Where the target has no
     /// unique key either, each is found by comparing whole rows.
     IdentityFull = "identity-full",

@@ -64,6 +64,13 @@ pub(super) fn of_scope(tables: &[TableFacts], source: &SourceSettings) -> Vec<Fi
         &full,
         "REPLICA IDENTITY FULL, so updates and deletes carry whole rows:",
     ));
+    let carried = tables.iter().filter(|table| table.partitioned && table.is_usable());
+    let carried: Vec<String> = carried.map(TableFacts::name).collect();
+    findings.extend(listed(
+        Kind::PartitionEmptied,
+        &carried,
+        "TRUNCATE of the whole table is carried; TRUNCATE, DROP or DETACH of one partition is not:",
+    ));
     findings
 }
 

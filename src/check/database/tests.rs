@@ -144,6 +144,9 @@ fn tables_that_cannot_be_carried_are_named() {
         let found: Vec<_> = found.iter().map(|it| (it.id, it.mend.as_deref())).collect();
         assert_eq!(found, [(Kind::PartitionDiffers, Some(mend))]);
     }
+    let parted = TableFacts { partitioned: true, ..table("p") };
+    let found = tables::of_scope(&[parted], &source);
+    assert_eq!((found[0].id, found[0].severity), (Kind::PartitionEmptied, Severity::Note));
     let named = SourceSettings { scope: crate::scope::Scope(vec!["public.z".parse().unwrap()]), ..source };
     assert_eq!(tables::of_scope(&[table("a")], &named)[0].id.as_str(), "table-missing");
 }
