@@ -28,6 +28,11 @@ pub fn slot(region: &Region, database: &str) -> String {
     name
 }
 
+/// The session that reads a stream's slot, as its server calls it.
+pub fn capture_session(stream: &str) -> String {
+    format!("landfall capture {stream}")
+}
+
 /// The topic of one stream: `landfall.<region>.<stream>`.
 pub fn topic(region: &Region, stream: &str) -> String {
     format!("landfall.{region}.{stream}")

@@ -8,7 +8,7 @@ use std::{
 };
 
 use landfall::{check::Kind, config::SETTINGS, fault::Code};
-use testbed::{Kafka, Postgres, TwoRegions, eventually};
+use testbed::{Kafka, Postgres, Region, TwoRegions, eventually};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -341,6 +341,100 @@ async fn check_names_each_difference_and_what_it_shows_mends_it() {
     for said in ["landfall.us-east-1.main take", "or more free", "slot-active"] {
         assert!(page.contains(said), "{said}: {page}");
     }
+}
+
+/// A standby, as the server sees one: it keeps the log as it comes, and says so. Ended when dropped.
+struct Standby {
+    process: std::process::Child,
+    _log: tempfile::TempDir,
+}
+
+impl Standby {
+    fn of(server: &Postgres) -> Self {
+        let log = tempfile::tempdir().unwrap();
+        let child = Command::new("pg_receivewal")
+            .args(["--synchronous", "--no-password", "-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(server.port().to_string())
+            .arg("-D")
+            .arg(log.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        Self { process: child.unwrap(), _log: log }
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_waits_for_any_standby_is_warned_of_and_does_not_wait_for_kafka() {
+    let mut us = Region::start("us-east-1", 15, 1).await.unwrap();
+    us.execute("create table t (id int8 generated always as identity primary key)").await.unwrap();
+    let mut daemon = us.start_daemon(LANDFALL, &us.config().source(&["public.*"]).to_toml()).await.unwrap();
+    us.begun(PATIENCE).await.unwrap();
+    let confirmed = async |us: &Region| {
+        let end = us.postgres.query_text("shop", "select pg_current_wal_lsn()::text").await.unwrap().unwrap();
+        let sql = format!("select bool_and(confirmed_flush_lsn >= '{end}')::text from pg_replication_slots");
+        let all = async || Ok(us.postgres.query_text("shop", &sql).await?.as_deref() == Some("true"));
+        eventually(PATIENCE, "everything is confirmed", all).await.unwrap();
+    };
+    confirmed(&us).await;
+
+    // The standby comes last: of two that are as good, a server waits for the one that came first.
+    let standby = Standby::of(&us.postgres);
+    us.postgres.set("synchronous_standby_names", "*").await.unwrap();
+    let standings = async || {
+        let sql = "select string_agg(application_name || ': ' || sync_state, ', ' order by 1)
+              from pg_stat_replication";
+        us.postgres.query_text("shop", sql).await.unwrap().unwrap_or_default()
+    };
+    let expected = "landfall capture main: async, pg_receivewal: sync";
+    let waits =
+        eventually(PATIENCE, "the server waits for its standby", async || Ok(standings().await == expected));
+    assert!(waits.await.is_ok(), "{}", standings().await);
+    for _ in 0..50 {
+        us.execute("insert into t default values").await.unwrap();
+    }
+    confirmed(&us).await;
+    eventually(PATIENCE, "it still does", async || Ok(standings().await == expected)).await.unwrap();
+    let found = findings(&daemon.command(&["check", "--json"]).await.unwrap());
+    assert!(ids(&found).contains(&"synchronous-standby"), "{found:#?}");
+    eventually(PATIENCE, "status warns", async || {
+        Ok(daemon.http_get("/status").await?.1.contains("synchronous_standby_names takes the session"))
+    })
+    .await
+    .unwrap();
+
+    us.kafka.kill(0).await.unwrap();
+    for _ in 0..5 {
+        let commit = us.execute("insert into t default values");
+        tokio::time::timeout(Duration::from_secs(30), commit).await.expect("it waits for Kafka").unwrap();
+    }
+    us.kafka.start_again(0).await.unwrap();
+    confirmed(&us).await;
+
+    // With no standby at all what commits waits for us; and we wait for nobody, a start does not either.
+    drop(standby);
+    let commit = tokio::time::timeout(PATIENCE, us.execute("insert into t default values"));
+    commit.await.expect("nobody confirms it").unwrap();
+    daemon.kill9().unwrap();
+    let (commit, ()) =
+        tokio::join!(tokio::time::timeout(PATIENCE, us.execute("insert into t default values")), async {
+            daemon.start_again().unwrap()
+        });
+    commit.unwrap_or_else(|_| panic!("nobody confirms it: {}", daemon.log_tail())).unwrap();
+    confirmed(&us).await;
+    us.postgres.set("synchronous_standby_names", "").await.unwrap();
+    eventually(PATIENCE, "status warns no more", async || {
+        Ok(!daemon.http_get("/status").await?.1.contains("synchronous_standby_names"))
+    })
+    .await
+    .unwrap();
 }
 
 #[test]

@@ -17,9 +17,9 @@ use crate::{
     postgres::{
         Connection,
         catalog::{
-            PublicationFacts, RolePrivileges, ServerFacts, SlotFacts, TableFacts, Unlike, VERSION_MIN,
-            publication, role_privileges, server_facts, slot, tables_in_scope, tables_not_writable,
-            type_schemas_not_usable,
+            NAME_STANDBYS, PublicationFacts, RolePrivileges, ServerFacts, SlotFacts, TableFacts, Unlike,
+            VERSION_MIN, is_among, publication, role_privileges, server_facts, slot, tables_in_scope,
+            tables_not_writable, type_schemas_not_usable,
         },
         connect,
         grants::{Duties, Privilege, create_publication, lacking, use_schemas, write_tables},
@@ -241,6 +241,18 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
         };
         let sql = "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();";
         findings.push(warning(Kind::SenderTimeout, evidence, sql));
+    }
+    if let Some(source) = &settings.source
+        && is_among(&server.standby_names, &names::capture_session(&source.stream))
+    {
+        findings.push(warning(
+            Kind::SynchronousStandby,
+            format!(
+                "synchronous_standby_names is {}: it takes the session that reads the slot for a synchronous standby",
+                server.standby_names
+            ),
+            NAME_STANDBYS,
+        ));
     }
     let wanted = settings
         .links

@@ -77,6 +77,10 @@ kinds! {
     /// The server gives up a silent replication connection too soon or never.
     SenderTimeout = "sender-timeout",
         "set wal_sender_timeout to a value from 10 s to some minutes, and reload";
+    /// The server takes the session that reads the slot for a synchronous standby, as it does with `*`: a commit may be told
+    /// to its client that is in Kafka and on no standby, and where no standby is there it waits for Kafka.
+    SynchronousStandby = "synchronous-standby",
+        "name the standbys in synchronous_standby_names, in place of *, and reload";
     /// While this region's Kafka is away, the log of changes stays on the server's disk, without a limit.
     SlotUnlimited = "slot-unlimited",
         "set max_slot_wal_keep_size to what the disk can spare: beyond it the slot is lost, but not the server";

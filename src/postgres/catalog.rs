@@ -57,6 +57,8 @@ pub struct ServerFacts {
     pub clock: i64,
     /// The database we are connected to.
     pub database: String,
+    /// `synchronous_standby_names`.
+    pub standby_names: String,
 }
 
 /// Asks what the server is.
@@ -83,6 +85,7 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
         wal_bytes: row.get(14),
         clock: row.get(15),
         database: row.get(16),
+        standby_names: row.get(17),
     })
 }
 
@@ -106,7 +109,36 @@ const SERVER_FACTS: &str = "
            (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
                  ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::int8,
            (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
-           current_database()::text";
+           current_database()::text,
+           current_setting('synchronous_standby_names')";
+
+/// The SQL that names a server's standbys: those that hold its data.
+pub const NAME_STANDBYS: &str =
+    "ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (your, standbys)'; SELECT pg_reload_conf();";
+
+/// Whether the server takes a session that reads its log under this name for a synchronous standby: one that reads a
+/// slot may be one as well. Its own rule: every name, or this one in whatever case.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn is_standby(client: &Client, application: &str) -> Result<bool> {
+    let sql = "SELECT current_setting('synchronous_standby_names')";
+    let row = one(client, "ask whom the server waits for", sql, &[]).await?;
+    Ok(is_among(row.get(0), application))
+}
+
+/// Whether a session of this name is among `synchronous_standby_names`.
+pub fn is_among(standby_names: &str, application: &str) -> bool {
+    let is_it = |name: &str| name == "*" || name.eq_ignore_ascii_case(application);
+    // Every other part stands between quotes.
+    standby_names.split('"').enumerate().any(|(at, part)| {
+        if at % 2 == 1 {
+            is_it(part)
+        } else {
+            part.split(|c: char| c.is_whitespace() || ",()".contains(c)).any(is_it)
+        }
+    })
+}
 
 /// What our role may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -592,4 +624,27 @@ fn lsn(row: &Row, at: usize) -> Result<Option<Lsn>> {
 
 fn sign(row: &Row, at: usize) -> char {
     row.get::<_, &str>(at).chars().next().unwrap_or(' ')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_among;
+
+    #[test]
+    fn a_session_is_a_standby_by_its_name_or_by_every_name() {
+        for (names, is_one) in [
+            ("", false),
+            ("*", true),
+            ("\"*\"", true),
+            ("s1, s2", false),
+            ("s1,*", true),
+            ("FIRST 1 (s1, s2)", false),
+            ("ANY 2 (s1, \"Landfall capture main\")", true),
+            ("2(*)", true),
+            ("\"landfall capture main2\"", false),
+            ("landfall, capture, main", false),
+        ] {
+            assert_eq!(is_among(names, "landfall capture main"), is_one, "{names}");
+        }
+    }
 }

@@ -78,6 +78,8 @@ const NAP_MIN: Duration = Duration::from_millis(2);
 const NAP_MAX: Duration = Duration::from_millis(10);
 /// A message longer than this is no message: Postgres's own limit for one.
 const MESSAGE_MAX: usize = 1 << 30;
+/// Where a status says how far was flushed: PostgreSQL documentation, "Streaming Replication Protocol".
+const FLUSHED: std::ops::Range<usize> = 9..17;
 /// Protocol version 3.0.
 const PROTOCOL: i32 = 196_608;
 
@@ -411,17 +413,30 @@ async fn scram_answer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, expecte
 
 /// Tells the server how far it may release, until the connection breaks: the reader meets that too, and
 /// says so.
+///
+/// A server takes whoever has told it how far he has *flushed* for a standby, and where `synchronous_standby_names` is `*`
+/// has each commit wait for the first of them: for Kafka, then, and for as long as Kafka is away. So that position is told
+/// once, which is what moves the slot, and taken back in the same breath.
 async fn report(mut writer: WriteHalf<Noted<MaybeTlsStream>>, feedback: &Feedback) {
+    let mut told = 0;
     loop {
-        let confirmed = pgwire_replication::Lsn::from_u64(feedback.confirmed.load(Ordering::Relaxed));
-        let status = encode_standby_status_update(confirmed, clock::now().0 - PG_EPOCH_MICROS, false);
+        let confirmed = feedback.confirmed.load(Ordering::Relaxed);
+        let (at, now) = (pgwire_replication::Lsn::from_u64(confirmed), clock::now().0 - PG_EPOCH_MICROS);
+        let mut status = encode_standby_status_update(at, now, false);
         let sent = async {
-            write_copy_data(&mut writer, &status).await?;
+            let mut both = Vec::with_capacity(2 * (status.len() + 5));
+            if told < confirmed {
+                write_copy_data(&mut both, &status).await?;
+            }
+            status[FLUSHED].fill(0);
+            write_copy_data(&mut both, &status).await?;
+            writer.write_all(&both).await?;
             writer.flush().await.map_err(PgWireError::from)
         };
         if sent.await.is_err() {
             return;
         }
+        told = confirmed;
         sleep(STATUS_GAP).await;
         let _ = timeout(STATUS_INTERVAL, feedback.changed.notified()).await;
     }

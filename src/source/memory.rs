@@ -197,7 +197,7 @@ impl Keeper for MemoryKeeper {
     }
 
     async fn inspect(&mut self) -> Result<Vitals> {
-        Ok(Vitals { kept: self.0.kept(), left_out: Vec::new() })
+        Ok(Vitals { kept: self.0.kept(), amiss: Vec::new() })
     }
 }
 

@@ -267,7 +267,8 @@ pub struct Kept {
 pub struct Vitals {
     /// What it keeps of its log.
     pub kept: Kept,
-    /// Tables in scope that are not published, or should not be as they are, each with the reason.
+    /// What is amiss though nothing stops: tables in scope that are not published, or should not be as they are, each with
+    /// the reason; and what the server is set to.
     pub amiss: Vec<String>,
 }
 

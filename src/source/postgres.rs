@@ -93,7 +93,7 @@ impl Source for PostgresSource {
         self.session = None;
         let (opened, keeper) = setup::prepare(&self.config).await?;
         let config = &self.config;
-        let application = format!("landfall capture {}", config.stream);
+        let application = names::capture_session(&config.stream);
         let replication =
             Replication::start(&config.address, &config.slot, &config.publication, &application)
                 .await

@@ -43,6 +43,7 @@ fn server() -> ServerFacts {
         wal_bytes: 0,
         clock: 0,
         database: "shop".into(),
+        standby_names: String::new(),
     }
 }
 
@@ -100,6 +101,8 @@ fn a_server_is_judged_by_what_it_is_for() {
         (&|it| it.in_recovery = true, &["server-standby"]),
         (&|it| it.sender_timeout = None, &["sender-timeout"]),
         (&|it| it.sender_timeout = Some(Duration::from_secs(1)), &["sender-timeout"]),
+        (&|it| it.standby_names = "FIRST 1 (a, b)".into(), &[]),
+        (&|it| it.standby_names = "*".into(), &["synchronous-standby"]),
         (&|it| it.origins = strangers(6), &[]),
         (&|it| it.origins = strangers(7), &["origins-left"]),
         (&|it| it.origins = [strangers(8), ours()].concat(), &[]),

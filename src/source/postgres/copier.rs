@@ -20,6 +20,7 @@ use notes::{ChunkTicket, Kept, LIMITS, Standing, Ticket, held_to};
 use super::{
     PostgresSourceConfig, answer, backfill, publication,
     ranges::Readers,
+    slot,
     table::Table,
     throttle::{Limits, Strain},
     whole::{self, Reading, Sessions},
@@ -149,12 +150,15 @@ impl PostgresCopier {
             let connected = connect(&self.config.address, &application).await;
             // What a role or a server has left of connections is this one's before it is theirs.
             let connection = connected.inspect_err(|_| self.readers.close())?;
-            // A watermark is committed only once what was committed before it is shown, however long a standby takes;
-            // and a lock on one table must not hold up what else waits for this session. It is at rest in a transaction
-            // while others read.
-            let settings = "set synchronous_commit = remote_apply; set lock_timeout = '2s';
-                set idle_in_transaction_session_timeout = 0";
-            connection.batch_execute(settings).await.map_err(sql("set up a session that copies"))?;
+            // A watermark is committed only once what was committed before it is shown, however long a standby takes:
+            // unless that standby is capture, which may wait for this session. And a lock on one table must not hold up
+            // what else waits for this session. It is at rest in a transaction while others read.
+            let waits =
+                if slot::is_standby(&connection, &self.config).await? { "local" } else { "remote_apply" };
+            let settings = format!(
+                "set synchronous_commit = {waits}; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = 0"
+            );
+            connection.batch_execute(&settings).await.map_err(sql("set up a session that copies"))?;
             self.connection = Some(connection);
         }
         Ok(self.connection.as_ref().expect("made above"))

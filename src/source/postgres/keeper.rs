@@ -55,7 +55,10 @@ impl Keeper for PostgresKeeper {
             ));
         };
         slot::refuse_lost(&slot, name)?;
-        let published = publication::check(&self.connection, &self.config, true, &self.scope).await?;
-        Ok(Vitals { kept: slot::kept(&slot), amiss: published.amiss })
+        let mut amiss = publication::check(&self.connection, &self.config, true, &self.scope).await?.amiss;
+        if slot::is_standby(&self.connection, &self.config).await? {
+            amiss.push(slot::standby_warning(&self.config));
+        }
+        Ok(Vitals { kept: slot::kept(&slot), amiss })
     }
 }

@@ -42,6 +42,11 @@ struct StreamRow {
 pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, PostgresKeeper)> {
     let connection = connect(&config.address, &format!("landfall source {}", config.stream)).await?;
     let server = server(&connection).await?;
+    if slot::is_standby(&connection, config).await? {
+        tracing::warn!("{}", slot::standby_warning(config));
+        let alone = connection.batch_execute("set synchronous_commit = local").await;
+        alone.map_err(|error| fault_of(&error).at("set up a session of the source"))?;
+    }
     grants::require(&connection, Duties { source: true, sink: false }).await?;
     let own_tables = format!("{STREAM_TABLE}; {}", copier::TABLES);
     own::make(&connection, &["stream", "backfill", "backfill_table", "backfill_condition"], &own_tables)

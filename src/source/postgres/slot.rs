@@ -6,8 +6,12 @@ use super::PostgresSourceConfig;
 use crate::{
     fault::{Code, Fault, Result},
     lsn::Lsn,
-    names::quoted,
-    postgres::{Connection, catalog::SlotFacts, fault_of},
+    names::{self, quoted},
+    postgres::{
+        Connection,
+        catalog::{self, NAME_STANDBYS, SlotFacts},
+        fault_of,
+    },
     source::Kept,
 };
 
@@ -36,6 +40,24 @@ pub(super) async fn create(connection: &Connection, config: &PostgresSourceConfi
 pub(super) fn kept(slot: &SlotFacts) -> Kept {
     let bytes = |bytes: Option<i64>| bytes.map(|bytes| bytes.max(0).unsigned_abs());
     Kept { retained_bytes: bytes(slot.retained_bytes), safe_bytes: bytes(slot.safe_wal_bytes) }
+}
+
+/// Whether the server takes the session that reads the slot for a synchronous standby. Where there is no other, what
+/// commits there waits until that session confirms it; what that session waits for must not wait for it in turn.
+///
+/// What commits without waiting may be lost with the server. Of the stream's own row and epochs a start finds that out, by
+/// the topic's tail; a backfill's progress is made again; that a table is to be begun anew may be forgotten, which a
+/// comparison finds.
+pub(super) async fn is_standby(connection: &Connection, config: &PostgresSourceConfig) -> Result<bool> {
+    catalog::is_standby(connection, &names::capture_session(&config.stream)).await
+}
+
+/// What people should know where it does.
+pub(super) fn standby_warning(config: &PostgresSourceConfig) -> String {
+    format!(
+        "synchronous_standby_names takes the session that reads slot `{}` for a synchronous standby: a commit may be told to its client that no standby has, and waits for Kafka where none is there: {NAME_STANDBYS}",
+        config.slot
+    )
 }
 
 /// Refuses a slot that cannot be read from any more.
