@@ -21,7 +21,7 @@ mod server;
 use std::sync::Arc;
 
 use landfall::{
-    change::Cell,
+    change::{Cell, Shape},
     plan::parked::ParkedId,
     sink::{
         OnRefusal, Sink, Wish,
@@ -50,6 +50,8 @@ pub(crate) trait Target {
     async fn rows(&self) -> Vec<(i64, String)>;
     async fn put(&self, id: i64, v: &str);
     async fn remove(&self, id: i64);
+    /// Alters the table: its columns are these.
+    async fn alter(&self, to: &Arc<Shape>);
     /// Raises the epoch as a successor would, without ending anybody's session.
     async fn supersede(&self);
 }
@@ -91,6 +93,10 @@ impl Target for MemoryTarget {
 
     async fn remove(&self, id: i64) {
         MemoryTarget::remove(self, &shape(), &row([&id.to_string(), ""]));
+    }
+
+    async fn alter(&self, to: &Arc<Shape>) {
+        MemoryTarget::alter(self, to);
     }
 
     async fn supersede(&self) {
@@ -168,6 +174,16 @@ impl Target for PostgresTarget {
         self.run(&format!("DELETE FROM t WHERE id = {id}")).await;
     }
 
+    async fn alter(&self, to: &Arc<Shape>) {
+        for column in &to.columns {
+            let (name, type_name) = (&column.name, &column.type_name);
+            let alter = format!(
+                "ALTER TABLE t ADD COLUMN IF NOT EXISTS {name} {type_name}; ALTER TABLE t ALTER {name} TYPE {type_name}"
+            );
+            self.run(&alter).await;
+        }
+    }
+
     async fn supersede(&self) {
         self.run("UPDATE landfall.progress SET apply_epoch = apply_epoch + 1").await;
     }
@@ -208,6 +224,9 @@ promises! {
     a_table_that_may_be_stale_keeps_its_rows_and_is_lenient
     a_mark_that_is_taken_back_was_never_made
     a_table_copied_under_one_snapshot_ends_with_what_changed_since
+    a_table_may_change_its_shape_within_a_batch
+    a_batch_halts_where_its_table_changes_to_what_the_target_does_not_take
+    what_is_parked_does_not_keep_a_batch_from_going_as_far_as_its_table_fits
     ;
     parking:
     what_is_refused_is_parked_and_the_rest_goes_on

@@ -775,3 +775,59 @@ async fn a_second_daemon_of_a_region_stands_by_and_takes_over() {
     stage.arrives(3).await;
     shows(&second, "us-east-1", "running", None).await;
 }
+
+/// What was written before a table was altered and after it waits in one batch for a link that was away: the first goes, the
+/// link halts at the second with what to run, and goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_altered_while_a_link_is_away() {
+    let mut stage = Stage::set("").await;
+    stage.regions.execute_both("alter table t add n int4").await.unwrap();
+    stage.write(2).await;
+    stage.arrives(2).await;
+    for (id, alters, column, mends) in [
+        (10, "alter table t alter n type int8", "column n", "ALTER COLUMN \"n\" TYPE bigint"),
+        (
+            20,
+            "alter table t add more varchar(10)",
+            "column more",
+            "ADD COLUMN \"more\" character varying(10)",
+        ),
+        (
+            30,
+            "alter table t alter more type varchar(20)",
+            "column more",
+            "ALTER COLUMN \"more\" TYPE character varying(20)",
+        ),
+    ] {
+        stage.stop_sink().await;
+        stage.write(id).await;
+        stage.write(id + 1).await;
+        stage.regions.us.execute(alters).await.unwrap();
+        stage.regions.us.execute(&format!("update t set n = {id} where id = {id}")).await.unwrap();
+        stage.write(id + 2).await;
+        stage.eu.start_again().unwrap();
+        let said = halts(&stage.eu, "us-east-1", "LF-TABLE").await;
+        assert!(said.contains(column) && said.contains(mends), "{said}");
+        assert!(stage.holds(id + 1).await, "what was written before goes through");
+        assert!(!stage.holds(id + 2).await);
+        stage.regions.eu.execute(&format!("ALTER TABLE t {mends}")).await.unwrap();
+        stage.arrives(id + 2).await;
+    }
+    stage.regions.equal(PATIENCE).await.unwrap();
+
+    // Within one transaction no ALTER helps. To be compared with, a source's rows are read.
+    stage.regions.us.execute("grant select on t to landfall").await.unwrap();
+    let both = "begin; insert into t (id, n) values (40, 1); alter table t alter n type numeric;
+                insert into t (id, n) values (41, 1.5); commit";
+    stage.regions.us.execute(both).await.unwrap();
+    for alters in ["alter table t alter n type int8", "alter table t alter n type numeric"] {
+        stage.regions.eu.execute(alters).await.unwrap();
+        let said = halts(&stage.eu, "us-east-1", "LF-TABLE").await;
+        assert!(said.contains("landfall recover --execute") && said.contains("column n"), "{said}");
+    }
+    stage.write(42).await;
+    let recovered = stage.eu.command(&["recover", "--execute"]).await.unwrap();
+    assert!(recovered.status.success(), "{}", testbed::daemon::said(&recovered));
+    stage.arrives(42).await;
+    stage.regions.equal(PATIENCE).await.unwrap();
+}

@@ -54,9 +54,30 @@ struct State {
     last_parked: i64,
     /// Rows that came and went since the snapshot their table is copied under.
     meanwhile: BTreeMap<String, Vec<(Meanwhile, Row)>>,
+    /// What tables were altered to.
+    altered: BTreeMap<String, Arc<Shape>>,
+}
+
+impl State {
+    /// Requires that the tables have the columns a step brings. One that nobody has altered has any.
+    fn require_fit(&self, step: &Step) -> Result<()> {
+        for shape in step.changes().flat_map(Change::shapes) {
+            let Some(table) = self.altered.get(&shape.to_string()) else { continue };
+            if let Some(column) = shape.columns.iter().find(|column| !table.columns.contains(column)) {
+                let message = format!("table {shape} has no column {column}");
+                return Err(Fault::new(Code::TableDiffers, message));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl MemoryTarget {
+    /// Alters a table: from now on it takes rows of these columns, or of some of them.
+    pub fn alter(&self, to: &Arc<Shape>) {
+        self.state().altered.insert(to.to_string(), Arc::clone(to));
+    }
+
     /// Asks for something to be done with parked transactions.
     pub fn ask(&self, ids: &[ParkedId], wish: Wish) {
         let mut state = self.state();
@@ -178,6 +199,7 @@ impl MemorySink {
             if step.frame.first != (self.open.is_none() && self.keeping.is_none()) {
                 return Err(Fault::new(Code::Internal, "a slice does not follow the one before"));
             }
+            state.require_fit(step)?;
             if step.frame.first
                 && let Some((_, refused)) = self.condemned.take_if(|(after, _)| *after == batch.after)
             {

@@ -219,6 +219,8 @@ pub trait Sink: Send {
     /// the progress is not at `batch.after`: nothing was written. A conflict or a refused row names
     /// its table, key and position: everything before its transaction is committed, nothing of it.
     /// A conflict's fault has a [`Conflict`] as its source, for whoever counts them.
+    /// [`Code::TableDiffers`](crate::fault::Code::TableDiffers) where a table does not take what a transaction brings: the
+    /// same, though the shape of the table may change within a batch.
     /// [`Code::Parking`](crate::fault::Code::Parking) where a transaction larger than memory is to be parked, which does
     /// not wait behind another from its first slice on: it is, when this sink is claimed and it is given again.
     fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;

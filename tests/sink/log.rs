@@ -23,6 +23,11 @@ pub fn row<const N: usize>(cells: [&str; N]) -> Row {
 
 /// `public.t (id int8 primary key, v text)`.
 pub fn shape() -> Arc<Shape> {
+    shape_with(&[("v", "text")])
+}
+
+/// `public.t` with these columns behind its key.
+pub fn shape_with(columns: &[(&str, &str)]) -> Arc<Shape> {
     let column = |name: &str, type_name: &str, key| Column {
         name: name.into(),
         type_schema: "pg_catalog".into(),
@@ -30,12 +35,10 @@ pub fn shape() -> Arc<Shape> {
         typmod: -1,
         key,
     };
-    Arc::new(Shape::new(
-        "public",
-        "t",
-        Identity::Default,
-        [column("id", "int8", true), column("v", "text", false)],
-    ))
+    let id = column("id", "int8", true);
+    let others = columns.iter().map(|(name, type_name)| column(name, type_name, false));
+    let columns: Vec<Column> = std::iter::once(id).chain(others).collect();
+    Arc::new(Shape::new("public", "t", Identity::Default, columns))
 }
 
 pub fn insert(shape: &Arc<Shape>, new: Row) -> Change {

@@ -14,7 +14,8 @@ use landfall::{
 
 use crate::{
     PostgresTarget, Target,
-    log::{Log, TIME, delete, insert, row, shape, update, value},
+    log::{Log, TIME, delete, insert, row, shape, shape_with, update, value},
+    promises::sliced,
     server::Server,
 };
 
@@ -389,6 +390,31 @@ async fn a_table_that_differs_is_named_with_the_ddl() {
     }
     sink.apply(&batch).await.unwrap();
     assert_eq!(target.rows().await, [(1, "a".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_transaction_that_fits_no_table_says_what_helps() {
+    let target = PostgresTarget::new("a_transaction_that_fits_no_table").await;
+    let retyped = shape_with(&[("v", "varchar")]);
+    let (before, after) = (insert(&shape(), row(["1", "a"])), insert(&retyped, row(["2", "b"])));
+    let helps = |fault: &Fault| {
+        assert!(remedy(fault, Code::TableDiffers).contains("`landfall recover --execute`"), "{fault}");
+        let what = "one transaction writes public.t before and after the type of its column v is changed";
+        assert_eq!(fault.message().matches(what).count(), 1, "{fault}");
+    };
+    let whole = Log::new().one(vec![before.clone(), after.clone()]);
+    let slices = sliced(&mut Log::new(), vec![vec![before], vec![after]]);
+    let mut sink = target.sink();
+    for to in [&retyped, &shape()] {
+        target.alter(to).await;
+        sink.claim().await.unwrap();
+        helps(&sink.apply(&whole).await.unwrap_err());
+    }
+    // Of one that is larger than memory it is said as soon as both have come.
+    sink.claim().await.unwrap();
+    sink.apply(&slices[0]).await.unwrap();
+    helps(&sink.apply(&slices[1]).await.unwrap_err());
+    assert_eq!(target.rows().await, []);
 }
 
 #[tokio::test]

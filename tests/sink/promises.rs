@@ -11,7 +11,7 @@ use landfall::{
 
 use crate::{
     Target,
-    log::{Log, delete, insert, row, shape, update},
+    log::{Log, delete, insert, row, shape, shape_with, update},
 };
 
 pub(crate) fn come(id: &str, v: &str) -> Change {
@@ -465,4 +465,73 @@ pub(crate) async fn a_table_copied_under_one_snapshot_ends_with_what_changed_sin
     assert_eq!(target.rows().await, whole);
     let fault = sink.apply(&log.one(vec![go("4", "d")])).await.unwrap_err();
     assert_eq!(conflict(&fault).kind, ConflictKind::DeleteMissing, "it is strict as before");
+}
+
+pub(crate) async fn a_table_may_change_its_shape_within_a_batch(target: &impl Target) {
+    let wide = shape_with(&[("v", "text"), ("w", "text")]);
+    target.alter(&wide).await;
+    let mut log = Log::new();
+    let mut sink = target.sink();
+    sink.claim().await.unwrap();
+    let steps = vec![
+        log.transaction(vec![come("1", "a"), come("2", "b")]),
+        log.transaction(vec![insert(&wide, row(["3", "c", "x"])), update(&wide, None, row(["1", "A", "y"]))]),
+        log.transaction(vec![become_("3", "C"), go("2"), insert(&wide, row(["2", "B", "z"]))]),
+    ];
+    assert!(!sink.apply(&log.batch(steps)).await.unwrap().redone);
+    assert_eq!(target.rows().await, rows(&[(1, "A"), (2, "B"), (3, "C")]));
+}
+
+pub(crate) async fn a_batch_halts_where_its_table_changes_to_what_the_target_does_not_take(
+    target: &impl Target,
+) {
+    let (mut sink, mut log) = (target.sink(), Log::new());
+    sink.claim().await.unwrap();
+    as_far_as_its_table_fits(target, &mut sink, &mut log, &[]).await;
+}
+
+pub(crate) async fn what_is_parked_does_not_keep_a_batch_from_going_as_far_as_its_table_fits(
+    target: &impl Target,
+) {
+    let (mut sink, mut log) = (target.parking_sink(), Log::new());
+    sink.claim().await.unwrap();
+    target.put(7, "theirs").await;
+    let mut refused = log.one(vec![come("7", "ours")]);
+    refused.shapes = vec![shape()];
+    assert_eq!(sink.apply(&refused).await.unwrap().parked, 1);
+    as_far_as_its_table_fits(target, &mut sink, &mut log, &[(7, "theirs")]).await;
+    assert_eq!(target.parked().await.len(), 1, "what does not fit is no reason to be parked");
+}
+
+/// The source's table is altered between two transactions of one batch: what came before goes, whatever comes behind waits
+/// until the target's is altered too.
+async fn as_far_as_its_table_fits<T: Target>(
+    target: &T,
+    sink: &mut T::Sink,
+    log: &mut Log,
+    there: &[(i64, &str)],
+) {
+    let retyped = shape_with(&[("v", "varchar")]);
+    let holds = |now: &[(i64, &str)]| rows(&[now, there].concat());
+    target.alter(&shape()).await;
+    let before = log.transaction(vec![come("1", "a"), come("2", "b")]);
+    let last = log.transaction(vec![become_("1", "A")]);
+    let reached = last.through;
+    let first =
+        log.transaction(vec![insert(&retyped, row(["3", "c"])), update(&retyped, None, row(["2", "B"]))]);
+    let behind = log.transaction(vec![update(&retyped, None, row(["3", "C"]))]);
+    let batch = log.batch(vec![before, last, first, behind]);
+    let fault = sink.apply(&batch).await.unwrap_err();
+    assert_eq!(fault.code(), Code::TableDiffers, "{fault}");
+    assert!(fault.message().contains("public.t") && fault.message().contains("column v"), "{fault}");
+    let rest = Batch { after: reached.sequence, steps: batch.steps[2..].to_vec(), ..batch };
+    for _ in 0..2 {
+        assert_eq!(sink.claim().await.unwrap().progress.unwrap().through, reached);
+        assert_eq!(target.rows().await, holds(&[(1, "A"), (2, "b")]));
+        assert_eq!(sink.apply(&rest).await.unwrap_err().code(), Code::TableDiffers);
+    }
+    target.alter(&retyped).await;
+    sink.claim().await.unwrap();
+    sink.apply(&rest).await.unwrap();
+    assert_eq!(target.rows().await, holds(&[(1, "A"), (2, "B"), (3, "C")]));
 }

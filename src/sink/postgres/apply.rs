@@ -5,7 +5,8 @@
 //!                           │                         (of a few rows the server asks, and nobody waits in between)
 //!                           │ deadlock, lock: again        │ no, or a row refused
 //!                           │ table changed: look again    ▼
-//!                           └──────────────▶ redo: each source transaction its own, change by change
+//!                           ├──────────────▶ redo: each source transaction its own, change by change
+//!                           └ some do not fit their table: the same, up to the first of those
 //!  a slice     ▶ plan ▶ savepoint, statements ▶ as expected? ▶ keep open, or progress and commit
 //! ```
 
@@ -98,6 +99,8 @@ struct Open {
     heartbeat: Option<Heartbeat>,
     /// Where its changes are kept aside: as which parked transaction, and why.
     aside: Option<(ParkedId, Why)>,
+    /// The shapes its slices brought so far.
+    shapes: Vec<Arc<Shape>>,
 }
 
 /// One target transaction's worth of whole frames.
@@ -378,6 +381,10 @@ impl Session {
                     self.known.forget();
                 }
                 Err(Trouble::Stale(_) | Trouble::Differs(_)) => return self.redo(group).await,
+                // The source's table was altered between two of them: those before it fit, and are not to wait.
+                Err(Trouble::Fault(fault)) if fault.code() == Code::TableDiffers && group.steps.len() > 1 => {
+                    return self.redo(group).await;
+                }
                 Err(trouble) => wait_or_fail(trouble, &mut attempt).await?,
             }
         }

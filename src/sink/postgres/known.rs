@@ -17,7 +17,7 @@ use super::{
     trouble::{self, Attempt, Trouble},
 };
 use crate::{
-    change::{Cell, Change, Fingerprint, Operation, Row, Shape},
+    change::{Cell, Change, Column, Fingerprint, Operation, Row, Shape},
     fault::{Code, Fault, Result},
     plan::{Action, JoiningTables, Keep, Locator, Locators, Rows, Tables, all_gone, each, plan},
     sink::Step,
@@ -34,6 +34,10 @@ const COPY_MIN: usize = 200;
 /// Up to so many rows of a batch the server counts what it touched itself, and the commit needs no answer before it.
 /// Counting costs it a little for each row; an answer costs as much as some dozens of them.
 const COUNTED_MAX: usize = 64;
+
+/// What helps where one transaction has two shapes of a table that cannot both fit it.
+const FITS_NO_TABLE: &str = "make the table here as it is at the source now, and run `landfall recover --execute` in this region: \
+     the link goes on behind that transaction, and the rows that differ come anew";
 
 /// What a prepared statement is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -359,7 +363,11 @@ impl Known {
 
     /// Looks at the tables that were not looked at yet.
     pub(super) async fn look_at_tables(&mut self, client: &Client, steps: &[Step]) -> Result<()> {
-        self.look_at(client, &distinct_shapes(steps)).await
+        let shapes = distinct_shapes(steps);
+        match self.look_at(client, &shapes).await {
+            Err(fault) if steps.len() == 1 => Err(of_two_shapes(fault, &shapes)),
+            looked => looked,
+        }
     }
 
     /// The same for the tables of these shapes.
@@ -396,7 +404,41 @@ fn are_few(actions: &[Action<'_>]) -> bool {
     counts.sum::<Option<usize>>().is_some_and(|rows| rows <= COUNTED_MAX)
 }
 
-fn distinct_shapes(steps: &[Step]) -> Vec<&Arc<Shape>> {
+/// What to say where shapes of one transaction do not all fit their tables. Where one table has two of them that differ in a
+/// column's type, no table takes both, and the DDL that helps the one would be taken back for the other.
+pub(super) fn of_two_shapes(fault: Fault, shapes: &[impl AsRef<Shape>]) -> Fault {
+    let retyped = shapes.iter().enumerate().find_map(|(at, after)| {
+        shapes[..at].iter().find_map(|before| retyped(before.as_ref(), after.as_ref()))
+    });
+    let said = fault.code() != Code::TableDiffers || fault.remedy() == FITS_NO_TABLE;
+    match retyped.filter(|_| !said) {
+        None => fault,
+        Some((shape, column)) => fault
+            .at(format_args!(
+                "one transaction writes {shape} before and after the type of its column {column} is changed, and no table \
+                 takes both"
+            ))
+            .remedied_by(FITS_NO_TABLE),
+    }
+}
+
+/// The first column that has another type in a later shape of the same table.
+fn retyped<'a>(before: &'a Shape, after: &Shape) -> Option<(&'a Shape, &'a str)> {
+    if (&before.schema, &before.table) != (&after.schema, &after.table) {
+        return None;
+    }
+    let is_retyped = |was: &&Column| {
+        after.columns.iter().any(|is| {
+            let same =
+                (&is.type_schema, &is.type_name, is.typmod) == (&was.type_schema, &was.type_name, was.typmod);
+            is.name == was.name && !same
+        })
+    };
+    before.columns.iter().find(is_retyped).map(|column| (before, &*column.name))
+}
+
+/// The shapes of all changes, each once.
+pub(super) fn distinct_shapes(steps: &[Step]) -> Vec<&Arc<Shape>> {
     let mut seen = HashSet::new();
     let mut distinct = Vec::new();
     for change in steps.iter().flat_map(Step::changes) {

@@ -274,6 +274,12 @@ fn with_advice(fault: &Fault) -> String {
              source's before you delete it; `landfall repair --execute` brings what differs)",
             fault.message()
         ),
+        _ if fault.code() == Code::TableDiffers => format!(
+            "{} (next: {}; where it was altered since with the source's, leave it: `landfall repair --execute` brings the \
+             rows as they are now, and `landfall parked discard` forgets these)",
+            fault.message(),
+            fault.remedy()
+        ),
         _ => with_remedy(fault),
     }
 }

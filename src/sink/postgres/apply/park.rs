@@ -120,11 +120,18 @@ impl Session {
         Ok(self.kept.rows.ahead_of(steps.iter().flat_map(Step::changes), self.known.locators()))
     }
 
-    /// How many of the first steps wait behind nothing.
+    /// How many of the first steps wait behind nothing. Ends before one that does not fit its table: those before it do.
     pub(super) async fn count_free(&mut self, steps: &[Step]) -> Result<usize> {
-        self.known.look_at_tables(&self.connection, steps).await?;
-        let waits = |step: &Step| self.kept.rows.ahead_of(step.changes(), self.known.locators()).is_some();
-        Ok(steps.iter().position(waits).unwrap_or(steps.len()))
+        for (at, step) in steps.iter().enumerate() {
+            match self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await {
+                Err(fault) if fault.code() == Code::TableDiffers && at > 0 => return Ok(at),
+                looked => looked?,
+            }
+            if self.kept.rows.ahead_of(step.changes(), self.known.locators()).is_some() {
+                return Ok(at);
+            }
+        }
+        Ok(steps.len())
     }
 
     /// Keeps one whole transaction aside, and moves the progress over it.
@@ -270,7 +277,8 @@ impl Session {
         let touch = self.guard.touch(self.client(), batch.after)?.await;
         touch.map_err(|error| trouble::of_guard(&error))?;
         let id = self.keep_head(&step.frame.head, &condemned.why).await?;
-        self.open = Some(Open { after: batch.after, heartbeat: None, aside: Some((id, condemned.why)) });
+        let aside = Some((id, condemned.why));
+        self.open = Some(Open { after: batch.after, heartbeat: None, aside, shapes: Vec::new() });
         Ok(())
     }
 

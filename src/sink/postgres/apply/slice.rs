@@ -1,5 +1,7 @@
 //! A transaction larger than memory: slice after slice into one target transaction that stays open.
 
+use std::sync::Arc;
+
 use super::{
     Move, Open, Session,
     alone::InTheWay,
@@ -8,6 +10,7 @@ use super::{
     with_blocker,
 };
 use crate::{
+    change::Shape,
     crash,
     fault::{Code, Fault, Result},
     progress::Heartbeat,
@@ -15,7 +18,7 @@ use crate::{
         Batch, Step,
         postgres::{
             guard::Origin,
-            known::Ready,
+            known::{Ready, distinct_shapes, of_two_shapes},
             pipeline::Pipeline,
             trouble::{self, Attempt, Trouble},
         },
@@ -26,7 +29,11 @@ impl Session {
     pub(super) async fn apply_slice(&mut self, batch: &Batch, step: &Step) -> Result<bool> {
         let copied = step.is_copy();
         let kept = self.open.as_ref().is_some_and(|open| open.aside.is_some());
-        let ahead = if copied || kept { None } else { self.ahead_of(std::slice::from_ref(step)).await? };
+        let ahead = match copied || kept {
+            true => Ok(None),
+            false => self.ahead_of(std::slice::from_ref(step)).await,
+        };
+        let ahead = ahead.map_err(|fault| self.of_slices(fault, step))?;
         if self.open.is_none() {
             if let Some(ahead) = ahead {
                 self.condemn_from_its_first(batch, step, ahead);
@@ -87,7 +94,7 @@ impl Session {
             self.run("BEGIN").await?;
             let touch = self.guard.touch(self.client(), batch.after)?.await;
             touch.map_err(|error| trouble::of_guard(&error))?;
-            self.open = Some(Open { after: batch.after, heartbeat: None, aside: None });
+            self.open = Some(Open { after: batch.after, heartbeat: None, aside: None, shapes: Vec::new() });
         }
         let open = self.open.as_mut().expect("opened above");
         if open.after != batch.after {
@@ -101,8 +108,10 @@ impl Session {
         }
         self.note_touched(std::slice::from_ref(step));
         let copied = step.is_copy();
+        let looked = self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await;
+        looked.map_err(|fault| self.of_slices(fault, step))?;
+        self.note_shapes(step);
         let ready = if copied {
-            self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await?;
             Vec::new()
         } else {
             self.known.make_ready(&self.connection, std::slice::from_ref(step), false).await?
@@ -129,6 +138,22 @@ impl Session {
             self.close(batch, step, heartbeat).await?;
         }
         Ok(redone)
+    }
+
+    /// What to say where a slice does not fit its tables: an earlier one may have brought another shape of them.
+    fn of_slices(&self, fault: Fault, step: &Step) -> Fault {
+        let before = self.open.iter().flat_map(|open| &open.shapes);
+        let shapes: Vec<&Arc<Shape>> = before.chain(distinct_shapes(std::slice::from_ref(step))).collect();
+        of_two_shapes(fault, &shapes)
+    }
+
+    fn note_shapes(&mut self, step: &Step) {
+        let Some(open) = &mut self.open else { return };
+        for shape in distinct_shapes(std::slice::from_ref(step)) {
+            if !open.shapes.contains(shape) {
+                open.shapes.push(Arc::clone(shape));
+            }
+        }
     }
 
     async fn close(&mut self, batch: &Batch, step: &Step, heartbeat: Option<Heartbeat>) -> Attempt<()> {
