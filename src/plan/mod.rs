@@ -114,7 +114,7 @@ pub struct Rows<'a> {
     pub shape: &'a Arc<Shape>,
     /// Insert, update or delete.
     pub operation: Operation,
-    /// The columns written.
+    /// The columns written; none in an update that changes nothing, whose rows must be there all the same.
     pub set: Box<[usize]>,
     /// The columns that find the row.
     pub locate: Box<[usize]>,
@@ -337,11 +337,7 @@ fn alone_of<'a>(
         if let Some(new) = new {
             // What finds the row and stays is not written: an identity column would refuse even itself.
             set.retain(|at| !locate.contains(at) || new.0[*at] != row.0[*at]);
-            if set.is_empty() {
-                set.push(locate[0]);
-            }
-            let cell = |at: usize| if is_given(&new.0[at]) { &new.0[at] } else { &row.0[at] };
-            cells = set.iter().map(|&at| cell(at)).collect();
+            cells = set.iter().map(|&at| &new.0[at]).collect();
         }
         cells.extend(locate.iter().map(|&at| &row.0[at]));
     }
@@ -545,15 +541,9 @@ fn append<'a>(
         !finds && is_given(entry.content.cell(*at))
     };
     let width = if operation == Operation::Delete { 0 } else { table.shape.columns.len() };
-    // An update of nothing but its key writes it as it is.
-    let idle = operation == Operation::Update && !(0..width).any(|at| given(&at));
-    let set = || (0..width).filter(given).chain(key.first().copied().filter(|_| idle));
-    let cell = |at: usize| {
-        // A key is never moved here: where the later image does not repeat it, it is the key.
-        let cell = entry.content.cell(at);
-        if is_given(cell) { cell } else { &entry.key.0[at] }
-    };
-    let cells = set().map(cell).chain(locate.iter().map(|&at| &entry.key.0[at]));
+    let set = || (0..width).filter(given);
+    // A key is never moved here.
+    let cells = set().map(|at| entry.content.cell(at)).chain(locate.iter().map(|&at| &entry.key.0[at]));
     for action in &mut actions[begun..] {
         if let Action::Rows(rows) = action
             && rows.set.iter().copied().eq(set())

@@ -228,6 +228,64 @@ async fn unchanged_toast_stays() {
     assert_eq!(target.ask("SELECT big FROM wide WHERE id = 2 AND n = 1").await.unwrap(), "short");
 }
 
+/// `UPDATE t SET body = body` where the body lies out of line: the source says nothing but which row it was.
+#[tokio::test]
+async fn an_update_that_gives_nothing_writes_nothing_and_still_finds_its_row() {
+    let target = PostgresTarget::new("an_update_that_gives_nothing").await;
+    target
+        .run(
+            "CREATE TABLE told (id int4 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+             ALTER TABLE told ALTER body SET STORAGE EXTERNAL;
+             CREATE TABLE parts (id int4 PRIMARY KEY, body text) PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (50);
+             CREATE TABLE high PARTITION OF parts DEFAULT;
+             CREATE TABLE loose (id int4, body text); ALTER TABLE loose REPLICA IDENTITY FULL;
+             CREATE TABLE bodies AS SELECT g AS id, repeat(md5(g::text), 100) AS body FROM generate_series(1, 300) g;
+             INSERT INTO told (body) SELECT body FROM bodies ORDER BY id;
+             INSERT INTO parts SELECT * FROM bodies; INSERT INTO loose SELECT bodies.* FROM bodies, generate_series(1, 2)",
+        )
+        .await;
+    let row_of = |id: i32, body: Cell| Row([value(&id.to_string()), body].into());
+    let mut log = Log::new();
+    let mut sink = claimed(&target).await;
+    for table in ["told", "parts"] {
+        let shape = shape_of(&target, table).await;
+        let idle = |id| update(&shape, None, row_of(id, Cell::Unchanged));
+        // Of few rows the server counts those it finds, of many it tells how many they are.
+        for last in [3, 300] {
+            let applied = sink.apply(&log.one((1..=last).map(idle).collect())).await.unwrap();
+            assert!(!applied.redone, "{table}: {last}");
+        }
+        let mixed = vec![idle(1), update(&shape, None, row_of(1, value("new"))), idle(2), idle(1)];
+        assert!(!sink.apply(&log.one(mixed)).await.unwrap().redone, "{table}");
+        // One by one.
+        for last in [3, 300] {
+            let (before, culprit) = (log.transaction(vec![idle(5)]), (1..=last).chain([999]).map(idle));
+            let (reached, culprit) = (before.through, log.transaction(culprit.collect()));
+            let fault = sink.apply(&log.batch(vec![before, culprit])).await.unwrap_err();
+            assert_eq!(fault.code(), Code::Conflict, "{fault}");
+            assert!(fault.message().contains("(id)=(999)"), "{fault}");
+            assert_eq!(sink.claim().await.unwrap().progress.unwrap().through, reached);
+            log.after = reached.sequence;
+        }
+        let differ = format!(
+            "SELECT string_agg(t.id || t.body, ',') FROM {table} t JOIN bodies b USING (id) WHERE t.body <> b.body"
+        );
+        assert_eq!(target.ask(&differ).await.unwrap(), "1new");
+    }
+    // Any one of equal rows.
+    let loose = shape_of(&target, "loose").await;
+    let body = target.ask("SELECT body FROM bodies WHERE id = 7").await.unwrap();
+    let idle = update(&loose, Some(row_of(7, value(&body))), row_of(7, Cell::Unchanged));
+    assert!(!sink.apply(&log.one(vec![idle.clone(), idle])).await.unwrap().redone);
+    let gone = update(&loose, Some(row_of(7, value("other"))), row_of(7, Cell::Unchanged));
+    assert_eq!(sink.apply(&log.one(vec![gone])).await.unwrap_err().code(), Code::Conflict);
+    assert_eq!(
+        target.ask("SELECT count(*)::text FROM loose JOIN bodies USING (id, body)").await.unwrap(),
+        "600"
+    );
+}
+
 #[tokio::test]
 async fn keys_move_and_unique_values_swap() {
     let target = PostgresTarget::new("keys_move_and_unique_values_swap").await;

@@ -16,6 +16,15 @@ use crate::{
     plan::Rows,
 };
 
+/// What an update that writes nothing does with its rows: it counts them, and nobody changes them meanwhile. To write a
+/// column as it is would do as well, were there always one that may be written.
+const HELD: &str = "FOR NO KEY UPDATE OF t";
+
+/// Whether rows are updated, and no column of them is written.
+fn is_idle(rows: &Rows<'_>) -> bool {
+    rows.operation == Operation::Update && rows.set.is_empty()
+}
+
 /// The text of the statement that applies `rows`' columns to `table`.
 pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
     let name = &table.name;
@@ -47,6 +56,9 @@ pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
         Operation::Insert => {
             format!("INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE {source}", set_names.join(", "))
         }
+        Operation::Update if is_idle(rows) => {
+            format!("SELECT 1 FROM {only}{name} AS t, ({source}) AS u WHERE {wanted} {HELD}")
+        }
         Operation::Update => {
             let assignments: Vec<String> =
                 set_names.iter().enumerate().map(|(at, column)| format!("{column} = u.c{at}")).collect();
@@ -66,7 +78,8 @@ pub(super) fn counted_text(table: &Table, rows: &Rows<'_>) -> String {
     let column = rows.set.iter().chain(&*rows.locate).next().expect("some column is given");
     let given = table.array_type(*column);
     let text = text(table, rows);
-    format!("WITH t AS ({text} RETURNING 1) SELECT 1 / (count(*) = cardinality($1::{given}))::int FROM t")
+    let returning = if is_idle(rows) { "" } else { " RETURNING 1" };
+    format!("WITH t AS ({text}{returning}) SELECT 1 / (count(*) = cardinality($1::{given}))::int FROM t")
 }
 
 /// One row found by all its columns, of which there may be several: any of them is taken.
@@ -100,6 +113,9 @@ fn text_of_one(table: &Table, rows: &Rows<'_>, set_names: &[String]) -> String {
     };
     if rows.operation == Operation::Delete {
         return format!("DELETE FROM {only}{name} AS t WHERE {found}");
+    }
+    if is_idle(rows) {
+        return format!("SELECT 1 FROM {only}{name} AS t WHERE {found} {HELD}");
     }
     let assignments: Vec<String> = set_names
         .iter()
