@@ -3,9 +3,9 @@
 //! `LANDFALL_CRASH_AT="apply.before_commit:3"` kills the process with SIGKILL, which nothing can
 //! soften, when it reaches that point for the third time. Without the variable a point costs one
 //! atomic load. The points are named after what was last done on the path: `apply.mid_batch` (the
-//! guard is sent, rows may be), `apply.lane_committed` (rows of a chunk are, its progress is not),
-//! `apply.before_commit`, `apply.commit_sent` (its answer has not come),
-//! `apply.after_commit` (not yet told).
+//! guard is sent, rows may be), `apply.mid_copy` (the server waits for rows to copy),
+//! `apply.lane_committed` (rows of a chunk are, its progress is not), `apply.before_commit`,
+//! `apply.commit_sent` (its answer has not come), `apply.after_commit` (not yet told).
 
 use std::{
     path::PathBuf,

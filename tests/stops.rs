@@ -28,6 +28,9 @@ const TOPIC: &str = "landfall.us-east-1.main";
 const SLOT: &str = "landfall_us_east_1_shop";
 const PATIENCE: Duration = Duration::from_secs(180);
 const DOWN: Duration = Duration::from_secs(60);
+/// What docs/guarantees.md promises of a daemon that is frozen, where another stands by: ten seconds without a sign, and
+/// those between two looks; and as many as a busy machine takes to start what takes over.
+const TAKEN_OVER: Duration = Duration::from_secs(30);
 
 /// Two regions with one table, a daemon each, one row across.
 struct Stage {
@@ -829,5 +832,48 @@ async fn a_table_that_is_altered_while_a_link_is_away() {
     let recovered = stage.eu.command(&["recover", "--execute"]).await.unwrap();
     assert!(recovered.status.success(), "{}", testbed::daemon::said(&recovered));
     stage.arrives(42).await;
+    stage.regions.equal(PATIENCE).await.unwrap();
+}
+
+/// To its server a session in the middle of a copy is at work, whoever has stopped in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_frozen_in_the_middle_of_a_copy_is_taken_for_dead() {
+    let mut stage = Stage::set("").await;
+    stage.stop_sink().await;
+    let held = tempfile::tempdir().unwrap();
+    std::fs::write(held.path().join("copy"), "").unwrap();
+    stage.eu.set_env("LANDFALL_HOLD_AT", &format!("apply.mid_copy:{}", held.path().join("copy").display()));
+    stage.eu.start_again().unwrap();
+    stage
+        .regions
+        .us
+        .execute("insert into t select g, 'many' from generate_series(1000, 1999) g")
+        .await
+        .unwrap();
+    let copies = "select (count(*) = 1)::text from pg_stat_activity
+                   where application_name like 'landfall apply%' and query like 'COPY%'
+                     and state = 'active' and wait_event = 'ClientRead'";
+    eventually(PATIENCE, "it is in the middle of a copy", async || {
+        Ok(stage.regions.eu.postgres.query_text("shop", copies).await?.as_deref() == Some("true"))
+    })
+    .await
+    .unwrap();
+    stage.eu.sigstop().unwrap();
+
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], testbed::ports::free().unwrap()));
+    let config =
+        stage.regions.eu_receives().replace(&stage.regions.eu.http.to_string(), &address.to_string());
+    let successor = testbed::Daemon::builder(LANDFALL, "successor", &config).http(address).start().unwrap();
+    let said = shows(&successor, "us-east-1", "standby", None).await;
+    assert!(said.contains("held by backend"), "{said}");
+    let since = std::time::Instant::now();
+    stage.arrives(1999).await;
+    assert!(since.elapsed() < TAKEN_OVER, "taken over after {:?}", since.elapsed());
+    shows(&successor, "us-east-1", "running", None).await;
+    drop(held);
+    stage.eu.sigcont().unwrap();
+    shows(&stage.eu, "us-east-1", "standby", None).await;
+    stage.write(2).await;
+    stage.arrives(2).await;
     stage.regions.equal(PATIENCE).await.unwrap();
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::SinkExt;
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
     fault::{Code, Fault},
@@ -15,7 +16,7 @@ use landfall::{
 use crate::{
     PostgresTarget, Target,
     log::{Log, TIME, delete, insert, row, shape, shape_with, update, value},
-    promises::sliced,
+    promises::{claim_soon, sliced},
     server::Server,
 };
 
@@ -696,6 +697,43 @@ async fn a_living_holder_is_left_alone_and_a_silent_one_ended() {
     assert_eq!(gone.code(), Code::DatabaseUnreachable, "{gone}");
     assert_eq!(first.claim().await.unwrap_err().code(), Code::TargetHeld);
     assert_eq!(target.rows().await, [(2, "b".to_owned())]);
+}
+
+/// A holder in the middle of a copy is at work as the server has it, whether anything comes of it or not.
+#[tokio::test]
+async fn whoever_copies_slowly_is_left_alone_and_whoever_stops_in_the_middle_ended() {
+    let target = PostgresTarget::new("whoever_copies_slowly").await;
+    drop(claimed(&target).await);
+    let slow = landfall::postgres::connect(&target.database.address, "slow").await.unwrap();
+    let ours = "UPDATE landfall.progress SET (session_pid, session_start) =
+                       (SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())";
+    slow.batch_execute(ours).await.unwrap();
+    let mut copy = std::pin::pin!(slow.copy_in::<_, bytes::Bytes>("COPY t FROM STDIN").await.unwrap());
+    let mut second = target.sink();
+    let began = Instant::now();
+    for id in 1.. {
+        copy.send(format!("{id}\t{id}\n").into()).await.unwrap();
+        let held = second.claim().await.unwrap_err();
+        assert_eq!(held.code(), Code::TargetHeld, "{held}");
+        if began.elapsed() > Duration::from_secs(13) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let silent = Instant::now();
+    let claim = claim_soon(&mut second).await;
+    assert_eq!(claim.epoch.0, 2);
+    assert!(silent.elapsed() > Duration::from_secs(9) && silent.elapsed() < Duration::from_secs(20));
+    assert!(copy.finish().await.is_err(), "its session is gone");
+    assert_eq!(target.rows().await, []);
+}
+
+#[tokio::test]
+async fn a_server_asks_whether_we_are_still_there() {
+    let target = PostgresTarget::new("a_server_asks").await;
+    let settings = "SELECT concat_ws(' ', current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval'),
+                                          current_setting('tcp_keepalives_count'))";
+    assert_eq!(target.ask(settings).await.unwrap(), "10 5 4");
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     change::{Cell, Change, Column, Fingerprint, Operation, Row, Shape},
+    crash,
     fault::{Code, Fault, Result},
     plan::{Action, JoiningTables, Keep, Locator, Locators, Rows, Tables, all_gone, each, plan},
     sink::Step,
@@ -30,6 +31,10 @@ const KEPT_MAX: usize = 1000;
 /// Rows that come are copied from so many on. Measured: a copied row costs the server a third less than one of
 /// an array, and beginning to copy costs a round trip, which is as much as some two hundred rows.
 const COPY_MIN: usize = 200;
+
+/// What is copied goes in pieces of so many bytes. The server counts a piece once it is there, and by that count a copy over
+/// a slow line is told from one whose daemon is gone.
+const COPY_PIECE: usize = 64 << 10;
 
 /// Up to so many rows of a batch the server counts what it touched itself, and the commit needs no answer before it.
 /// Counting costs it a little for each row; an answer costs as much as some dozens of them.
@@ -120,10 +125,13 @@ impl Ready<'_> {
 async fn copy_in(
     client: &Client,
     statement: &Statement,
-    data: Bytes,
+    mut data: Bytes,
 ) -> std::result::Result<u64, tokio_postgres::Error> {
     let mut copy = pin!(client.copy_in(statement).await?);
-    copy.send(data).await?;
+    crash::point("apply.mid_copy");
+    while !data.is_empty() {
+        copy.send(data.split_to(data.len().min(COPY_PIECE))).await?;
+    }
     copy.finish().await
 }
 

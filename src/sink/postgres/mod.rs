@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  session    claim: own tables, lease, epoch, settings, origin
+//!  life       whether whoever holds a target lives
 //!  apply      batches, transactions; what is redone, what is flushed; in files of their own: slices, what is parked
 //!  pipeline   one transaction's statements, sent without waiting in between
 //!  lane       sessions beside it, for the rows of a chunk
@@ -26,6 +27,7 @@ mod guard;
 mod inspect;
 mod known;
 mod lane;
+mod life;
 mod meanwhile;
 pub mod parked;
 mod pipeline;
@@ -45,6 +47,7 @@ pub use table::{Judgement, Obstacle, ObstacleKind, judge};
 
 use self::{
     apply::{Condemned, Session},
+    life::Doubt,
     session::Backend,
 };
 use super::{Applied, Attended, Batch, Claim, OnRefusal, Sink};
@@ -106,6 +109,8 @@ pub struct PostgresSink {
     session: Option<Session>,
     /// The backend of our last session. Nobody but us can be behind it.
     former: Option<Backend>,
+    /// Whether whoever holds the target lives.
+    doubt: Doubt,
     /// What the next session is to keep aside.
     condemned: Option<Condemned>,
 }
@@ -113,7 +118,13 @@ pub struct PostgresSink {
 impl PostgresSink {
     /// A sink that holds nothing yet.
     pub fn new(config: PostgresSinkConfig) -> Self {
-        Self { config: Arc::new(config), session: None, former: None, condemned: None }
+        Self {
+            config: Arc::new(config),
+            session: None,
+            former: None,
+            doubt: Doubt::default(),
+            condemned: None,
+        }
     }
 
     fn take(&mut self) -> Result<Session> {
@@ -130,7 +141,7 @@ impl PostgresSink {
 impl Sink for PostgresSink {
     async fn claim(&mut self) -> Result<Claim> {
         self.session = None;
-        let held = session::claim(&self.config, self.former).await?;
+        let held = session::claim(&self.config, self.former, &mut self.doubt).await?;
         self.former = Some(held.backend);
         let claim = Claim {
             epoch: held.epoch,

@@ -7,7 +7,7 @@
 //!                             transaction, its row locks and its hold on the origin
 //! ```
 //!
-//! A backend lives while it is at work or was within [`LEASE`]; whoever holds a target shows itself
+//! Whether a backend lives, [`life`] says; whoever holds a target shows itself
 //! every two seconds ([`Sink::flush`](crate::sink::Sink::flush)). A daemon that was merely frozen
 //! loses its backend, and wakes up to a session that is gone.
 
@@ -16,7 +16,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
 
-use super::{PostgresSinkConfig, inspect, meanwhile, parked, wire::Timestamp};
+use super::{
+    PostgresSinkConfig, inspect,
+    life::{self, Doubt},
+    meanwhile, parked,
+    wire::Timestamp,
+};
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
@@ -33,9 +38,6 @@ use crate::{
     stamp::Micros,
 };
 
-/// How long a holder that shows no sign is still believed to live: five times the interval it shows
-/// itself in. On the target's clock alone.
-pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// How long the end of a backend is waited for. It ends between two rows; a longer wait means its
 /// host hangs.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,17 +73,22 @@ pub(super) struct Held {
 }
 
 /// Takes hold; `former` is a backend of this very process, which is ended without a question.
-pub(super) async fn claim(config: &PostgresSinkConfig, former: Option<Backend>) -> Result<Held> {
+pub(super) async fn claim(
+    config: &PostgresSinkConfig,
+    former: Option<Backend>,
+    doubt: &mut Doubt,
+) -> Result<Held> {
     let application = format!("landfall apply {}/{}", config.from, config.stream);
     let connection = connect(&config.address, &application).await?;
     let at = |fault: Fault| fault.at(format_args!("claim {} for {application}", config.address));
-    take_hold(config, connection, former).await.map_err(at)
+    take_hold(config, connection, former, doubt).await.map_err(at)
 }
 
 async fn take_hold(
     config: &PostgresSinkConfig,
     connection: Connection,
     former: Option<Backend>,
+    doubt: &mut Doubt,
 ) -> Result<Held> {
     let backend = Backend::of(&connection).await?;
     set_lock_timeout(&connection, config.lock_timeout).await?;
@@ -104,9 +111,9 @@ async fn take_hold(
     if let Some(former) = former {
         end(&connection, former).await?;
     }
-    let (epoch, progress) = raise_epoch(config, &connection, backend, former).await?;
+    let (epoch, progress) = raise_epoch(config, &connection, backend, former, doubt).await?;
     connection.batch_execute(SETTINGS).await.map_err(sql("set up the session"))?;
-    take_origin(config, &connection, former).await?;
+    take_origin(config, &connection, former, doubt).await?;
     let link = config.from.as_str();
     let rows = connection
         .query(
@@ -155,10 +162,12 @@ pub(super) async fn set_lock_timeout(client: &Client, timeout: Duration) -> Resu
 
 /// Of a session that applies: rows come as they are, whatever triggers and foreign keys say of them. A generic plan made
 /// while a table was empty must not stay a sequential scan once it is not; and no statement of ours is worth compiling.
+/// Answers are few and always read, so where one is not acknowledged nobody is there: what is locked is let go.
 pub(super) const SETTINGS: &str = "
     SET session_replication_role = replica; SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan;
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
     SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+    SET tcp_user_timeout = '30s';
     -- Postgres 17 and up.
     SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
 
@@ -219,6 +228,7 @@ async fn raise_epoch(
     client: &Connection,
     backend: Backend,
     former: Option<Backend>,
+    doubt: &mut Doubt,
 ) -> Result<(ApplyEpoch, Option<Progress>)> {
     let link = config.from.as_str();
     let lane = i32::from(LANE);
@@ -237,7 +247,7 @@ async fn raise_epoch(
     if let Some(holder) = holder
         && Some(holder) != former
     {
-        end_unless_alive(client, holder).await?;
+        end_unless_alive(client, holder, doubt).await?;
     }
     // Also where another newcomer wins in a moment: its chunks come in by fewer sessions then, for a minute.
     end_lanes(config, client).await?;
@@ -281,26 +291,12 @@ async fn is_told_to_end(
     Ok(client.query_opt(tell, &[&backend.pid, &backend.start]).await?.is_some())
 }
 
-async fn end_unless_alive(client: &Connection, holder: Backend) -> Result<()> {
-    let seconds = LEASE.as_secs_f64();
-    let alive = client
-        .query_opt(
-            "SELECT state = 'active' OR state_change > clock_timestamp() - $3 * interval '1 second',
-                    application_name || ' from ' || coalesce(client_addr::text, 'a local socket')
-               FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
-            &[&holder.pid, &holder.start, &seconds],
-        )
-        .await
-        .map_err(sql("ask whether the holder lives"))?;
-    match alive {
-        None => Ok(()),
-        Some(row) if row.get::<_, Option<bool>>(0).unwrap_or(true) => {
-            let who: Option<&str> = row.get(1);
-            let who = who.unwrap_or("a session of another role");
-            Err(Fault::new(Code::TargetHeld, format!("held by backend {} ({who})", holder.pid)))
-        }
-        Some(_) => end(client, holder).await,
+async fn end_unless_alive(client: &Connection, holder: Backend, doubt: &mut Doubt) -> Result<()> {
+    let Some((seen, who)) = life::look(client, holder).await? else { return Ok(()) };
+    if doubt.lives(holder, seen, Instant::now()) {
+        return Err(Fault::new(Code::TargetHeld, format!("held by backend {} ({who})", holder.pid)));
     }
+    end(client, holder).await
 }
 
 /// Ends a backend and waits until it is gone, and with it its locks and its hold on the origin.
@@ -379,6 +375,7 @@ async fn take_origin(
     config: &PostgresSinkConfig,
     client: &Connection,
     former: Option<Backend>,
+    doubt: &mut Doubt,
 ) -> Result<()> {
     let origin = make_origin(config, client, LANE).await?;
     let since = Instant::now();
@@ -389,7 +386,7 @@ async fn take_origin(
                 if since.elapsed() > END_TIMEOUT {
                     return Err(fault_of(&error).at("set up the replication origin"));
                 }
-                end_users_of_origin(config, client, former).await?;
+                end_users_of_origin(config, client, former, doubt).await?;
                 sleep(Duration::from_millis(50)).await;
             }
             Err(error) => return Err(sql("set up the replication origin")(error)),
@@ -403,6 +400,7 @@ async fn end_users_of_origin(
     config: &PostgresSinkConfig,
     client: &Connection,
     former: Option<Backend>,
+    doubt: &mut Doubt,
 ) -> Result<()> {
     let application = format!("landfall apply {}/{}", config.from, config.stream);
     let rows = client
@@ -419,7 +417,7 @@ async fn end_users_of_origin(
         if Some(user) == former {
             end(client, user).await?;
         } else {
-            end_unless_alive(client, user).await?;
+            end_unless_alive(client, user, doubt).await?;
         }
     }
     Ok(())
