@@ -265,7 +265,7 @@ pub struct Inspected {
     pub table: TableName,
     /// Everything up to here is compared.
     pub after: Option<Key>,
-    /// How many rows were found that differ, without those that were put right.
+    /// How many rows were found that differ.
     pub differences: u64,
     /// Nothing is left to compare.
     pub done: bool,

@@ -235,8 +235,8 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
     async fn table(&mut self, verification: &Verification, table: &Inspected) -> Result<bool> {
         let id = &verification.id;
         let mut survey = Survey::new(table.table.clone(), table.after.clone(), verification.options);
-        // Rows that differ and are not put right.
-        let mut left = table.differences;
+        // Rows that differ and are not put right. What was noted in ranges that are compared again is found again.
+        let mut left = if verification.mend { 0 } else { table.differences };
         loop {
             while let Some(about) = survey.next() {
                 let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
