@@ -23,6 +23,7 @@ const STILL: &[(&str, &str)] = &[
     ("sum(rate(replication_stale_records_dropped_total", "no source died with a record on its way"),
     ("max(rate(replication_backpressure_seconds_total", "the queue to Kafka never fills"),
     ("max(replication_parked_transactions{", "this link halts on a conflict; it is the other that parks"),
+    ("sum(replication_verify_given_up_total", "every table can be compared"),
     ("replication_start_time_seconds", "a daemon starts once"),
     ("avg(up{", "no daemon dies before every panel was looked at"),
 ];

@@ -118,6 +118,8 @@ async fn a_hundred_rows_made_wrong_are_found_and_no_other_while_it_is_written() 
     assert_eq!(code, Some(0), "{found}\n{}\n{}", us.log_tail(), eu.log_tail());
     assert_eq!(found["tables"].as_array().unwrap().len(), 4, "{found}");
     assert!(eu.metric("replication_verify_ranges_total").await.unwrap().unwrap() > 20.0);
+    let given_up = eu.metric("replication_verify_given_up_total").await.unwrap();
+    assert_eq!(given_up, Some(4.0), "each table once, before it might be read");
     assert!(eu.metric("replication_verify_last_clean_timestamp_seconds").await.unwrap().is_some());
 
     // Rows that nobody writes to, so that no change meets them and halts the link.
