@@ -40,6 +40,14 @@ struct Stage {
 }
 
 impl Stage {
+    /// A second daemon of the receiving region.
+    fn successor(&self) -> Daemon {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], testbed::ports::free().unwrap()));
+        let eu = &self.regions.eu;
+        let config = self.regions.eu_receives().replace(&eu.http.to_string(), &address.to_string());
+        Daemon::builder(LANDFALL, "successor", &config).http(address).start().unwrap()
+    }
+
     async fn set(more: &str) -> Self {
         let regions = TwoRegions::start(15, 18, 1).await.unwrap();
         regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
@@ -591,10 +599,7 @@ async fn a_damaged_stream_stops_alone() {
 async fn a_frozen_daemon_wakes_after_its_successor_took_over() {
     let mut stage = Stage::set("").await;
     stage.eu.sigstop().unwrap();
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], testbed::ports::free().unwrap()));
-    let config =
-        stage.regions.eu_receives().replace(&stage.regions.eu.http.to_string(), &address.to_string());
-    let successor = testbed::Daemon::builder(LANDFALL, "successor", &config).http(address).start().unwrap();
+    let successor = stage.successor();
     let said = shows(&successor, "us-east-1", "standby", None).await;
     assert!(!said.is_empty());
     stage.write(2).await;
@@ -860,10 +865,7 @@ async fn a_daemon_frozen_in_the_middle_of_a_copy_is_taken_for_dead() {
     .unwrap();
     stage.eu.sigstop().unwrap();
 
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], testbed::ports::free().unwrap()));
-    let config =
-        stage.regions.eu_receives().replace(&stage.regions.eu.http.to_string(), &address.to_string());
-    let successor = testbed::Daemon::builder(LANDFALL, "successor", &config).http(address).start().unwrap();
+    let successor = stage.successor();
     let said = shows(&successor, "us-east-1", "standby", None).await;
     assert!(said.contains("held by backend"), "{said}");
     let since = std::time::Instant::now();
