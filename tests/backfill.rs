@@ -10,6 +10,7 @@ use testbed::{
     Daemon, TwoRegions, eventually, said,
     writers::{Writers, seed},
 };
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -580,15 +581,14 @@ async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
     let ids: Vec<&str> = all[..3].iter().map(|it| it["id"].as_str().unwrap()).collect();
     let says = testbed::said(&refused);
     assert!(refused.status.code() == Some(2) && ids.iter().all(|id| says.contains(id)), "{says}");
-    let following = us.start_command(&["backfill", "--to", "eu-west-1", table[0], table[1]]).unwrap();
-    let pid = following.id().unwrap().to_string();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    let mut following = us.start_command(&["backfill", "--to", "eu-west-1", table[0], table[1]]).unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let waits = format!("waits: backfill {}", ids[2]);
+    let told = async { while !lines.next_line().await.unwrap().expect("it says so").contains(&waits) {} };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    std::process::Command::new("kill").args(["-INT", &following.id().unwrap().to_string()]).status().unwrap();
     let says = testbed::said(&following.wait_with_output().await.unwrap());
-    assert!(
-        says.contains(&format!("waits: backfill {}", ids[2])) && says.contains("goes on with backfill"),
-        "{says}"
-    );
+    assert!(says.contains("goes on with backfill"), "{says}");
     for id in ids {
         assert!(run(&["cancel", id]).await.status.success());
     }

@@ -226,10 +226,19 @@ impl Errand<'_> {
         let (left_out, carried): (Vec<String>, Vec<String>) = carried
             .into_iter()
             .partition(|name| theirs.iter().any(|it| it.to_string() == *name && !is_named(it)));
+        if self.json && !left_out.is_empty() && !arguments.dry_run {
+            println!("{}", serde_json::json!({ "left_out": left_out }));
+        }
         for table in &left_out {
             self.say(&format!(
                 "left out: {table}, whose rows come here from {}. Name it with --table to replace what is there all the same",
                 to.join(" or ")
+            ));
+        }
+        if carried.is_empty() && !left_out.is_empty() {
+            let message = format!("every table of the stream comes here from {}", to.join(" or "));
+            return Err(Fault::new(Code::TableDiffers, message).remedied_by(
+                "ask in the region that writes them, or name with --table what is to be replaced",
             ));
         }
         let mut tables = backfill::tables(&connection, carried, &arguments.table).await?;
