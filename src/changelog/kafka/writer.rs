@@ -81,9 +81,9 @@ const COOLS: f64 = 3.0;
 /// What a rate is taken over: long enough that one transaction is not a stream.
 const PACE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Records under way to the state topic, at most: where it takes none, they must not fill the stream's queue, and this is a
-/// hundredth of it; more than a checkpoint and where each region may begin. What comes meanwhile is left out: the next says
-/// more.
+/// Records under way to the state topic with which another checkpoint is left out: where it takes none, they must not fill
+/// the stream's queue, and this is a hundredth of it. The next says more. Where a region may begin is said once, and seldom,
+/// so it is never left out.
 const KEPT_MAX: u64 = 200;
 
 /// Appends to a topic.
@@ -343,6 +343,10 @@ impl Writer for KafkaWriter {
     }
 
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()> {
+        let ended = self.delivered.kept_ended.load(Ordering::Relaxed);
+        if self.kept_given.saturating_sub(ended) >= KEPT_MAX {
+            return Ok(());
+        }
         let key = self.topic.clone();
         self.keep(key.as_bytes(), value)
     }
@@ -412,12 +416,8 @@ impl KafkaWriter {
         }
     }
 
-    /// Queues what is kept in the state topic under `key`, where what was queued before has come to its end.
+    /// Queues what is kept in the state topic under `key`.
     fn keep(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        let ended = self.delivered.kept_ended.load(Ordering::Relaxed);
-        if self.kept_given.saturating_sub(ended) >= KEPT_MAX {
-            return Ok(());
-        }
         let record = BaseRecord::with_opaque_to(&self.state_topic, CHECKPOINT)
             .partition(PARTITION)
             .key(key)
