@@ -298,7 +298,7 @@ async fn every_query_moves(prometheus: &Prometheus, [us, eu]: [&Daemon; 2]) {
             if let Err(error) = outcome.await {
                 let found = prometheus.range(&query).await;
                 let logs = format!("{}\n{}", us.log_tail(), eu.log_tail());
-                panic!("{logs}\n{:?}\n{found:?}\n{error:#}", eu.http_get("/status").await);
+                panic!("{error:#}\n{found:?}\n{:?}\n{logs}", eu.http_get("/status").await);
             }
         }
     }

@@ -40,7 +40,8 @@ pub struct Series {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes `/metrics` of these, with these files of rules.
+    /// Starts one that scrapes `/metrics` of these, with these files of rules. It has scraped each of them once: what moves
+    /// from now on, it sees move.
     pub async fn start(targets: &[SocketAddr], rules: &[&Path]) -> Result<Prometheus> {
         let program = home::program("prometheus")?;
         let scratch = home::scratch("prometheus")?;
@@ -72,6 +73,12 @@ impl Prometheus {
             Ok(http::get(address, "/-/ready").await?.0 == 200)
         });
         ready.await.with_context(|| process::tail(&log, 20))?;
+        // It looks only every five seconds what there is to scrape.
+        let scraped = eventually(START_TIMEOUT, "each target was scraped", async || {
+            let found = prometheus.range("up").await?;
+            Ok(found.iter().filter(|target| !target.values.is_empty()).count() == targets.len())
+        });
+        scraped.await.with_context(|| process::tail(&log, 20))?;
         Ok(prometheus)
     }
 
