@@ -14,6 +14,11 @@
 //! little it does not: then nothing piles up, and a change is not held back. The thread has a reactor of its
 //! own, because one that is shared would be woken for the socket while nobody wants to read it.
 //!
+//! Asleep, it wants the kernel to gather at the *walsender's* end. On one host each message is a packet that the
+//! walsender itself carries through all of the network's layers, unless our window is closed: then it is appended
+//! to the packet that waits. So the window is a small part of what comes in a nap, and after one everything there is
+//! is read, what the walsender's end held back included (docs/decisions/0008-calm-and-hot.md).
+//!
 //! Start-up, authentication and TLS are `pgwire-replication`'s; its reader is not used, because it hands
 //! each message through a channel that is bounded by messages and not by bytes.
 
@@ -27,6 +32,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
 use pgwire_replication::{
     PgWireError,
     auth::ScramClient,
@@ -39,8 +45,10 @@ use pgwire_replication::{
     },
     tls::rustls::{MaybeTlsStream, maybe_upgrade_to_tls},
 };
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    net::TcpStream,
     sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
@@ -76,6 +84,9 @@ const HANDFUL: f64 = 48e3;
 const NAP_MIN: Duration = Duration::from_millis(2);
 /// The longest nap. What a hot stream's change may wait for company.
 const NAP_MAX: Duration = Duration::from_millis(10);
+/// What the kernel is asked to hold for us, of a server on the same host; it takes twice as much. With 8 KB a loopback
+/// interface, whose packets are of 64, stands still for tenths of a second.
+const WINDOW: usize = 32 << 10;
 /// A message longer than this is no message: Postgres's own limit for one.
 const MESSAGE_MAX: usize = 1 << 30;
 /// Where a status says how far was flushed: PostgreSQL documentation, "Streaming Replication Protocol".
@@ -275,13 +286,25 @@ async fn gulps(mut reader: ReadHalf<Noted<MaybeTlsStream>>, put: &mpsc::Sender<R
     loop {
         let room = if rest.is_zero() { SIP } else { GULP };
         let mut gulp = BytesMut::with_capacity(room);
-        let brought = match reader.read_buf(&mut gulp).await {
+        match reader.read_buf(&mut gulp).await {
             Ok(0) => return,
-            Ok(brought) => brought,
+            Ok(_) => (),
             Err(error) => return drop(put.send(Err(error.into())).await),
-        };
+        }
+        let mut broke = None;
+        while !rest.is_zero() && gulp.len() < room && broke.is_none() {
+            match read_at_once(&mut reader, &mut gulp).await {
+                Ok(0) => break,
+                Ok(_) => (),
+                Err(error) => broke = Some(error),
+            }
+        }
+        let brought = gulp.len();
         if put.send(Ok(gulp)).await.is_err() {
             return;
+        }
+        if let Some(error) = broke {
+            return drop(put.send(Err(error.into())).await);
         }
         if let Some(rate) = pace.note(brought as u64, Instant::now()) {
             rest = nap(rate);
@@ -292,6 +315,19 @@ async fn gulps(mut reader: ReadHalf<Noted<MaybeTlsStream>>, put: &mpsc::Sender<R
             std::thread::sleep(rest);
         }
     }
+}
+
+/// Reads what is there: nothing, where nothing is or the connection ended, which the next who waits for it hears again.
+async fn read_at_once(
+    reader: &mut ReadHalf<Noted<MaybeTlsStream>>,
+    gulp: &mut BytesMut,
+) -> io::Result<usize> {
+    if let Some(read) = reader.read_buf(gulp).now_or_never() {
+        return read;
+    }
+    // After a read that took less than it asked for there is nothing until the reactor has looked.
+    tokio::task::yield_now().await;
+    reader.read_buf(gulp).now_or_never().unwrap_or(Ok(0))
 }
 
 /// How long to let a stream of so many bytes a second gather before the next read.
@@ -307,6 +343,7 @@ fn nap(bytes_per_second: f64) -> Duration {
 async fn start(request: &Request) -> Result<(Noted<MaybeTlsStream>, Line)> {
     let Request { address, slot, publication, application } = request;
     let (tcp, line) = dial(address).await?;
+    narrow(&tcp)?;
     let stream = maybe_upgrade_to_tls(tcp, &address.tls_config(), &address.host).await?;
     let mut stream = Noted::new(stream, line.clone());
     let parameters = [
@@ -334,6 +371,14 @@ async fn start(request: &Request) -> Result<(Noted<MaybeTlsStream>, Line)> {
             _ => (),
         }
     }
+}
+
+/// Gives a line on one host its small window. Elsewhere a window must hold what is under way, and the kernel sees to that.
+fn narrow(tcp: &TcpStream) -> io::Result<()> {
+    if tcp.peer_addr()?.ip() == tcp.local_addr()?.ip() {
+        sockopt::set_socket_recv_buffer_size(tcp, WINDOW)?;
+    }
+    Ok(())
 }
 
 /// Answers what the server asks until it is ready for a query.
