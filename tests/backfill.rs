@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use testbed::{
-    Daemon, TwoRegions, eventually, said,
+    Daemon, Region, TwoRegions, eventually, said,
     writers::{Writers, seed},
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -320,6 +320,34 @@ async fn an_empty_region_is_filled_while_the_other_is_written() {
     assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
     writers.stop_after(100, PATIENCE).await.unwrap();
     equal(&regions, &us, &eu).await;
+}
+
+/// Its rows are read once, and appended once.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_regions_are_filled_by_one() {
+    let (regions, us, eu) = stage(5_000).await;
+    allow(&regions, &us).await;
+    let ap = Region::start("ap-south-1", 18, 1).await.unwrap();
+    ap.execute(TABLES).await.unwrap();
+    let receives = ap.config().link(&regions.us).to_toml();
+    let other = ap.start_daemon(LANDFALL, &receives).await.unwrap();
+    other.wait_heartbeat(PATIENCE).await.unwrap();
+    let writers = writers(&regions, 2, 5_000, seed()).await;
+    let filled = us.command(&["backfill", "--to", "eu-west-1", "--to", "ap-south-1"]).await.unwrap();
+    let told = said(&filled);
+    assert!(
+        filled.status.success() && told.contains("ap-south-1") && told.contains("eu-west-1"),
+        "{told}\n{}\n{}",
+        us.log_tail(),
+        other.log_tail()
+    );
+    writers.stop_after(100, PATIENCE).await.unwrap();
+    let noted = noted(&us).await;
+    let all = noted.len() == 1 && noted[0]["to"] == serde_json::json!(["ap-south-1", "eu-west-1"]);
+    assert!(all, "{noted:?}");
+    equal(&regions, &us, &eu).await;
+    let regions = TwoRegions { us: regions.us, eu: ap };
+    equal(&regions, &us, &other).await;
 }
 
 /// What a table costs besides its rows is felt where there are hundreds.

@@ -85,9 +85,8 @@ async fn writer(region: &Region) -> Writers {
     start.await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
-    let (regions, us, mut eu) = stage().await;
+/// Takes from the log what us writes while eu is down: eu's link halts, and dies at `crash_at` later on.
+async fn lose(regions: &TwoRegions, us: &Daemon, eu: &mut Daemon, crash_at: Option<&str>) {
     eu.kill9().unwrap();
     // Everybody takes the next one's seat: whoever is written to finds it taken here.
     let missed = "update seated set seat = -seat; update seated set seat = 1 + -seat % 400;
@@ -106,9 +105,17 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     .unwrap();
     let gone = kafka.end_offset(TOPIC).await.unwrap();
     kafka.delete_records(TOPIC, gone).await.unwrap();
+    if let Some(point) = crash_at {
+        eu.set_env("LANDFALL_CRASH_AT", point);
+    }
     eu.start_again().unwrap();
-    halts(&eu, "LF-RETENTION-PASSED").await;
+    halts(eu, "LF-RETENTION-PASSED").await;
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
+    let (regions, us, mut eu) = stage().await;
+    lose(&regions, &us, &mut eu, None).await;
     let writer = writer(&regions.us).await;
     let plan = eu.command(&["recover"]).await.unwrap();
     let told = said(&plan);
@@ -163,4 +170,45 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     regions.eu.grant(&eu).await.unwrap();
     eu.start_again().unwrap();
     halts(&eu, "LF-GENESIS-GONE").await;
+}
+
+/// A table that cannot be read for a while keeps the recovery from its end, and no table from what is written meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_on_either_side_it_is_carried_to_its_end_and_every_table_flows_meanwhile() {
+    let (regions, mut us, mut eu) = stage().await;
+    lose(&regions, &us, &mut eu, Some("verify.before_mended:2")).await;
+    let client = regions.us.connect().await.unwrap();
+    client.batch_execute("begin; lock table wide in access exclusive mode").await.unwrap();
+    let mut asked = eu.start_command(&["recover", "--execute"]).unwrap();
+    for next in [Some("verify.before_kept:2"), None] {
+        assert!(eu.wait_exit(PATIENCE).await.is_some(), "it did not die\n{}", eu.log_tail());
+        eu.remove_env("LANDFALL_CRASH_AT");
+        if let Some(point) = next {
+            eu.set_env("LANDFALL_CRASH_AT", point);
+        }
+        eu.start_again().unwrap();
+    }
+    us.kill9().unwrap();
+    us.start_again().unwrap();
+    for (id, note) in [(90_000, "one"), (90_001, "other")] {
+        regions.us.execute(&format!("insert into numbered values ({id}, 0, '{note}')")).await.unwrap();
+        let sql = format!("select note from numbered where id = {id}");
+        eventually(PATIENCE, "what is written meanwhile arrives", async || {
+            Ok(regions.eu.postgres.query_text("shop", &sql).await?.as_deref() == Some(note))
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}\n{}", us.log_tail(), eu.log_tail()));
+    }
+    assert!(asked.try_wait().unwrap().is_none(), "it ended before it had compared every table");
+    client.batch_execute("commit").await.unwrap();
+    let recovered = asked.wait_with_output().await.unwrap();
+    let told = said(&recovered);
+    assert!(
+        recovered.status.success() && told.contains("recovered: 5 tables"),
+        "{told}\n{}\n{}",
+        us.log_tail(),
+        eu.log_tail()
+    );
+    equal(&regions, &us, &eu).await;
+    ready(&eu).await;
 }
