@@ -307,7 +307,7 @@ pub async fn tables_in_scope(client: &Client, scope: &Scope) -> Result<Vec<Table
 }
 
 /// A partition fits its table where it logs what the table says of an old row: all of it, or the columns of the same
-/// index. Partitions are found without a lock on any of them: this is asked every two seconds.
+/// index. Partitions are found without a lock on any of them: this is asked every few seconds.
 const TABLES: &str = "
     WITH RECURSIVE keyed AS (
         SELECT i.indrelid, i.indexrelid FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid

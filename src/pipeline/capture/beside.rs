@@ -16,8 +16,13 @@ use crate::{
     verify::Question,
 };
 
-/// How often the slot, the publication and the log are looked at.
+/// How often the slot, the publication and the log are looked at,
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// where a look at the first two is cheap: a fiftieth of the time goes into them at most, and with thousands of tables
+/// one takes tenths of a second of the server's,
+const WATCH_SHARE: u32 = 50;
+/// but so often always.
+const WATCH_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// How often the slot is looked at while no session does. It is known for four of these.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// A database that takes longer to say how the slot stands does not say.
@@ -25,7 +30,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where questions cannot be heard, it is tried again after so long at most.
 const LISTEN_RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// Heartbeats, and a look at the slot and the publication; ends with the first fault.
+/// Heartbeats, and a look at the slot and the publication now and then; ends with the first fault.
 pub(super) async fn keep<K: Keeper>(
     keeper: &mut K,
     heartbeat: Duration,
@@ -33,7 +38,7 @@ pub(super) async fn keep<K: Keeper>(
     roster: &Roster,
 ) -> Fault {
     let mut beat = tokio::time::interval(heartbeat);
-    let mut inspect = tokio::time::interval(WATCH_INTERVAL);
+    let mut next_look = Instant::now();
     loop {
         let outcome = tokio::select! {
             _ = beat.tick() => {
@@ -41,10 +46,16 @@ pub(super) async fn keep<K: Keeper>(
                 let content = serde_json::to_string(&content).expect("a beat has text keys and finite numbers");
                 keeper.beat(&content).await
             }
-            _ = inspect.tick() => keeper.inspect().await.map(|vitals| {
-                entry.see_slot(vitals.kept.retained_bytes, vitals.kept.safe_bytes, Instant::now());
-                entry.warnings.set(vitals.amiss);
-            }),
+            () = tokio::time::sleep_until(next_look.into()) => {
+                let began = Instant::now();
+                let looked = keeper.inspect().await;
+                let now = Instant::now();
+                next_look = now + look_pause(now - began);
+                looked.map(|vitals| {
+                    entry.see_slot(vitals.kept.retained_bytes, vitals.kept.safe_bytes, now);
+                    entry.warnings.set(vitals.amiss);
+                })
+            }
         };
         if let Err(fault) = outcome {
             return fault;
@@ -52,9 +63,14 @@ pub(super) async fn keep<K: Keeper>(
     }
 }
 
+/// How long nobody looks after a look that took so long.
+fn look_pause(took: Duration) -> Duration {
+    took.saturating_mul(WATCH_SHARE).clamp(WATCH_INTERVAL, WATCH_INTERVAL_MAX)
+}
+
 /// Looks at the slot whenever no session does: before the first has got anywhere, while one has halted or waits, where
-/// another daemon reads it. What cannot be seen is unknown soon ([`SourceEntry::slot`]), and why it cannot is told by who
-/// needs the database for more.
+/// another daemon reads it, where one looks seldom. What cannot be seen is unknown soon ([`SourceEntry::slot`]), and why it
+/// cannot is told by who needs the database for more.
 pub(super) async fn look_on<W: Watcher>(mut watcher: W, entry: &SourceEntry) -> std::convert::Infallible {
     let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_INTERVAL, LOOK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -62,7 +78,7 @@ pub(super) async fn look_on<W: Watcher>(mut watcher: W, entry: &SourceEntry) -> 
     loop {
         tick.tick().await;
         if entry.slot_seen() > seen {
-            // A session looks, and does more often than this.
+            // A session did.
             watcher.rest();
         } else {
             match tokio::time::timeout(LOOK_TIMEOUT, watcher.look()).await {
@@ -147,5 +163,16 @@ pub(super) async fn watch<L: Log>(log: &L, entry: &SourceEntry) -> Fault {
             }
             Err(fault) => return fault,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_a_look_takes_the_less_often_it_is_taken() {
+        let pauses = [0, 40, 200, 600, 5_000].map(|took| look_pause(Duration::from_millis(took)).as_secs());
+        assert_eq!(pauses, [2, 2, 10, 30, 30]);
     }
 }
