@@ -142,7 +142,8 @@ pub trait Writer: Send + 'static {
     /// come behind a newer one.
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()>;
 
-    /// Queues where region `to` may begin the stream, in place of where it could before.
+    /// Queues where region `to` may begin the stream, in place of where it could before. Where nothing is taken there, it may
+    /// be left out, later than a checkpoint is.
     fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()>;
 
     /// For how long nothing that was queued beside the log has been taken there; none where all of it has. The log itself

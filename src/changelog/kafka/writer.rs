@@ -82,9 +82,10 @@ const COOLS: f64 = 3.0;
 const PACE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Records under way to the state topic with which another checkpoint is left out: where it takes none, they must not fill
-/// the stream's queue, and this is a hundredth of it. The next says more. Where a region may begin is said once, and seldom,
-/// so it is never left out.
+/// the stream's queue, and this is a hundredth of it. The next says more.
 const KEPT_MAX: u64 = 200;
+/// In the same way for where a region may begin, which is said again beside each checkpoint: there is room left for it.
+const STARTS_MAX: u64 = 2 * KEPT_MAX;
 
 /// Appends to a topic.
 pub struct KafkaWriter {
@@ -343,8 +344,7 @@ impl Writer for KafkaWriter {
     }
 
     fn keep_checkpoint(&mut self, value: &[u8]) -> Result<()> {
-        let ended = self.delivered.kept_ended.load(Ordering::Relaxed);
-        if self.kept_given.saturating_sub(ended) >= KEPT_MAX {
+        if self.keeping() >= KEPT_MAX {
             return Ok(());
         }
         let key = self.topic.clone();
@@ -352,6 +352,9 @@ impl Writer for KafkaWriter {
     }
 
     fn keep_start(&mut self, to: &str, value: &[u8]) -> Result<()> {
+        if self.keeping() >= STARTS_MAX {
+            return Ok(());
+        }
         self.keep(names::start_key(&self.topic, to).as_bytes(), value)
     }
 
@@ -417,6 +420,11 @@ impl KafkaWriter {
     }
 
     /// Queues what is kept in the state topic under `key`.
+    /// Records under way to the state topic.
+    fn keeping(&self) -> u64 {
+        self.kept_given.saturating_sub(self.delivered.kept_ended.load(Ordering::Relaxed))
+    }
+
     fn keep(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         let record = BaseRecord::with_opaque_to(&self.state_topic, CHECKPOINT)
             .partition(PARTITION)
