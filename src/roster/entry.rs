@@ -191,6 +191,8 @@ pub struct Slot {
 
 /// A slot is known for so long after a look: twice what lies between two looks where whoever looked gives it up.
 const SLOT_KNOWN: Duration = Duration::from_secs(20);
+/// Two looks that lie closer together tell of no rate: whoever looks may have taken over just now.
+const RATE_MIN: Duration = Duration::from_secs(1);
 
 /// The source's place on the board.
 #[derive(Debug)]
@@ -260,9 +262,13 @@ impl SourceEntry {
 
     /// The slot was looked at, `now`: the log it retains, and what may still be written where the server sets a limit.
     pub fn see_slot(&self, retained_bytes: Option<u64>, safe_bytes: Option<u64>, now: Instant) {
-        let before = self.slot.get().and_then(|(slot, at)| Some((slot.safe_bytes?, at)));
-        let seconds_to_invalidation = safe_bytes.zip(before).and_then(|(safe, (before, at))| {
-            let rate = before.saturating_sub(safe) as f64 / now.duration_since(at).as_secs_f64();
+        let before = self.slot.get().and_then(|(slot, at)| Some((slot, slot.safe_bytes?, at)));
+        let seconds_to_invalidation = safe_bytes.zip(before).and_then(|(safe, (slot, before, at))| {
+            let passed = now.duration_since(at);
+            if passed < RATE_MIN {
+                return slot.seconds_to_invalidation;
+            }
+            let rate = before.saturating_sub(safe) as f64 / passed.as_secs_f64();
             (rate > 0.0).then(|| safe as f64 / rate)
         });
         self.slot.set((Slot { retained_bytes, safe_bytes, seconds_to_invalidation }, now));

@@ -234,6 +234,8 @@ mod tests {
         assert_eq!(source.slot(start), slot, "one look tells no rate");
         source.see_slot(Some(12_000), Some(6_000), at(2));
         assert_eq!(source.slot(at(7)).seconds_to_invalidation, Some(6.0));
+        source.see_slot(Some(12_000), Some(5_990), at(2) + Duration::from_millis(1));
+        assert_eq!(source.slot(at(7)).seconds_to_invalidation, Some(6.0), "too soon to tell a rate");
         assert_eq!(source.slot(at(22)).retained_bytes, Some(12_000));
         assert_eq!(source.slot(at(23)), Slot::default());
         source.see_slot(Some(12_000), Some(6_000), at(30));
