@@ -252,7 +252,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             let Some(mut settled) = survey.settled() else { return Ok(true) };
             let findings = std::mem::take(&mut settled.findings);
             let unsure = findings.iter().filter(|it| it.difference == Difference::Unsure).count();
-            self.meter.compared(settled.ranges, (findings.len() - unsure) as u64);
+            let (before, different) = (left, (findings.len() - unsure) as u64);
             left += findings.len() as u64;
             let mut mended = 0;
             if verification.mend && !findings.is_empty() {
@@ -274,8 +274,11 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                 false => Comparison::GoesOn,
             };
             if settled.cut && comparison == Comparison::GoesOn {
-                // They are counted when they are compared to their end.
-                (settled.rows, settled.ranges) = (0, 0);
+                // They are counted when they are compared to their end, and so is what could not be put right.
+                (settled.rows, settled.ranges, left) = (0, 0, before);
+                self.meter.compared(0, mended);
+            } else {
+                self.meter.compared(settled.ranges, different);
             }
             crate::crash::point("verify.before_kept");
             self.inspector.keep(id, table, &settled, &comparison).await?;
