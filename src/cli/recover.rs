@@ -99,6 +99,28 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     recovery.compare().await
 }
 
+/// What is gone between what was applied and what a topic keeps (from its first offset to behind its last): how many
+/// offsets, where that can be told, and in words.
+fn gap(applied: Option<Offset>, kept: Option<(Offset, Offset)>, is_anew: bool) -> (Option<i64>, String) {
+    let Some((low, high)) = kept else { return (None, "is not there".to_owned()) };
+    let keeps = format!("keeps offsets {low} to {high}");
+    match applied {
+        _ if is_anew => {
+            (None, format!("{keeps} of a stream that was begun anew: what was applied is of the one before"))
+        }
+        None if low.0 > 0 => (None, format!("{keeps}: its beginning is gone, and none of it was applied")),
+        None => (Some(0), format!("{keeps}: nothing is missing in it")),
+        Some(at) if at.0 + 1 > high.0 => {
+            (None, format!("{keeps}: it has lost its end, which was applied, or was made anew"))
+        }
+        Some(at) if at.0 + 1 < low.0 => {
+            let lost = low.0 - at.0 - 1;
+            (Some(lost), format!("{keeps}: {lost} that were not applied are gone"))
+        }
+        Some(_) => (Some(0), format!("{keeps}: nothing that comes next is missing in it")),
+    }
+}
+
 struct Recovery<'a> {
     comparing: Comparing<'a>,
     log: KafkaLog,
@@ -122,7 +144,13 @@ impl Recovery<'_> {
             verification::standing(connection, from, stream).await?;
         let bounds = self.log.bounds().await?;
         let under_way = stale.tables.len();
-        let lost = applied.zip(bounds).map(|(at, bounds)| (bounds.low.0 - at - 1).max(0));
+        let kept = match bounds {
+            Some(bounds) => changelog::incarnation(&self.log, bounds).await?.map(|kept| kept.to_string()),
+            None => None,
+        };
+        let known = verification::incarnation(connection, from, stream).await?;
+        let is_anew = kept.is_some() && known.is_some() && kept != known;
+        let (lost, gap) = gap(applied.map(Offset), bounds.map(|it| (it.low, it.high)), is_anew);
         if *json {
             let plan = serde_json::json!({
                 "from": from.as_str(), "stream": stream, "stale": under_way, "executed": false, "served": served,
@@ -134,21 +162,7 @@ impl Recovery<'_> {
         }
         let place = applied.map_or_else(|| "nothing".to_owned(), |at| format!("up to offset {at}"));
         println!("the link from {from} ({stream}) has applied {place}");
-        match (bounds, lost) {
-            (None, _) => println!("topic {} is not there", self.log.topic()),
-            (Some(bounds), Some(lost)) if lost > 0 => println!(
-                "topic {} keeps offsets {} to {}: {lost} that were not applied are gone",
-                self.log.topic(),
-                bounds.low,
-                bounds.high
-            ),
-            (Some(bounds), _) => println!(
-                "topic {} keeps offsets {} to {}: nothing that comes next is missing in it",
-                self.log.topic(),
-                bounds.low,
-                bounds.high
-            ),
-        }
+        println!("topic {} {gap}", self.log.topic());
         if !served {
             println!("no daemon applies the link now; --execute needs `landfall run` here, and in {from}");
         }
@@ -266,7 +280,13 @@ impl Recovery<'_> {
                 mend: true,
                 by: asker(),
             };
-            for table in self.comparing.run(&request).await?.tables {
+            let compared_now = self.comparing.run(&request).await.map_err(|fault| match fault.code() {
+                Code::Stopping => fault.remedied_by(
+                    "the region stays joining until every table was compared: `landfall recover --execute` again",
+                ),
+                _ => fault,
+            });
+            for table in compared_now?.tables {
                 mended += table.mended;
                 let times = compared.entry(table.table.clone()).or_default();
                 *times += 1;
@@ -338,5 +358,30 @@ impl Recovery<'_> {
             "next: in {from}, `landfall backfill --to {}` with --table for each of them, or mend what stands in the way and ask again",
             self.here
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_is_told_at_either_end_of_a_topic() {
+        let told = |applied: Option<i64>, kept: Option<(i64, i64)>, is_anew| {
+            gap(applied.map(Offset), kept.map(|(low, high)| (Offset(low), Offset(high))), is_anew)
+        };
+        for (applied, kept, is_anew, lost, says) in [
+            (Some(9), Some((0, 10)), false, Some(0), "nothing that comes next is missing"),
+            (Some(9), Some((10, 10)), false, Some(0), "nothing that comes next is missing"),
+            (Some(9), Some((15, 20)), false, Some(5), "5 that were not applied are gone"),
+            (Some(9), Some((0, 5)), false, None, "lost its end"),
+            (Some(9), Some((0, 20)), true, None, "begun anew"),
+            (None, Some((0, 20)), false, Some(0), "nothing is missing"),
+            (None, Some((7, 20)), false, None, "its beginning is gone"),
+            (Some(9), None, false, None, "not there"),
+        ] {
+            let (found, text) = told(applied, kept, is_anew);
+            assert!(found == lost && text.contains(says), "{applied:?} {kept:?}: {found:?}, {text}");
+        }
     }
 }
