@@ -282,7 +282,9 @@ fn show(found: &Verified, arguments: &Arguments, purpose: Purpose, json: bool) {
             println!("    and {left} more (--list {} lists them)", table.differences);
         }
     }
+    let unsure: u64 = found.tables.iter().map(|table| table.unsure).sum();
     let differences: u64 = found.tables.iter().map(|table| table.differences - table.mended).sum();
+    let differences = differences.saturating_sub(unsure);
     let mended: u64 = found.tables.iter().map(|table| table.mended).sum();
     if mended > 0 {
         println!("{mended} rows were put right");
@@ -293,10 +295,13 @@ fn show(found: &Verified, arguments: &Arguments, purpose: Purpose, json: bool) {
         _ => format!("could not tell of every table whether it holds what {} holds", found.from),
     };
     println!("{verdict}");
+    if unsure > 0 {
+        println!("{unsure} rows never stood still while they were compared: a quieter hour tells");
+    }
     if purpose == (Purpose::Repair { execute: false }) && differences > 0 {
         println!("nothing was changed; --execute puts these rows right, as {} has them then", found.from);
     }
-    if !arguments.show_values && differences > 0 {
+    if !arguments.show_values && differences + unsure > 0 {
         println!("--show-values shows the rows themselves");
     }
 }

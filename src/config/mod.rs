@@ -95,8 +95,8 @@ pub struct ReadySettings {
 pub struct LogSettings {
     /// The form of a line.
     pub format: LogFormat,
-    /// A level, or directives as `tracing` has them (`info,landfall::sink=debug`); known to be valid, and to have a
-    /// level for everything.
+    /// A level, or a level and directives as `tracing` has them (`info,landfall::sink=debug`); known to be valid, and to
+    /// have a level for everything.
     pub level: String,
 }
 
@@ -112,6 +112,11 @@ pub enum LogFormat {
 }
 
 impl Settings {
+    /// The regions this one has links from, by name.
+    pub fn peers(&self) -> Vec<String> {
+        self.links.iter().map(|link| link.from.to_string()).collect()
+    }
+
     /// Reads the file at `path`, then the environment.
     ///
     /// # Errors

@@ -113,8 +113,7 @@ const SERVER_FACTS: &str = "
            current_setting('synchronous_standby_names')";
 
 /// The SQL that names a server's standbys: those that hold its data.
-pub const NAME_STANDBYS: &str =
-    "ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (your, standbys)'; SELECT pg_reload_conf();";
+pub const NAME_STANDBYS: &str = "ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (NAMES OF YOUR STANDBYS)'; SELECT pg_reload_conf();";
 
 /// Whether the server takes a session that reads its log under this name for a synchronous standby: one that reads a
 /// slot may be one as well. Its own rule: every name, or this one in whatever case.
