@@ -114,6 +114,7 @@ impl Stage {
             publication: source.publication,
             slot: source.slot,
             copy_sessions,
+            peers: Vec::new(),
         };
         // The slot stays, and so does what it keeps.
         let (_, _, copier) = PostgresSource::new(config).open().await.unwrap();

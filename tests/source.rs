@@ -159,6 +159,7 @@ async fn a_slot_keeps_its_promises() {
             publication: "landfall".into(),
             slot: "landfall_test".into(),
             copy_sessions: 1,
+            peers: Vec::new(),
         };
         promises(PostgresSource::new(config.clone()), PostgresSource::new(config), async |rows| {
             let sql = format!("insert into t select from generate_series(1, {rows})");

@@ -299,8 +299,8 @@ async fn a_region_is_not_told_what_its_own_rows_are() {
     // Both publish both tables: only the origin tells what was written here.
     let us = regions.us.config().source(&["public.*"]).link(&regions.eu).to_toml();
     let eu = regions.eu.config().source(&["public.*"]).link(&regions.us).to_toml();
-    let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
-    let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
+    let mut us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
+    let mut eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
     for daemon in [&us, &eu] {
         daemon.wait_heartbeat(PATIENCE).await.unwrap();
     }
@@ -354,11 +354,29 @@ async fn a_region_is_not_told_what_its_own_rows_are() {
     eventually(PATIENCE, "nothing is filled with what is older here", async || {
         let none = us.command(&["backfill", "--to", "eu-west-1"]).await?;
         let said = testbed::said(&none);
-        Ok(none.status.code() == Some(2)
-            && said.contains("every table of the stream comes here from eu-west-1"))
+        Ok(none.status.code() == Some(2) && said.contains("public.theirs comes here from another region"))
     })
     .await
     .unwrap();
+    // Where their home has moved, and the link that brought them is gone, the other region is filled with them, and begins
+    // there.
+    us.kill9().unwrap();
+    us.set_config(&regions.us_sends()).unwrap();
+    us.start_again().unwrap();
+    let topic = "landfall.us-east-1.main";
+    let end = regions.us.kafka.end_offset(topic).await.unwrap();
+    regions.us.kafka.delete_records(topic, end).await.unwrap();
+    regions.eu.execute("delete from landfall.progress where link = 'us-east-1'").await.unwrap();
+    eu.kill9().unwrap();
+    eu.start_again().unwrap();
+    eventually(PATIENCE, "eu has nothing to begin with", async || {
+        Ok(eu.http_get("/status").await?.1.contains("LF-GENESIS-GONE"))
+    })
+    .await
+    .unwrap();
+    let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
+    assert!(filled.status.success(), "{}\n{}\n{}", testbed::said(&filled), us.log_tail(), eu.log_tail());
+    assert_eq!(regions.eu.postgres.query_text("shop", rows).await.unwrap().as_deref(), Some("theirs"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

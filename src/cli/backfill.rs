@@ -29,9 +29,8 @@ use crate::{
     scope::Pattern,
     source::postgres::{
         PostgresSourceConfig,
-        backfill::{self, Backfill, Request},
+        backfill::{self, Backfill, Chosen, Request},
     },
-    verify::TableName,
 };
 
 /// How often the work is looked at.
@@ -191,9 +190,10 @@ impl Errand<'_> {
             let changed: Vec<&String> = changed.into_iter().collect();
             println!("{}", serde_json::json!({ "state": to, "backfills": changed }));
         } else {
-            match changed {
-                Some(id) => println!("backfill {id}: {to}"),
-                None => println!("nothing is {}", from.join(" or ")),
+            match (changed, &found[..]) {
+                (Some(id), _) => println!("backfill {id}: {to}"),
+                (None, [it]) if which.id.is_some() => println!("backfill {} is {}", it.id, it.state),
+                (None, _) => println!("nothing is {}", from.join(" or ")),
             }
         }
         Ok(if changed.is_some() { GOOD } else { FOUND })
@@ -213,40 +213,37 @@ impl Errand<'_> {
             publication: self.source.publication.clone(),
             slot: self.source.slot.clone(),
             copy_sessions: self.source.copy_sessions,
+            peers: self.settings.peers(),
         };
         let mut to: Vec<String> = arguments.to.iter().map(ToString::to_string).collect();
         to.sort_unstable();
         to.dedup();
         let carried = backfill::carried(&connection, &config).await?;
+        if carried.is_empty() {
+            let message = "the stream carries no table".to_owned();
+            return Err(Fault::new(Code::TableDiffers, message)
+                .remedied_by("publish the tables first; `landfall check` says which are left out"));
+        }
         // What a region writes itself is older here, or not here at all.
-        let theirs = backfill::received_from(&connection, &to).await?;
-        let is_named = |table: &TableName| {
-            arguments.table.iter().any(|it| it.as_table() == Some((&table.schema, &table.table)))
-        };
-        let (left_out, carried): (Vec<String>, Vec<String>) = carried
-            .into_iter()
-            .partition(|name| theirs.iter().any(|it| it.to_string() == *name && !is_named(it)));
+        let theirs = backfill::received_from(&connection, &config.peers).await?;
+        let Chosen { tables, left_out, every } = backfill::choose(carried, &arguments.table, &theirs)?;
         if self.json && !left_out.is_empty() && !arguments.dry_run {
             println!("{}", serde_json::json!({ "left_out": left_out }));
         }
         for table in &left_out {
             self.say(&format!(
-                "left out: {table}, whose rows come here from {}. Name it with --table to replace what is there all the same",
-                to.join(" or ")
+                "left out: {table}, whose rows come here from another region. Name it with --table to replace what is there \
+                 all the same",
             ));
         }
-        if carried.is_empty() && !left_out.is_empty() {
-            let message = format!("every table of the stream comes here from {}", to.join(" or "));
-            return Err(Fault::new(Code::TableDiffers, message).remedied_by(
-                "ask in the region that writes them, or name with --table what is to be replaced",
-            ));
-        }
-        let mut tables = backfill::tables(&connection, carried, &arguments.table).await?;
         if tables.is_empty() {
-            let message = "the stream carries no table".to_owned();
-            return Err(Fault::new(Code::TableDiffers, message)
-                .remedied_by("publish the tables first; `landfall check` says which are left out"));
+            let message = format!("{} comes here from another region", left_out.join(", "));
+            return Err(Fault::new(Code::TableDiffers, message).remedied_by(
+                "ask in the region that writes them; where that is this one by now, name them with --table, each by its \
+                 whole name",
+            ));
         }
+        let mut tables = backfill::tables(&connection, tables).await?;
         if let Some(condition) = &arguments.condition {
             let ([_], [table]) = (&arguments.table[..], &mut tables[..]) else {
                 let message = format!("--where `{condition}` is of {} tables", tables.len());
@@ -259,7 +256,7 @@ impl Errand<'_> {
         }
         let request = Request {
             to: to.clone(),
-            tables: arguments.table.clone(),
+            every: every && arguments.condition.is_none(),
             condition: arguments.condition.clone(),
             max_rows_per_second: arguments.max_rows_per_second,
             max_bytes_per_second: arguments.max_bytes_per_second,
@@ -300,7 +297,7 @@ impl Errand<'_> {
                     "backfill {} has copied these tables, {rows} rows; --again copies them anew",
                     before.id
                 ));
-                return Ok(GOOD);
+                before.id.clone()
             }
             _ => {
                 self.warn_of_strangers(&to).await?;
@@ -308,7 +305,13 @@ impl Errand<'_> {
             }
         };
         if arguments.detach {
-            self.say(&format!("backfill {id} is asked for; `landfall backfill status` shows how far it is"));
+            // One that was done before has said so.
+            let known = all.iter().any(|it| it.id == id && it.is_over());
+            if self.json {
+                println!("{}", serde_json::json!({ "backfill": id, "done": known }));
+            } else if !known {
+                println!("backfill {id} is asked for; `landfall backfill status` shows how far it is");
+            }
             return Ok(GOOD);
         }
         tokio::select! {

@@ -92,6 +92,7 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
         publication: source.publication.clone(),
         slot: source.slot.clone(),
         copy_sessions: source.copy_sessions,
+        peers: settings.peers(),
     });
     let entry = parts.roster.source();
     entry.name_stream(&source.stream);

@@ -54,6 +54,8 @@ pub struct PostgresSourceConfig {
     pub slot: String,
     /// How many sessions read a table of a backfill side by side.
     pub copy_sessions: u16,
+    /// The regions this one has links from: what has come from them is theirs to tell.
+    pub peers: Vec<String>,
 }
 
 /// Reads a slot.

@@ -164,7 +164,7 @@ mod tests {
     fn the_slowest_of_what_was_asked_for_says_how_long_it_takes() {
         let request = Request {
             to: vec!["eu-west-1".to_owned()],
-            tables: Vec::new(),
+            every: true,
             condition: None,
             max_rows_per_second: None,
             max_bytes_per_second: None,

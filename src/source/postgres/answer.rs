@@ -34,16 +34,14 @@ pub(super) async fn answer(
 ) -> Result<Portion> {
     let since = Instant::now();
     let read = match &question.about {
-        About::Tables => {
-            tables(copier, &question.by).await.map(|tables| (Found::Tables(tables), None, With::Nothing))
-        }
-        About::Recover => mark(copier, &question.by, None, Mark::Stale).await,
-        About::Settle { table } => mark(copier, &question.by, Some(table), Mark::Done).await,
+        About::Tables => tables(copier).await.map(|tables| (Found::Tables(tables), None, With::Nothing)),
+        About::Recover => mark(copier, None, Mark::Stale).await,
+        About::Settle { table } => mark(copier, Some(table), Mark::Done).await,
         about @ (About::Sums { table, .. }
         | About::Rows { table, .. }
         | About::Keys { table, .. }
         | About::Mend { table, .. }) => {
-            let read = read(copier, &question.by, about, table, low).await;
+            let read = read(copier, about, table, low).await;
             if read.is_err() {
                 // Its transaction is left half-way.
                 copier.connection = None;
@@ -81,11 +79,10 @@ pub(super) async fn answer(
 /// A mark on one table, or on every one that is carried.
 async fn mark(
     copier: &mut PostgresCopier,
-    by: &str,
     table: Option<&TableName>,
     mark: Mark,
 ) -> Result<(Found, Option<ReadFor>, With)> {
-    let carried = tables(copier, by).await?;
+    let carried = tables(copier).await?;
     let connection = copier.connection().await?;
     let mut shapes = Vec::new();
     for name in carried.iter().filter(|name| table.is_none_or(|table| table == *name)) {
@@ -98,13 +95,13 @@ async fn mark(
     Ok((Found::Marked, None, With::Mark { shapes, mark }))
 }
 
-/// The tables whose rows are this region's to tell: those the stream carries, without those that whoever asks writes and
-/// sends here. Of these this region has what has arrived, and nothing newer.
-async fn tables(copier: &mut PostgresCopier, by: &str) -> Result<Vec<TableName>> {
+/// The tables whose rows are this region's to tell: those the stream carries, without those that come here from another. Of
+/// these this region has what has arrived, and nothing newer.
+async fn tables(copier: &mut PostgresCopier) -> Result<Vec<TableName>> {
     let config = copier.config.clone();
     let connection = copier.connection().await?;
     let names = publication::check(connection, &config, true, &[]).await?.tables;
-    let received = backfill::received_from(connection, &[by.to_owned()]).await?;
+    let received = backfill::received_from(connection, &config.peers).await?;
     let name = |name: &String| {
         let (schema, table) = name.split_once('.').unwrap_or(("", name));
         TableName { schema: schema.to_owned(), table: table.to_owned() }
@@ -114,13 +111,13 @@ async fn tables(copier: &mut PostgresCopier, by: &str) -> Result<Vec<TableName>>
 
 async fn read(
     copier: &mut PostgresCopier,
-    by: &str,
     about: &About,
     table: &TableName,
     low: impl Fn(&str) -> String + Send,
 ) -> Result<(Found, ReadFor, With)> {
-    if !tables(copier, by).await?.contains(table) {
-        let message = format!("the stream does not carry table {table}, or {by} is where it is written");
+    if !tables(copier).await?.contains(table) {
+        let message =
+            format!("the stream does not carry table {table}, or its rows come from another region");
         return Err(Fault::new(Code::TableDiffers, message));
     }
     let connection = copier.connection().await?;

@@ -22,8 +22,8 @@ use crate::{
 pub struct Request {
     /// The regions it is for.
     pub to: Vec<String>,
-    /// The tables; every one that is carried, where none is named.
-    pub tables: Vec<Pattern>,
+    /// Whether it is of everything this region has to tell, also of what is published before it begins.
+    pub every: bool,
     /// Which rows, where not all: those that meet this condition, of one table ([`require_condition`]).
     pub condition: Option<String>,
     /// At most so many rows a second.
@@ -138,32 +138,55 @@ pub async fn is_served(client: &Client, slot: &str) -> Result<bool> {
     Ok(catalog::slot(client, slot).await?.is_some_and(|slot| slot.active_pid.is_some()))
 }
 
-/// The tables a request is of, with their size.
+/// What a request is of.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The tables, `schema.table`.
+    pub tables: Vec<String>,
+    /// Those that are wanted and come here from another region: here they are older.
+    pub left_out: Vec<String>,
+    /// Whether that is everything this region has to tell.
+    pub every: bool,
+}
+
+/// Chooses what is wanted among the tables a stream carries, everything where nothing is: but of `theirs`, those that come
+/// here from another region, only what is named by its whole name.
 ///
 /// # Errors
-/// [`Code::TableDiffers`] where a pattern names no table that is carried; [`Code::PrivilegeMissing`] as
-/// [`require_readable`] has it.
-pub async fn tables(
-    client: &Client,
-    published: Vec<String>,
-    wanted: &[Pattern],
-) -> Result<Vec<TableProgress>> {
-    let found = |name: &&String| {
+/// [`Code::TableDiffers`] where a pattern names no table that is carried.
+pub fn choose(carried: Vec<String>, wanted: &[Pattern], theirs: &[TableName]) -> Result<Chosen> {
+    let parts = |name: &str| {
         let (schema, table) = name.split_once('.').unwrap_or(("", name));
-        wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(schema, table))
+        (schema.to_owned(), table.to_owned())
     };
-    let names: Vec<String> = published.iter().filter(found).cloned().collect();
+    let matches = |pattern: &Pattern, name: &str| {
+        let (schema, table) = parts(name);
+        pattern.matches(&schema, &table)
+    };
     for pattern in wanted {
-        let matches = |name: &String| {
-            let (schema, table) = name.split_once('.').unwrap_or(("", name));
-            pattern.matches(schema, table)
-        };
-        if !names.iter().any(matches) {
+        if !carried.iter().any(|name| matches(pattern, name)) {
             let message = format!("`{}` names no table that the stream carries", pattern.as_str());
-            let carried = format!("it carries {}", published.join(", "));
+            let carried = format!("it carries {}", carried.join(", "));
             return Err(Fault::new(Code::TableDiffers, message).remedied_by(carried));
         }
     }
+    let is_theirs = |name: &String| theirs.iter().any(|table| table.to_string() == *name);
+    let is_named = |name: &String| {
+        let (schema, table) = parts(name);
+        wanted.iter().any(|pattern| pattern.as_table() == Some((&*schema, &*table)))
+    };
+    let is_wanted = |name: &String| wanted.is_empty() || wanted.iter().any(|pattern| matches(pattern, name));
+    let every = carried.iter().all(|name| is_wanted(name) || is_theirs(name));
+    let (left_out, tables) =
+        carried.into_iter().filter(is_wanted).partition(|name| is_theirs(name) && !is_named(name));
+    Ok(Chosen { tables, left_out, every })
+}
+
+/// Tables with their size.
+///
+/// # Errors
+/// [`Code::PrivilegeMissing`] as [`require_readable`] has it.
+pub async fn tables(client: &Client, names: Vec<String>) -> Result<Vec<TableProgress>> {
     let named = |name: &str| {
         let (schema, table) = name.split_once('.').unwrap_or(("", name));
         (schema.to_owned(), table.to_owned())
@@ -333,12 +356,13 @@ pub async fn pace(client: &Client, stream: &str) -> Result<Option<f64>> {
            from landfall.backfill_table t join landfall.backfill b on b.id = t.backfill
           where b.stream = $1 and t.state = 'done' and t.ended > t.begun and expected_bytes >= $2
             and max_rows_per_second is null and max_bytes_per_second is null and max_lag_seconds is null
-            and max_source_load = 1";
+            and max_source_load = 1
+            and not exists (select from landfall.backfill_condition c where c.backfill = b.id)";
     let pace = client.query_one(pace, &[&stream, &PACE_BYTES_MIN]).await;
     Ok(pace.map_err(sql("ask how fast earlier backfills were"))?.get(0))
 }
 
-/// Tables whose rows have come here from one of these regions: what is here of them is a copy of what is there.
+/// Tables whose rows have ever come here from one of these regions: what is here of them is a copy of what is there.
 ///
 /// # Errors
 /// Where the server does not answer, or the role may not.
@@ -367,7 +391,6 @@ pub async fn request(
     let failed = sql("ask for a backfill");
     let id = format!("{:08x}", rand::random::<u32>());
     let (rows, bytes, lag, chunk_rows) = request.limits();
-    let every = request.tables.is_empty();
     client.batch_execute("begin").await.map_err(&failed)?;
     let ask = "insert into landfall.backfill 
              (id, stream, regions, every_table, max_rows_per_second, max_bytes_per_second, max_lag_seconds,
@@ -380,7 +403,7 @@ pub async fn request(
                 &id,
                 &stream,
                 &request.to,
-                &every,
+                &request.every,
                 &rows,
                 &bytes,
                 &lag,
@@ -483,4 +506,34 @@ pub async fn set_state(client: &Client, id: &str, from: &[&str], to: &str) -> Re
     let from: Vec<String> = from.iter().map(|&state| state.to_owned()).collect();
     let changed = client.execute(set, &[&id, &from, &to]).await;
     changed.map(|count| count > 0).map_err(sql("change what is to become of a backfill"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_another_region_is_chosen_by_its_whole_name_only() {
+        let theirs = [TableName { schema: "public".into(), table: "reviews".into() }];
+        let choose = |wanted: &[&str]| {
+            let carried = ["public.orders", "public.reviews", "sales.items"].map(str::to_owned).to_vec();
+            let wanted: Vec<Pattern> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+            choose(carried, &wanted, &theirs)
+        };
+        for (wanted, tables, left_out, every) in [
+            (&[][..], "public.orders sales.items", "public.reviews", true),
+            (&["*.*"], "public.orders sales.items", "public.reviews", true),
+            (&["public.orders"], "public.orders", "", false),
+            (&["public.orders", "sales.*"], "public.orders sales.items", "", true),
+            (&["public.rev*"], "", "public.reviews", false),
+            (&["public.reviews"], "public.reviews", "", false),
+            (&["public.reviews", "*.*"], "public.orders public.reviews sales.items", "", true),
+        ] {
+            let chosen = choose(wanted).unwrap();
+            let found = (chosen.tables.join(" "), chosen.left_out.join(" "), chosen.every);
+            assert_eq!(found, (tables.to_owned(), left_out.to_owned(), every), "{wanted:?}");
+        }
+        let none = choose(&["public.ordres"]).unwrap_err();
+        assert!(none.to_string().contains("names no table that the stream carries"), "{none}");
+    }
 }

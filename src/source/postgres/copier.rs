@@ -188,7 +188,7 @@ impl PostgresCopier {
         if every && waits {
             // Where a stream may begin, every table it carries begins: also one that was published since.
             let mut carried = publication::check(connection, &config, true, &[]).await?.tables;
-            let theirs = backfill::received_from(connection, &row.get::<_, Vec<String>>(1)).await?;
+            let theirs = backfill::received_from(connection, &config.peers).await?;
             carried.retain(|name| !theirs.iter().any(|table| table.to_string() == *name));
             let add = "insert into landfall.backfill_table
                      (backfill, place, schema_name, table_name, expected_rows, expected_bytes)
