@@ -170,16 +170,20 @@ impl Settings {
         looking: bool,
     ) -> Result<(Self, Places), Mistakes> {
         let text = std::fs::read_to_string(path).map_err(|error| Mistakes::unread(path, &error))?;
-        let read = |path: &Path| match std::fs::read_to_string(path) {
-            Err(_) if looking => Ok(UNREAD.to_owned()),
-            read => read,
-        };
-        made(Some(&path.display().to_string()), &text, environment, &read, looking)
+        made(
+            Some(&path.display().to_string()),
+            &text,
+            environment,
+            &|path: &Path| std::fs::read_to_string(path),
+            looking,
+        )
     }
 }
 
 /// In the place of a secret that cannot be had, where it is not needed.
 const UNREAD: &str = "unread";
+/// And in the place of an address that may hold one.
+const UNREAD_URL: &str = "postgres://unread@unread/unread";
 
 fn made(
     file: Option<&str>,
@@ -377,6 +381,7 @@ fn secret_of(
             }
             Some(Secret::new(text))
         }
+        Err(_) if section.looking() => Some(Secret::new(UNREAD)),
         Err(error) => {
             section.wrong(key, format!("read {path}: {error}"));
             None

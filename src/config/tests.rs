@@ -275,6 +275,19 @@ fn whoever_only_looks_needs_no_secret() {
     assert_eq!(mistakes(&text, &[]).len(), 2);
     let (found, _) = made(None, &text, [], &read, true).unwrap();
     assert_eq!(found.http.listen.to_string(), "127.0.0.1:9187");
+    let unreadable = |_: &Path| Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    let (start, tail) = text.split_once("url = ").unwrap();
+    let (_, rest) = tail.split_once('\n').unwrap();
+    for url in ["{ env = \"NOWHERE\" }", "{ file = \"/etc/landfall/url\" }"] {
+        let text = format!("{start}url = {url}\n{rest}");
+        assert!(made(None, &text, [], &unreadable, false).is_err(), "{url}");
+        let (found, _) = made(None, &text, [], &unreadable, true).unwrap();
+        assert_eq!(found.http.listen.to_string(), "127.0.0.1:9187");
+    }
+    // What is no secret is told as what it is.
+    let text = text.replacen("region = \"eu-west-1\"", "region = { file = \"/etc/region\" }", 1);
+    let found = made(None, &text, [], &unreadable, true).unwrap_err();
+    assert!(found.all.iter().any(|it| it.problem.starts_with("read /etc/region")), "{found}");
 }
 
 /// The section and the key of a setting, in a file that is right but for what is put there.

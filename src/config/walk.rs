@@ -5,7 +5,7 @@ use std::{fmt::Display, ops::RangeInclusive, path::Path, time::Duration};
 use ::config::{Map, Value, ValueKind};
 
 use super::{
-    UNREAD,
+    UNREAD, UNREAD_URL,
     mistake::Notes,
     units::{duration, show_duration, show_size, size},
 };
@@ -102,9 +102,13 @@ impl<'a> Section<'a> {
                 |(_, text)| Ok(text.clone()),
             ),
         };
-        let secret = path.ends_with("password") || path.contains(".properties.");
-        let spared = self.looking() && secret;
-        let found = found.or_else(|problem| if spared { Ok(UNREAD.to_owned()) } else { Err(problem) });
+        let stands_in = match path {
+            "database.url" => Some(UNREAD_URL),
+            _ if path.ends_with("password") || path.contains(".properties.") => Some(UNREAD),
+            _ => None,
+        };
+        let stands_in = stands_in.filter(|_| self.looking()).map(str::to_owned);
+        let found = found.or_else(|problem| stands_in.ok_or(problem));
         match found {
             Ok(text) => {
                 let text = text.strip_suffix('\n').unwrap_or(&text);
