@@ -65,7 +65,7 @@ impl Doubt {
     pub(super) fn lives(&mut self, backend: Backend, seen: Seen, now: Instant) -> bool {
         let active = seen.active == Some(true);
         if !(active && seen.waits_for_client) {
-            self.0 = None;
+            self.0 = self.0.filter(|(of, ..)| *of != backend);
             return active || seen.recent.unwrap_or(true);
         }
         let since = match self.0 {
@@ -104,6 +104,7 @@ mod tests {
             (20, one, copies(2), false),
             (21, other, copies(2), true),
             (22, one, copies(2), true),
+            (30, other, computes, true),
             (31, one, computes, true),
             (33, one, copies(2), true),
             (43, one, copies(2), false),

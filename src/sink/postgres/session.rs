@@ -413,14 +413,17 @@ async fn end_users_of_origin(
         )
         .await
         .map_err(sql("ask who uses the replication origin"))?;
+    let mut held = Ok(());
     for user in rows.iter().filter_map(backend_of) {
-        if Some(user) == former {
-            end(client, user).await?;
+        let ended = if Some(user) == former {
+            end(client, user).await
         } else {
-            end_unless_alive(client, user, doubt).await?;
-        }
+            end_unless_alive(client, user, doubt).await
+        };
+        // One that lives may stand by like us: whoever has the origin is looked at all the same.
+        held = held.and(ended);
     }
-    Ok(())
+    held
 }
 
 pub(super) fn shape_of(body: &str) -> Result<Arc<Shape>> {
