@@ -40,7 +40,8 @@ fn rows(count: u64) -> String {
 
 /// Writes to the same rows that are being copied. A deadlock, or a key that is taken: nothing was written.
 async fn writers(regions: &TwoRegions, count: u64, rows: u64, seed: u64) -> Writers {
-    let start = Writers::start(&regions.us, count, seed, Duration::ZERO, move |writer, done, random| {
+    let pause = Duration::from_millis(2);
+    let start = Writers::start(&regions.us, count, seed, pause, move |writer, done, random| {
         let id = random.random_range(1..=rows);
         let fresh = rows + done * count + writer + 1;
         let small = random.random_range(1..=rows / 100);
