@@ -419,12 +419,12 @@ impl KafkaWriter {
         }
     }
 
-    /// Queues what is kept in the state topic under `key`.
     /// Records under way to the state topic.
     fn keeping(&self) -> u64 {
         self.kept_given.saturating_sub(self.delivered.kept_ended.load(Ordering::Relaxed))
     }
 
+    /// Queues what is kept in the state topic under `key`.
     fn keep(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         let record = BaseRecord::with_opaque_to(&self.state_topic, CHECKPOINT)
             .partition(PARTITION)
