@@ -219,8 +219,31 @@ const WRITES: &[(&str, &str)] = &[("min.insync.replicas", "2")];
 /// A broker is taken out of the replicas in sync by then.
 const OUT_OF_SYNC: Duration = Duration::from_secs(10);
 
+/// Which broker goes. A topic that lost its leader and has too few replicas cannot even be read: where it ends is not
+/// known before it has enough of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Gone {
+    Leader,
+    Follower,
+}
+
+/// The topic takes nothing from now on, for want of that broker.
+async fn stop_taking(kafka: &mut Kafka, topic: &str, gone: Gone) -> usize {
+    kafka.alter_config(topic, NO_WRITES).await.unwrap();
+    let leader = kafka.leader(topic, 0).await.unwrap();
+    let broker = if gone == Gone::Leader { leader } else { (leader + 1) % 3 };
+    kafka.kill(broker).await.unwrap();
+    broker
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_topic_that_takes_nothing_holds_up_no_writer() {
+    for gone in [Gone::Follower, Gone::Leader] {
+        holds_up_no_writer(gone).await;
+    }
+}
+
+async fn holds_up_no_writer(gone: Gone) {
     let mut kafka = Kafka::start(3).await.unwrap();
     let cluster =
         Cluster { brokers: kafka.local().split(',').map(str::to_owned).collect(), properties: Vec::new() };
@@ -231,8 +254,7 @@ async fn a_state_topic_that_takes_nothing_holds_up_no_writer() {
     writer.keep_checkpoint(b"before").unwrap();
     tokio::time::timeout(PATIENCE, writer.all_kept()).await.unwrap().unwrap();
     assert_eq!(writer.unkept(), None);
-    kafka.alter_config("state", NO_WRITES).await.unwrap();
-    kafka.kill(2).await.unwrap();
+    stop_taking(&mut kafka, "state", gone).await;
     tokio::time::sleep(OUT_OF_SYNC).await;
 
     // Calm, as fast as it goes, calm again: each time another producer is used. More checkpoints than are queued.
@@ -260,7 +282,13 @@ async fn a_state_topic_that_takes_nothing_holds_up_no_writer() {
         tokio::time::timeout(PATIENCE, settled).await.expect("it is acknowledged");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert_eq!(log.checkpoint().await.unwrap().as_deref(), Some(&b"before"[..]));
+    match log.checkpoint().await {
+        Ok(kept) => assert_eq!((gone, kept.as_deref()), (Gone::Follower, Some(&b"before"[..]))),
+        Err(fault) => {
+            assert_eq!((gone, fault.code()), (Gone::Leader, Code::KafkaRejected), "{fault}");
+            assert!(fault.remedy().contains("min.insync.replicas"), "{fault}");
+        }
+    }
     let unkept = writer.unkept().expect("it is told");
     assert!(unkept >= Duration::from_secs(3), "{unkept:?}");
     assert!(writer.fill() < 0.1, "{}", writer.fill());
@@ -278,21 +306,33 @@ async fn a_state_topic_that_takes_nothing_holds_up_no_writer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_whose_state_topic_takes_nothing_goes_on_and_says_so() {
+    for gone in [Gone::Follower, Gone::Leader] {
+        goes_on_and_says_so(gone).await;
+    }
+}
+
+async fn goes_on_and_says_so(gone: Gone) {
     let mut us = Region::start("us-east-1", 18, 3).await.unwrap();
     us.execute("create table t (id int8 primary key)").await.unwrap();
-    let daemon = us.start_daemon(LANDFALL, &us.config().source(&["public.*"]).to_toml()).await.unwrap();
+    let settings = us.config().source(&["public.*"]).to_toml();
+    let mut daemon = us.start_daemon(LANDFALL, &settings).await.unwrap();
     us.begun(PATIENCE).await.unwrap();
-    us.kafka.alter_config("landfall.us-east-1.state", NO_WRITES).await.unwrap();
-    us.kafka.kill(2).await.unwrap();
+    eventually(PATIENCE, "a checkpoint is kept", async || {
+        Ok(us.kafka.end_offset("landfall.us-east-1.state").await? > 0)
+    })
+    .await
+    .unwrap();
+    let broker = stop_taking(&mut us.kafka, "landfall.us-east-1.state", gone).await;
     let told = "topic landfall.us-east-1.state has taken no checkpoint";
     eventually(PATIENCE, "it is told", async || {
         let (_, page) = daemon.http_get("/status").await?;
         Ok(page.contains(&format!("[LF-KAFKA-REJECTED] {told}")) && page.contains("\"running\""))
     })
     .await
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
     assert!(daemon.log().contains(told), "{}", daemon.log_tail());
-    // Hot, then calm: it is acknowledged, and the slot moves.
+    // Its next session goes on from what this one knew. Hot, then calm: it is acknowledged, and the slot moves.
+    us.execute("select pg_terminate_backend(active_pid) from pg_replication_slots").await.unwrap();
     us.execute("insert into t select g from generate_series(1, 100000) g").await.unwrap();
     us.execute("insert into t values (0)").await.unwrap();
     let end = us.postgres.query_text("shop", "select pg_current_wal_lsn()::text").await.unwrap().unwrap();
@@ -301,11 +341,24 @@ async fn a_source_whose_state_topic_takes_nothing_goes_on_and_says_so() {
         Ok(us.postgres.query_text("shop", &confirmed).await?.as_deref() == Some("true"))
     })
     .await
-    .unwrap();
-    us.kafka.alter_config("landfall.us-east-1.state", WRITES).await.unwrap();
+    .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
+    if gone == Gone::Leader {
+        // A daemon that knows nothing waits until it can be read, and says what for.
+        daemon.kill9().unwrap();
+        daemon = us.start_daemon(LANDFALL, &settings).await.unwrap();
+        eventually(PATIENCE, "it is told what for", async || {
+            let (_, page) = daemon.http_get("/status").await?;
+            Ok(page.contains("read what is kept in topic landfall.us-east-1.state")
+                && page.contains("min.insync.replicas"))
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log_tail()));
+    }
+    us.kafka.start_again(broker).await.unwrap();
     eventually(PATIENCE, "it is told no more", async || {
-        Ok(!daemon.http_get("/status").await?.1.contains(told))
+        let (_, page) = daemon.http_get("/status").await?;
+        Ok(page.contains("\"running\"") && !page.contains(told))
     })
     .await
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
 }

@@ -67,6 +67,10 @@ impl fmt::Display for Cluster {
     }
 }
 
+/// What to do about a topic that takes nothing, or does not say where it ends, for want of brokers.
+pub const ENOUGH_REPLICAS: &str =
+    "see that the topic has a leader, and as many replicas in sync as its min.insync.replicas";
+
 /// What a Kafka error means.
 pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
     use RDKafkaErrorCode as K;
@@ -78,7 +82,9 @@ pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
             | K::TimedOutQueue
             | K::MessageTimedOut
             | K::Resolve
-            | K::NetworkException,
+            | K::NetworkException
+            // Asked of a broker that the cluster has meanwhile given up.
+            | K::DestroyBroker,
         ) => Code::KafkaUnreachable,
         Some(K::UnknownTopic | K::UnknownTopicOrPartition) => Code::TopicLost,
         Some(K::Authentication | K::SSL | K::SaslAuthenticationFailed) => Code::KafkaRefused,
@@ -96,5 +102,10 @@ pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
             _ => Code::KafkaRejected,
         },
     };
-    Fault::new(code, doing.to_string()).because(error)
+    let too_few = matches!(
+        error.rdkafka_error_code(),
+        Some(K::NotEnoughReplicas | K::NotEnoughReplicasAfterAppend | K::OffsetNotAvailable)
+    );
+    let fault = Fault::new(code, doing.to_string()).because(error);
+    if too_few { fault.remedied_by(ENOUGH_REPLICAS) } else { fault }
 }

@@ -75,16 +75,17 @@ async fn sessions<S: Source, L: Log>(
 ) {
     let entry = roster.source();
     let mut setback = Setback::new();
+    let mut left = session::Left::default();
     while !stop.is_asked() {
-        let mut running = false;
+        left.ran = false;
         let outcome = tokio::select! {
-            outcome = session::run(params, &mut source, log, roster, metrics, stop.clone(), &mut running) => outcome,
+            outcome = session::run(params, &mut source, log, roster, metrics, stop.clone(), &mut left) => outcome,
             // The session finishes what is in hand when it is asked to stop; while it is still being
             // set up there is nothing in hand.
             () = stopped_early(stop.clone()) => Ok(()),
         };
         let Err(fault) = outcome else { return };
-        setback.meet(&fault, running, &entry, metrics, &mut stop).await;
+        setback.meet(&fault, left.ran, &entry, metrics, &mut stop).await;
     }
 }
 

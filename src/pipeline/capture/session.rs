@@ -28,6 +28,7 @@ use crate::{
         body::{self, Abort, Anchor, Barrier, Beat, Commit, Genesis, HeartbeatBody, Idle, Schema},
     },
     fault::{Code, Fault, Result},
+    kafka::ENOUGH_REPLICAS,
     metrics::{CaptureMeter, Metrics, QueueMeter},
     names,
     position::{Incarnation, Offset, Position, PostgresPosition, Sequence, WriterEpoch},
@@ -47,6 +48,15 @@ const UNKEPT_PATIENCE: Duration = Duration::from_secs(30);
 /// Events taken before acknowledgements are looked at again.
 const GULP: usize = 256;
 
+/// What a session leaves behind.
+#[derive(Default)]
+pub(super) struct Left {
+    /// It got to work.
+    pub(super) ran: bool,
+    /// The last checkpoint made: as true as one that is kept, where what is kept cannot be read.
+    checkpoint: Option<Checkpoint>,
+}
+
 pub(super) async fn run<S: Source, L: Log>(
     params: &CaptureParams,
     source: &mut S,
@@ -54,11 +64,11 @@ pub(super) async fn run<S: Source, L: Log>(
     roster: &Roster,
     metrics: &Metrics,
     stop: Stop,
-    running: &mut bool,
+    left: &mut Left,
 ) -> Result<()> {
     let entry = &roster.source();
     let (opened, mut keeper, mut copier) = source.open().await?;
-    let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper).await?;
+    let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper, left.checkpoint).await?;
     let desk = &Desk::new();
     let aside = Aside::new(copier.filling().await?);
     // What was kept there is durable.
@@ -94,8 +104,9 @@ pub(super) async fn run<S: Source, L: Log>(
         aside,
         starts,
         offset,
+        checkpoint: &mut left.checkpoint,
     };
-    *running = true;
+    left.ran = true;
     entry.unkept.forget();
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
@@ -114,6 +125,7 @@ async fn begin<L: Log, K: Keeper>(
     log: &L,
     opened: &Opened,
     keeper: &mut K,
+    remembered: Option<Checkpoint>,
 ) -> Result<(Appender<L::Writer>, Tail, WriterEpoch)> {
     log.ensure(!opened.live).await?;
     let lost = |what: String| {
@@ -124,11 +136,18 @@ async fn begin<L: Log, K: Keeper>(
         )
     };
     // Before the bounds: what a dying writer still appends, and tells in a checkpoint, is within them then.
-    let checkpoint: Option<Checkpoint> = match log.checkpoint().await? {
-        Some(value) => Some(body::from_value(&value).map_err(|error| {
+    let checkpoint: Option<Checkpoint> = match log.checkpoint().await {
+        Ok(Some(value)) => Some(body::from_value(&value).map_err(|error| {
             Fault::new(Code::RecordCorrupt, "read the stream's checkpoint").because(error)
         })?),
-        None => None,
+        Ok(None) => None,
+        // Its topic may have no leader, or too few replicas to say where it ends, while the stream's is well.
+        Err(fault) if remembered.is_some() => {
+            let code = fault.code().as_str();
+            tracing::warn!(%fault, code, "the stream goes on from the checkpoint its last session made");
+            remembered
+        }
+        Err(fault) => return Err(fault),
     };
     let checkpoint = checkpoint.filter(|checkpoint| checkpoint.incarnation == opened.incarnation);
     let bounds = log.bounds().await?.ok_or_else(|| lost("it does not exist".into()))?;
@@ -250,6 +269,8 @@ struct Capture<'a, S, W> {
     starts: Vec<(String, Sequence, String)>,
     /// Where a record stands that is durable, and none later than the last that is known to be.
     offset: Offset,
+    /// The last one made.
+    checkpoint: &'a mut Option<Checkpoint>,
 }
 
 /// The transaction being read.
@@ -589,7 +610,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                 "topic {topic} has taken no checkpoint for {seconds} s: the stream goes on, its next start reads more of it, and a region that is being filled cannot begin"
             ),
         )
-        .remedied_by("see that the topic has a leader, and as many replicas in sync as its min.insync.replicas");
+        .remedied_by(ENOUGH_REPLICAS);
         let code = fault.code().as_str();
         tracing::warn!(code, next = fault.remedy(), "{}", fault.message());
         self.entry.unkept.set(fault.to_string());
@@ -599,6 +620,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
     fn keep_checkpoint(&mut self, sequence: Sequence, through: Position, offset: Offset) -> Result<()> {
         let (incarnation, epoch, last) = (self.incarnation, self.epoch, self.last);
         let checkpoint = Checkpoint { incarnation, epoch, sequence, offset, last, through };
+        *self.checkpoint = Some(checkpoint);
         self.appender.writer().keep_checkpoint(&body::to_value(&checkpoint))
     }
 }
