@@ -142,7 +142,10 @@ async fn begin<L: Log, K: Keeper>(
         })?),
         Ok(None) => None,
         // Its topic may have no leader, or too few replicas to say where it ends, while the stream's is well.
-        Err(fault) if remembered.is_some() => {
+        Err(fault)
+            if remembered.is_some()
+                && matches!(fault.code(), Code::KafkaRejected | Code::KafkaUnreachable) =>
+        {
             let code = fault.code().as_str();
             tracing::warn!(%fault, code, "the stream goes on from the checkpoint its last session made");
             remembered
