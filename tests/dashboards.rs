@@ -24,6 +24,7 @@ const STILL: &[(&str, &str)] = &[
     ("max(rate(replication_backpressure_seconds_total", "the queue to Kafka never fills"),
     ("max(replication_parked_transactions{", "this link halts on a conflict; it is the other that parks"),
     ("sum(replication_verify_given_up_total", "every table can be compared"),
+    ("3 * max(replication_verify_interval_seconds{", "a setting stays as it is"),
     ("replication_start_time_seconds", "a daemon starts once"),
     ("avg(up{", "no daemon dies before every panel was looked at"),
 ];
@@ -319,7 +320,9 @@ async fn every_query_of_every_panel_returns_data_that_moves() {
     let parks = "on_refusal = \"park\"";
     let us = regions.us.config().source(&["public.orders"]);
     let us = us.link_with(&regions.eu.name, &regions.eu.kafka.remote(), parks).to_toml();
-    let eu = regions.eu.config().source(&["public.reviews"]).link(&regions.us).to_toml();
+    let compares = "verify_interval = \"1d\"";
+    let eu = regions.eu.config().source(&["public.reviews"]);
+    let eu = eu.link_with(&regions.us.name, &regions.us.kafka.remote(), compares).to_toml();
     let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
     let mut eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
     let prometheus =

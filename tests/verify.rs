@@ -192,7 +192,7 @@ async fn what_differs_is_put_right_while_it_is_written() {
     assert!(eu.log().contains("a row is mended"), "each is told in the log");
     assert_eq!(writers.stop_after(500, PATIENCE).await.unwrap().refused, [""; 0]);
     arrived(&regions).await;
-    regions.equal(PATIENCE).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 
     // One that is missing, and one that took its place; and a table whose rows nothing tells apart.
     regions.execute_both("create unique index on numbered (n) where n > 1000000").await.unwrap();
@@ -249,7 +249,7 @@ async fn however_much_differs_a_repair_that_ends_well_has_seen_all_of_it() {
     let audit = regions.eu.postgres.query_text("shop", audit).await.unwrap();
     assert_eq!(audit.as_deref(), Some("13000 13000 true"), "each row is noted once, and who asked");
     arrived(&regions).await;
-    regions.equal(PATIENCE).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,7 +288,7 @@ async fn a_row_that_is_not_shown_yet_where_it_was_written_is_put_in_nobodys_plac
     let ended = tokio::time::timeout(PATIENCE, repair.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(ended.status.code(), Some(0), "{}", said(&ended));
     assert!(newest(&regions.eu).await.unwrap(), "an older row took its place");
-    regions.equal(PATIENCE).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -390,6 +390,7 @@ async fn unasked_it_is_compared_when_it_is_time_and_what_differs_is_counted() {
         .execute("update landfall.verification set requested = requested - interval '1 hour'")
         .await
         .unwrap();
+    assert_eq!(eu.metric("replication_verify_interval_seconds").await.unwrap(), None);
     eu.kill9().unwrap();
     eu.set_env("LANDFALL__LINK__0__VERIFY_INTERVAL", "1m");
     eu.start_again().unwrap();
@@ -398,6 +399,7 @@ async fn unasked_it_is_compared_when_it_is_time_and_what_differs_is_counted() {
     })
     .await
     .unwrap();
+    assert_eq!(eu.metric("replication_verify_interval_seconds").await.unwrap(), Some(60.0));
     assert_eq!(eu.metric("replication_verify_last_clean_timestamp_seconds").await.unwrap(), None);
     let repaired = eu.command(&["repair", "--execute"]).await.unwrap();
     assert!(repaired.status.success(), "{}", said(&repaired));

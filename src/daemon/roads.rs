@@ -126,6 +126,9 @@ fn link_road(parts: &Parts, link: &LinkSettings) -> Result<Road> {
         limits: BatchLimits { changes: link.batch_changes, bytes: link.batch_bytes },
         open_transaction_timeout: link.open_transaction_timeout,
     };
+    if let Some(interval) = link.verify_interval {
+        parts.metrics.verifies_every(&link.from, &link.stream, interval);
+    }
     let target = PostgresSinkConfig {
         flush_interval: link.flush_interval,
         verify_interval: link.verify_interval,

@@ -8,7 +8,7 @@
 mod meter;
 mod standing;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use prometheus::{
     CounterVec, Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -48,6 +48,7 @@ pub struct Metrics {
     verify_differences: IntCounterVec,
     verify_given_up: IntCounterVec,
     verify_clean: IntGaugeVec,
+    verify_interval: IntGaugeVec,
     retries: IntCounterVec,
     conflicts: IntCounterVec,
 }
@@ -141,15 +142,19 @@ impl Metrics {
             "Tables that could not be compared with another region's, each time one could not; the log says why.",
             &link,
         );
-        let verify_clean = IntGaugeVec::new(
-            Opts::new(
-                "replication_verify_last_clean_timestamp_seconds",
-                "When every table was last found equal to another region's, in seconds since 1970.",
-            ),
-            &link,
-        )
-        .expect("a valid metric");
-        registry.register(Box::new(verify_clean.clone())).expect("a name of its own");
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), &link).expect("a valid metric");
+            registry.register(Box::new(gauge.clone())).expect("a name of its own");
+            gauge
+        };
+        let verify_clean = gauge(
+            "replication_verify_last_clean_timestamp_seconds",
+            "When every table was last found equal to another region's, in seconds since 1970.",
+        );
+        let verify_interval = gauge(
+            "replication_verify_interval_seconds",
+            "How often a link compares by itself, as it is set; nothing where it is not.",
+        );
         let time = |name: &str, help: &str, labels: &[&str]| {
             let options = HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS.to_vec());
             let histogram = HistogramVec::new(options, labels).expect("a valid metric");
@@ -207,6 +212,7 @@ impl Metrics {
             verify_differences,
             verify_given_up,
             verify_clean,
+            verify_interval,
             registry,
         }
     }
@@ -224,6 +230,12 @@ impl Metrics {
     /// The meter of a link that compares.
     pub fn verify(&self, from: &Region, stream: &str) -> VerifyMeter {
         VerifyMeter::new(self, from, stream)
+    }
+
+    /// A link is set to compare so often by itself.
+    pub fn verifies_every(&self, from: &Region, stream: &str, interval: Duration) {
+        let seconds = i64::try_from(interval.as_secs()).unwrap_or(i64::MAX);
+        self.verify_interval.with_label_values(&[&from.to_string(), stream]).set(seconds);
     }
 
     /// A queue's meter.
