@@ -3,7 +3,7 @@
 //!
 //! `LANDFALL_SEED` repeats the dice; `LANDFALL_KILLS` sets how often a daemon dies (at each point once, unless set).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use testbed::{
@@ -87,12 +87,6 @@ async fn allow(regions: &TwoRegions, us: &Daemon) {
     assert!(plan.status.success() && said(&plan).contains("public.numbered"), "{}", said(&plan));
 }
 
-async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
-    if let Err(error) = regions.equal(PATIENCE).await {
-        panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
-    }
-}
-
 const AT_SOURCE: &[&str] = &[
     "backfill.after_read",
     "backfill.before_append",
@@ -150,7 +144,7 @@ async fn killed_at_every_point_of_a_chunk_every_row_comes_once() {
     .await
     .unwrap();
     writers.stop_after(100, PATIENCE).await.unwrap();
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +195,7 @@ async fn what_happens_between_the_watermarks_is_what_counts() {
             .unwrap();
         std::fs::remove_file(&hold).unwrap();
     }
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,7 +242,7 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
     stands_still().await;
     let (code, said) = run(&["--to", "eu-west-1"]).await;
     assert!(code == Some(0) && said.contains("goes on") && said.contains("has applied it"), "{said}");
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     eventually(PATIENCE, "the region is ready", async || Ok(eu.http_get("/health/ready").await?.0 == 200))
         .await
         .unwrap();
@@ -280,7 +274,7 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
     regions.heal();
     let (code, said) = run(&["--to", "eu-west-1"]).await;
     assert!(code == Some(0) && said.contains("has applied it"), "{said}");
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     for (args, says) in [
         (&["--to", "us-east-1"][..], "LF-CONFIG"),
         (&["--to", "eu-west-1", "--table", "public.none"], "names no table"),
@@ -320,7 +314,7 @@ async fn an_empty_region_is_filled_while_the_other_is_written() {
     println!("{}", said(&filled));
     assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
     writers.stop_after(100, PATIENCE).await.unwrap();
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }
 
 /// Its rows are read once, and appended once.
@@ -346,9 +340,9 @@ async fn two_regions_are_filled_by_one() {
     let noted = noted(&us).await;
     let all = noted.len() == 1 && noted[0]["to"] == serde_json::json!(["ap-south-1", "eu-west-1"]);
     assert!(all, "{noted:?}");
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     let regions = TwoRegions { us: regions.us, eu: ap };
-    equal(&regions, &us, &other).await;
+    regions.equal(PATIENCE, &[&us, &other]).await.unwrap();
 }
 
 /// What a table costs besides its rows is felt where there are hundreds.
@@ -371,12 +365,12 @@ async fn hundreds_of_small_tables_are_filled_one_after_the_other() {
     let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let filled = us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap();
     assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
     println!("{TABLES} tables in {:.1} s", began.elapsed().as_secs_f64());
-    equal(&regions, &us, &eu).await;
-    let began = std::time::Instant::now();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
+    let began = Instant::now();
     let compared = eu.command(&["verify", "--list", "0"]).await.unwrap();
     assert!(compared.status.success(), "{}", said(&compared));
     println!("compared in {:.1} s", began.elapsed().as_secs_f64());
@@ -390,7 +384,7 @@ async fn stage_of_equals(count: u64) -> (TwoRegions, Daemon, Daemon) {
     let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();
     regions.us.execute(&rows(count)).await.unwrap();
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     allow(&regions, &us).await;
     (regions, us, eu)
 }
@@ -632,5 +626,5 @@ async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
     .unwrap();
     assert!(run(&["cancel"]).await.status.success());
     // The one that would empty the table did not begin.
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }

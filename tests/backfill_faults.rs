@@ -53,13 +53,10 @@ async fn ends_equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon, backfills: u
         let noted = noted(us).await;
         Ok(noted.len() == backfills && noted.iter().all(|it| it["state"] == "done"))
     });
-    let outcome = match done.await {
-        Ok(()) => regions.equal(PATIENCE).await,
-        error => error,
-    };
-    if let Err(error) = outcome {
+    if let Err(error) = done.await {
         panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
     }
+    regions.equal(PATIENCE, &[us, eu]).await.unwrap();
 }
 
 const NUMBERED: &str = "create table numbered (id int8 primary key, n int8 not null, note text)";

@@ -62,13 +62,10 @@ async fn wait_copied(us: &Daemon, rows: std::ops::Range<u64>) {
 
 async fn ends_equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
     let done = eventually(PATIENCE, "the backfill is done", async || Ok(newest(us).await["state"] == "done"));
-    let outcome = match done.await {
-        Ok(()) => regions.equal(PATIENCE).await,
-        error => error,
-    };
-    if let Err(error) = outcome {
+    if let Err(error) = done.await {
         panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
     }
+    regions.equal(PATIENCE, &[us, eu]).await.unwrap();
     let kept = "select count(*)::text from landfall.meanwhile";
     assert_eq!(regions.eu.postgres.query_text("shop", kept).await.unwrap().as_deref(), Some("0"));
 }

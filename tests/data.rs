@@ -23,12 +23,6 @@ async fn one_way(us_major: u16, eu_major: u16, schema: &str) -> (TwoRegions, Dae
     (regions, us, eu)
 }
 
-async fn equal(regions: &TwoRegions, eu: &Daemon) {
-    if let Err(error) = regions.equal(PATIENCE).await {
-        panic!("{error:#}\n{}", eu.log_tail());
-    }
-}
-
 const STATEMENTS: &str = "
     create table parent (id int8 primary key, name text unique, doc text);
     create table child (id int8 primary key generated always as identity,
@@ -69,10 +63,10 @@ async fn every_kind_of_statement_arrives() {
         run("begin; insert into parent values (300, 'never', ''); rollback").await;
         run("insert into child (parent, n) values (100, 1); delete from parent where id = 100").await;
         run("copy parent (id, name) from program 'seq 1000 1100 | sed ''s/.*/&\tcopied &/'''").await;
-        equal(&regions, &eu).await;
+        regions.equal(PATIENCE, &[&eu]).await.unwrap();
         run("truncate parent, child restart identity; insert into parent values (1, 'anew', null)").await;
         run("truncate plain; truncate parts").await;
-        equal(&regions, &eu).await;
+        regions.equal(PATIENCE, &[&eu]).await.unwrap();
         // A table that could not be carried is left alone, and its application works on.
         run("insert into keyless values (1); update keyless set n = 2; delete from keyless").await;
         eventually(PATIENCE, "it is named", async || {
@@ -154,7 +148,7 @@ async fn a_partitioned_table_is_carried_once_its_partitions_log_what_it_says_and
         for table in tables.into_iter().filter(|table| *table != "keyed") {
             work(table).await;
         }
-        equal(&regions, &eu).await;
+        regions.equal(PATIENCE, &[&eu]).await.unwrap();
 
         // One that is made later has no replica identity but its primary key, and that it has from its table.
         let later =
@@ -177,7 +171,7 @@ async fn a_partitioned_table_is_carried_once_its_partitions_log_what_it_says_and
         .unwrap();
         assert_eq!(mend(&regions, &us, "publication-breaks-updates").await, 1);
         regions.us.execute(&update.replace("TABLE", "log")).await.unwrap();
-        equal(&regions, &eu).await;
+        regions.equal(PATIENCE, &[&eu]).await.unwrap();
     }
 }
 
@@ -191,7 +185,7 @@ async fn a_partition_that_is_truncated_by_itself_keeps_its_rows_there_until_they
     let insert = "insert into parts select g, date '2020-01-01', 'old' from generate_series(1, 300) g;
          insert into parts select g, date '2030-01-01', 'new' from generate_series(1, 300) g";
     regions.us.execute(insert).await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     let output = us.command(&["check", "--json"]).await.unwrap();
     assert!(said(&output).contains("partition-emptied"), "{}", said(&output));
 
@@ -216,11 +210,11 @@ async fn a_partition_that_is_truncated_by_itself_keeps_its_rows_there_until_they
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let output = eu.command(&["repair", "--execute"]).await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
 
     // All of the table at once is another matter.
     regions.us.execute("truncate parts; insert into parts values (1, '2020-01-01', 'anew')").await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
 }
 
 const VALUES: &str = "
@@ -258,13 +252,13 @@ async fn every_kind_of_value_arrives_as_it_left() {
         regions.us.execute(&format!("insert into v ({columns}) values ({row})")).await.unwrap();
     }
     regions.us.execute("insert into v (id) values (3)").await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     regions.us.execute("update v set whole = coalesce(whole, 0) / 2, word = coalesce(word, '') || 'x'; delete from v where id = 2").await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     // Twenty megabytes in one value, through a topic that takes one megabyte a record.
     regions.us.execute("insert into v (id, word) select 4, string_agg(md5(g::text), '\"') from generate_series(1, 640000) g").await.unwrap();
     regions.us.execute("update v set small = 7 where id = 4").await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     let size = regions
         .eu
         .postgres
@@ -288,7 +282,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     println!("seed {seed}");
     let plan = Plan { writers: 4, accounts: 20, rate: None, seed };
     ledger::open_accounts(&regions.us.connect().await.unwrap(), &plan).await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     let watch = ledger::watch_totals(&regions.eu.url());
     let load = Ledger::start(&regions.us.url(), &plan);
     tokio::time::sleep(Duration::from_secs(8)).await;
@@ -299,7 +293,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     .await
     .unwrap();
     let record = load.stop().await.unwrap();
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     let watched = watch.stop();
     assert!(watched.torn == 0 && watched.snapshots > 20 && watched.moves > 5, "{watched:?}");
     let (us, target) = (regions.us.connect().await.unwrap(), regions.eu.connect().await.unwrap());
@@ -332,7 +326,7 @@ async fn two_regions_linked_both_ways_do_not_echo() {
         regions.us.execute(&insert("ours")).await.unwrap();
         regions.eu.execute(&insert("theirs")).await.unwrap();
     }
-    equal(&regions, &eu).await;
+    regions.equal(PATIENCE, &[&eu]).await.unwrap();
     let ends = async || {
         let us = regions.us.kafka.end_offset("landfall.us-east-1.main").await.unwrap();
         us + regions.eu.kafka.end_offset("landfall.eu-west-1.main").await.unwrap()

@@ -75,9 +75,7 @@ impl Stage {
         let record = self.ledger.stop().await.unwrap();
         let source = self.regions.us.connect().await.unwrap();
         let target = self.regions.eu.connect().await.unwrap();
-        if let Err(error) = self.regions.equal(2 * PATIENCE).await {
-            panic!("{error:#}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
-        }
+        self.regions.equal(2 * PATIENCE, &[&self.us, &self.eu]).await.unwrap();
         let report = record.compare(&source, &target).await.unwrap();
         assert!(report.is_clean() && acked > 0, "{report}");
         println!("{report}");

@@ -20,12 +20,6 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
-async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
-    if let Err(error) = regions.equal(Duration::from_secs(900)).await {
-        panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
-    }
-}
-
 fn assert_under_cap(daemon: &Daemon, after: &str) {
     let kib = daemon.vm_hwm_kib().unwrap();
     println!("after {after}: VmHWM {} MiB", kib >> 10);
@@ -53,7 +47,7 @@ async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
     };
     regions.us.execute(&giant("ours")).await.unwrap();
     regions.eu.execute(&giant("theirs")).await.unwrap();
-    equal(&regions, &us, &eu).await;
+    regions.equal(Duration::from_secs(900), &[&us, &eu]).await.unwrap();
     for daemon in [&us, &eu] {
         assert_under_cap(daemon, "a giant transaction each way");
     }
@@ -73,7 +67,7 @@ async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
     regions.us.execute(&many).await.unwrap();
     us.start_again().unwrap();
     eu.start_again().unwrap();
-    equal(&regions, &us, &eu).await;
+    regions.equal(Duration::from_secs(900), &[&us, &eu]).await.unwrap();
     for daemon in [&us, &eu] {
         assert_under_cap(daemon, "a backlog of one-row transactions");
     }
@@ -100,7 +94,7 @@ async fn memory_does_not_grow_with_the_rows_of_a_backfill() {
         us.log_tail(),
         eu.log_tail()
     );
-    equal(&regions, &us, &eu).await;
+    regions.equal(Duration::from_secs(900), &[&us, &eu]).await.unwrap();
     for daemon in [&us, &eu] {
         assert_under_cap(daemon, "a backfill");
     }
@@ -145,7 +139,7 @@ async fn memory_does_not_grow_with_a_table_without_a_key() {
         us.log_tail(),
         eu.log_tail()
     );
-    equal(&regions, &us, &eu).await;
+    regions.equal(Duration::from_secs(900), &[&us, &eu]).await.unwrap();
     for daemon in [&us, &eu] {
         assert_under_cap(daemon, "a table without a key");
     }

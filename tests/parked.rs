@@ -136,7 +136,7 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     let left = stage.command(&format!("parked retry {}", second["id"]), 1).await;
     assert!(left.contains("spoken for by parked transaction"), "{left}");
     assert_eq!(stage.command("parked retry --all", 0).await, "2 applied\n");
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.eu]).await.unwrap();
     assert_eq!(stage.command("parked", 0).await, "nothing is parked\n");
     stage.command("status", 0).await;
 
@@ -153,7 +153,7 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     let differ = stage.command("verify", 1).await;
     assert!(differ.contains("21") && differ.contains("20"), "{differ}");
     stage.command("repair --execute", 0).await;
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.eu]).await.unwrap();
 
     // A repair brings what is parked as well, and then nothing is.
     eu("insert into orders values (30, 'somebody else''s')").await.unwrap();
@@ -162,12 +162,12 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     let parks = eventually(PATIENCE, "two are parked", async || Ok(stage.parked().await == 2));
     parks.await.unwrap();
     stage.command("repair --execute", 0).await;
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.eu]).await.unwrap();
     let left = stage.command("parked", 1).await;
     assert!(left.contains("public.orders"), "of row 31 nothing differs, and nothing came anew: {left}");
     // What is left of it came and went.
     assert_eq!(stage.command("parked retry --all", 0).await, "2 applied\n");
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.eu]).await.unwrap();
 
     // A link that has halted for something else still does what it is asked for at each of its looks.
     eu("insert into orders values (40, 'somebody else''s')").await.unwrap();
@@ -182,7 +182,7 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     halts.await.unwrap();
     assert_eq!(stage.command("parked retry --all", 0).await, "1 applied\n");
     eu("alter table others rename to lines").await.unwrap();
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.eu]).await.unwrap();
     let runs = eventually(PATIENCE, "the link runs", async || {
         Ok(stage.eu.command(&["status"]).await?.status.success())
     });

@@ -36,14 +36,8 @@ async fn stage() -> (TwoRegions, Daemon, Daemon) {
          insert into seated select g, g from generate_series(1, 400) g;
          grant select on all tables in schema public to public";
     regions.us.execute(rows).await.unwrap();
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     (regions, us, eu)
-}
-
-async fn equal(regions: &TwoRegions, us: &Daemon, eu: &Daemon) {
-    if let Err(error) = regions.equal(PATIENCE).await {
-        panic!("{error:#}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail());
-    }
 }
 
 async fn halts(daemon: &Daemon, code: &str) {
@@ -133,7 +127,7 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     );
     assert!(eu.log().contains("was in the way"), "a seat was taken by one who has another by now");
     assert_eq!(writer.stop_after(200, PATIENCE).await.unwrap().refused, [""; 0]);
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     ready(&eu).await;
     // Strict again: what does not find its row halts.
     regions.eu.execute("delete from numbered where id = 20001").await.unwrap();
@@ -159,7 +153,7 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
     .unwrap_or_else(|error| panic!("{error}\n{page}"));
     let filled = us.command(&["backfill", "--to", "eu-west-1", "--table", "public.bare"]).await.unwrap();
     assert!(filled.status.success(), "{}", said(&filled));
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     let again = eu.command(&["recover", "--execute"]).await.unwrap();
     assert!(again.status.success(), "{}", said(&again));
     ready(&eu).await;
@@ -209,6 +203,6 @@ async fn killed_on_either_side_it_is_carried_to_its_end_and_every_table_flows_me
         us.log_tail(),
         eu.log_tail()
     );
-    equal(&regions, &us, &eu).await;
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     ready(&eu).await;
 }

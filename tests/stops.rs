@@ -129,9 +129,7 @@ impl Stage {
             self.eu.log_tail()
         );
         println!("{told}");
-        if let Err(error) = self.regions.equal(PATIENCE).await {
-            panic!("{error:#}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
-        }
+        self.regions.equal(PATIENCE, &[&self.us, &self.eu]).await.unwrap();
         shows(&self.eu, "us-east-1", "running", None).await;
         self.write(next).await;
         self.arrives(next).await;
@@ -821,7 +819,7 @@ async fn a_table_that_is_altered_while_a_link_is_away() {
         stage.regions.eu.execute(&format!("ALTER TABLE t {mends}")).await.unwrap();
         stage.arrives(id + 2).await;
     }
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.us, &stage.eu]).await.unwrap();
 
     // Within one transaction no ALTER helps. To be compared with, a source's rows are read.
     stage.regions.us.execute("grant select on t to landfall").await.unwrap();
@@ -837,7 +835,7 @@ async fn a_table_that_is_altered_while_a_link_is_away() {
     let recovered = stage.eu.command(&["recover", "--execute"]).await.unwrap();
     assert!(recovered.status.success(), "{}", testbed::daemon::said(&recovered));
     stage.arrives(42).await;
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.us, &stage.eu]).await.unwrap();
 }
 
 /// To its server a session in the middle of a copy is at work, whoever has stopped in it.
@@ -877,5 +875,5 @@ async fn a_daemon_frozen_in_the_middle_of_a_copy_is_taken_for_dead() {
     shows(&stage.eu, "us-east-1", "standby", None).await;
     stage.write(2).await;
     stage.arrives(2).await;
-    stage.regions.equal(PATIENCE).await.unwrap();
+    stage.regions.equal(PATIENCE, &[&stage.us, &stage.eu]).await.unwrap();
 }

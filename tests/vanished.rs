@@ -94,5 +94,5 @@ async fn a_server_that_is_gone_without_a_word_is_noticed_on_either_side() {
     says(&eu, "LF-KAFKA-UNREACHABLE").await;
     regions.us.kafka.wan().heal();
     arrives(&regions, 4).await;
-    regions.equal(PATIENCE).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
 }

@@ -297,8 +297,8 @@ impl TwoRegions {
     /// Waits until every table holds the same rows in both, by checksum.
     ///
     /// # Errors
-    /// The tables that differ when `patience` is over.
-    pub async fn equal(&self, patience: Duration) -> Result<()> {
+    /// The tables that differ when `patience` is over, and what these daemons logged last.
+    pub async fn equal(&self, patience: Duration, daemons: &[&Daemon]) -> Result<()> {
         let (us, eu) = (self.us.connect().await?, self.eu.connect().await?);
         let differences = async || {
             let (us, eu) = (checksum::database(&us).await?, checksum::database(&eu).await?);
@@ -309,7 +309,10 @@ impl TwoRegions {
         });
         match equal.await {
             Ok(()) => Ok(()),
-            Err(error) => Err(error.context(format!("{:?}", differences().await?))),
+            Err(error) => {
+                let logs: Vec<String> = daemons.iter().map(|daemon| daemon.log_tail()).collect();
+                Err(error.context(format!("{:?}\n--- {}", differences().await?, logs.join("\n--- "))))
+            }
         }
     }
 
