@@ -534,6 +534,25 @@ async fn rows_that_meet_a_condition_are_as_they_became_between_the_watermarks() 
     assert_eq!(kept.as_deref(), Some("7wrong 8wrong"), "{}", eu.log_tail());
 }
 
+/// Each row takes ten milliseconds to read, so fifty of them half a second: a quarter of two.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_reads_for_the_share_of_the_time_that_it_is_given() {
+    let (regions, us, eu) = stage_of_equals(400).await;
+    let met = |rest: &str| {
+        format!("create function met(int8) returns bool language plpgsql as 'begin {rest} return true; end'")
+    };
+    regions.us.execute(&met("perform pg_sleep(0.01);")).await.unwrap();
+    regions.eu.execute(&met("")).await.unwrap();
+    let ask = ["--table", "public.numbered", "--where", "met(id)", "--chunk-rows", "50"];
+    let ask = [&["backfill", "--to", "eu-west-1", "--max-source-load", "0.25"], &ask[..]].concat();
+    let began = Instant::now();
+    let filled = us.command(&ask).await.unwrap();
+    let took = began.elapsed();
+    assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
+    // Behind the last there is nothing to wait for.
+    assert!(took >= Duration::from_secs(7 * 2), "{took:?}\n{}", said(&filled));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
     let (regions, us, eu) = stage_of_equals(2_000).await;
