@@ -117,13 +117,13 @@ impl Work<'_> {
         Ok(if begun.is_some() { GOOD } else { FOUND })
     }
 
-    /// The incarnation that is read now, once one is.
+    /// The incarnation that is read now, once one is and its topic holds the beginning.
     async fn begun(&self, patience: Duration) -> Result<Option<String>> {
         let since = Instant::now();
         loop {
             let known = anew::known(&self.connection, &self.source.stream, &self.source.slot).await?;
             let is_read = known.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
-            if let Some(incarnation) = known.incarnation.filter(|_| is_read) {
+            if let Some(incarnation) = known.incarnation.filter(|_| known.is_live && is_read) {
                 return Ok(Some(incarnation));
             }
             if since.elapsed() >= patience {

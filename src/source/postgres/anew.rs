@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Known {
     /// The incarnation it has begun; none where it has begun nothing.
     pub incarnation: Option<String>,
+    /// Its topic holds the beginning.
+    pub is_live: bool,
     /// The slot, where there is one.
     pub slot: Option<SlotFacts>,
 }
@@ -38,11 +40,15 @@ pub async fn known(client: &Client, stream: &str, slot: &str) -> Result<Known> {
     let slot = catalog::slot(client, slot).await?;
     let made = "SELECT to_regclass('landfall.stream') IS NOT NULL";
     if !client.query_one(made, &[]).await.map_err(sql("look for our own tables"))?.get::<_, bool>(0) {
-        return Ok(Known { incarnation: None, slot });
+        return Ok(Known { slot, ..Known::default() });
     }
-    let row = "SELECT incarnation FROM landfall.stream WHERE stream = $1";
+    let row = "SELECT incarnation, live FROM landfall.stream WHERE stream = $1";
     let row = client.query_opt(row, &[&stream]).await.map_err(sql("read landfall.stream"))?;
-    Ok(Known { incarnation: row.map(|row| row.get(0)), slot })
+    Ok(Known {
+        incarnation: row.as_ref().map(|row| row.get(0)),
+        is_live: row.is_some_and(|row| row.get(1)),
+        slot,
+    })
 }
 
 /// Requires that no stream goes on through the slot: that nobody reads it, or somebody who begins again and again, as a
