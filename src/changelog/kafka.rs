@@ -132,8 +132,13 @@ impl KafkaLog {
         Ok(found.await?.filter(|offset| *offset >= 0).map(Offset))
     }
 
-    /// What was last kept in the state topic under `key`.
+    /// What was last kept in the state topic under `key`; none where there is no such topic.
     async fn kept(&self, key: String) -> Result<Option<Vec<u8>>> {
+        // Asked first: to one who may not read it, or where it has no leader, a topic looks as if it had no partition.
+        let (asker, topic) = (Arc::clone(&self.asker), self.state_topic.clone());
+        if task::blocking(move || asker.layout(&topic)).await?.is_none() {
+            return Ok(None);
+        }
         let (cluster, topic, group) = (self.cluster.clone(), self.state_topic.clone(), self.group.clone());
         let place = format!("read what is kept in topic {topic} at {cluster}");
         let last = task::blocking(move || reader::last_value(&cluster, &topic, key.as_bytes(), &group)).await;
@@ -155,11 +160,10 @@ impl Log for KafkaLog {
     type Reader = KafkaReader;
 
     async fn ensure(&self, may_create: bool) -> Result<()> {
+        ensure_topic(&self.cluster, &self.topic, &self.rules, may_create).await?;
+        // What was in it is in the stream as well.
         let compacted = TopicRules { compacted: true, ..self.rules.clone() };
-        for (topic, rules) in [(&self.topic, &self.rules), (&self.state_topic, &compacted)] {
-            ensure_topic(&self.cluster, topic, rules, may_create).await?;
-        }
-        Ok(())
+        ensure_topic(&self.cluster, &self.state_topic, &compacted, true).await
     }
 
     async fn bounds(&self) -> Result<Option<Bounds>> {
@@ -197,11 +201,6 @@ impl Log for KafkaLog {
     }
 
     async fn start(&self, to: &str) -> Result<Option<Vec<u8>>> {
-        // Asked first: to one who may not read it, a topic looks as if it had no partition.
-        let (asker, topic) = (Arc::clone(&self.asker), self.state_topic.clone());
-        if task::blocking(move || asker.layout(&topic)).await?.is_none() {
-            return Ok(None);
-        }
         self.kept(names::start_key(&self.topic, to)).await
     }
 

@@ -69,7 +69,7 @@ impl fmt::Display for Cluster {
 
 /// What to do about a topic that takes nothing, or does not say where it ends, for want of brokers.
 pub const ENOUGH_REPLICAS: &str =
-    "see that the topic has a leader, and as many replicas in sync as its min.insync.replicas";
+    "start brokers until the topic has a leader, and as many replicas in sync as its min.insync.replicas";
 
 /// What a Kafka error means.
 pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
@@ -91,7 +91,6 @@ pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
         Some(K::TopicAuthorizationFailed | K::GroupAuthorizationFailed | K::ClusterAuthorizationFailed) => {
             Code::KafkaDenied
         }
-        Some(K::UnknownPartition) => Code::PartitionsChanged,
         Some(K::AutoOffsetReset | K::OffsetOutOfRange) => Code::RetentionPassed,
         _ => match error {
             // Without the error itself: its text repeats the value, which may be a secret.
@@ -104,7 +103,14 @@ pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
     };
     let too_few = matches!(
         error.rdkafka_error_code(),
-        Some(K::NotEnoughReplicas | K::NotEnoughReplicasAfterAppend | K::OffsetNotAvailable)
+        // A partition without a leader is unknown to the client's library.
+        Some(
+            K::NotEnoughReplicas
+                | K::NotEnoughReplicasAfterAppend
+                | K::OffsetNotAvailable
+                | K::LeaderNotAvailable
+                | K::UnknownPartition
+        )
     );
     let fault = Fault::new(code, doing.to_string()).because(error);
     if too_few { fault.remedied_by(ENOUGH_REPLICAS) } else { fault }

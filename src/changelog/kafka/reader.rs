@@ -223,7 +223,7 @@ fn take(message: &BorrowedMessage<'_>, buffer: &mut BytesMut, entries: &mut Vec<
     }
 }
 
-/// The value of the last record with this key in a small topic; none where there is none, or no topic.
+/// The value of the last record with this key in a small topic; none where there is none.
 pub(super) fn last_value(
     cluster: &Cluster,
     topic: &str,
@@ -231,16 +231,7 @@ pub(super) fn last_value(
     group: &str,
 ) -> KafkaResult<Option<Vec<u8>>> {
     let consumer = consumer(&mut cluster.client("checkpoints"), group, FETCH_BYTES, DefaultConsumerContext)?;
-    let (low, high) = match consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT) {
-        Ok(bounds) => bounds,
-        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
-            return Ok(None);
-        }
-        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
+    let (low, high) = consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT)?;
     let mut last = None;
     if high == low {
         return Ok(last);

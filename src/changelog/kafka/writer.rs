@@ -25,7 +25,7 @@ use super::{PARTITION, traffic::Traffic};
 use crate::{
     changelog::Writer,
     envelope::{HEADER_NAME, Header, Packer},
-    fault::{Code, Fault, Result},
+    fault::{Fault, Result},
     kafka::{Cluster, Resource, fault_of},
     names,
     pace::Pace,
@@ -438,10 +438,16 @@ impl KafkaWriter {
             }
             // The queue is full of what matters more; the next one will do.
             Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => Ok(()),
-            Err(error) => {
-                Err(Fault::new(Code::KafkaRejected, format!("append to topic {}", self.state_topic))
-                    .because(error))
+            // Somebody deleted it: the next session makes it anew.
+            Err(KafkaError::MessageProduction(
+                RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownPartition,
+            )) => {
+                self.kept_seen.1.get_or_insert_with(Instant::now);
+                Ok(())
             }
+            Err(error) => Err(self.fault(&self.state_topic, error)),
         }
     }
 }

@@ -156,8 +156,9 @@ pub(super) async fn watch<L: Log>(log: &L, entry: &SourceEntry) -> Fault {
                 }
             }
             Ok(None) => return Fault::new(Code::TopicLost, "the topic does not exist any more"),
-            // The producer keeps what it has and goes on by itself; people should know meanwhile.
-            Err(fault) if fault.code() == Code::KafkaUnreachable => {
+            // The producer keeps what it has and goes on by itself; people should know meanwhile. A broker that has just
+            // become the leader does not know at once where the topic ends.
+            Err(fault) if matches!(fault.code(), Code::KafkaUnreachable | Code::KafkaRejected) => {
                 attempt += 1;
                 entry.set(State::retrying(&fault, attempt));
             }

@@ -53,7 +53,7 @@ const GULP: usize = 256;
 pub(super) struct Left {
     /// It got to work.
     pub(super) ran: bool,
-    /// The last checkpoint made: as true as one that is kept, where what is kept cannot be read.
+    /// The last checkpoint read or made: as true as one that is kept, where what is kept cannot be read.
     checkpoint: Option<Checkpoint>,
 }
 
@@ -68,7 +68,7 @@ pub(super) async fn run<S: Source, L: Log>(
 ) -> Result<()> {
     let entry = &roster.source();
     let (opened, mut keeper, mut copier) = source.open().await?;
-    let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper, left.checkpoint).await?;
+    let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper, &mut left.checkpoint).await?;
     let desk = &Desk::new();
     let aside = Aside::new(copier.filling().await?);
     // What was kept there is durable.
@@ -125,7 +125,7 @@ async fn begin<L: Log, K: Keeper>(
     log: &L,
     opened: &Opened,
     keeper: &mut K,
-    remembered: Option<Checkpoint>,
+    remembered: &mut Option<Checkpoint>,
 ) -> Result<(Appender<L::Writer>, Tail, WriterEpoch)> {
     log.ensure(!opened.live).await?;
     let lost = |what: String| {
@@ -136,23 +136,26 @@ async fn begin<L: Log, K: Keeper>(
         )
     };
     // Before the bounds: what a dying writer still appends, and tells in a checkpoint, is within them then.
+    *remembered = remembered.filter(|checkpoint| checkpoint.incarnation == opened.incarnation);
     let checkpoint: Option<Checkpoint> = match log.checkpoint().await {
         Ok(Some(value)) => Some(body::from_value(&value).map_err(|error| {
             Fault::new(Code::RecordCorrupt, "read the stream's checkpoint").because(error)
         })?),
-        Ok(None) => None,
+        // Somebody deleted its topic.
+        Ok(None) => *remembered,
         // Its topic may have no leader, or too few replicas to say where it ends, while the stream's is well.
         Err(fault)
             if remembered.is_some()
                 && matches!(fault.code(), Code::KafkaRejected | Code::KafkaUnreachable) =>
         {
             let code = fault.code().as_str();
-            tracing::warn!(%fault, code, "the stream goes on from the checkpoint its last session made");
-            remembered
+            tracing::warn!(%fault, code, "the stream goes on from the checkpoint its last session knew");
+            *remembered
         }
         Err(fault) => return Err(fault),
     };
     let checkpoint = checkpoint.filter(|checkpoint| checkpoint.incarnation == opened.incarnation);
+    *remembered = checkpoint;
     let bounds = log.bounds().await?.ok_or_else(|| lost("it does not exist".into()))?;
     if opened.live {
         match checkpoint {

@@ -20,8 +20,27 @@ pub(super) async fn locate<L: Log>(
     (here, recovers): (&Region, bool),
 ) -> Result<(Offset, Option<Start>)> {
     let bounds = log.bounds().await?;
+    let start = match bounds {
+        Some(_) => start(log, here).await,
+        None => Ok(None),
+    };
+    let start = match start {
+        // The topic beside the stream's may have no leader, or too few replicas to say where it ends. Who has a place in the
+        // log needs no start, and has no rows to miss before it.
+        Err(fault)
+            if matches!(fault.code(), Code::KafkaRejected | Code::KafkaUnreachable)
+                && progress.is_some()
+                && !recovers =>
+        {
+            let Ok(from) = place(log, bounds, progress).await else { return Err(fault) };
+            let code = fault.code().as_str();
+            tracing::warn!(%fault, code, "the link goes on from its own place");
+            return Ok((from, None));
+        }
+        start => start?,
+    };
     if let Some(bounds) = bounds
-        && let Some(start) = start(log, here).await?
+        && let Some(start) = start
         && (bounds.low..=bounds.high).contains(&start.offset)
         // What a recovery brought another target, or this one long ago, makes nobody else whole.
         && (recovers || !start.recovery)

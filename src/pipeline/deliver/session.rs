@@ -79,6 +79,7 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     let reading = Guarded(task::spawn("link reader", reading.run()));
     let (seen, watched) = mpsc::channel(1);
     let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), Arc::clone(&next), seen)));
+    let retention = log.retention().await?;
     *running = true;
     let meeting = &Meeting::default();
     let mut applying = Applying {
@@ -100,7 +101,6 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
         attend_at: (claim.parked > 0).then(Instant::now),
     };
     applying.show(claim.progress.as_ref());
-    let retention = log.retention().await?;
     entry.retention_seconds.replace(retention.map(|kept| kept.as_secs_f64()));
     let meter = metrics.verify(&params.from, &params.stream);
     let outcome = tokio::select! {
@@ -536,8 +536,8 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         let next = look.next;
         let bounds = match look.bounds {
             Ok(bounds) => bounds,
-            // The reader goes on by itself when the line is back.
-            Err(fault) if fault.code() == Code::KafkaUnreachable => {
+            // The reader goes on by itself when the line is back, or the topic's new leader knows where it ends.
+            Err(fault) if matches!(fault.code(), Code::KafkaUnreachable | Code::KafkaRejected) => {
                 self.entry.set(State::retrying(&fault, 1));
                 return Ok(());
             }
