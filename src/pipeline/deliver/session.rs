@@ -600,8 +600,10 @@ fn cursor_before(start: &Start) -> Cursor {
     }
 }
 
+/// Ready at once where it is time already: a timer would let a millisecond pass, in which what is less urgent comes first.
 async fn until(deadline: Option<Instant>) {
     match deadline {
+        Some(deadline) if deadline <= Instant::now() => (),
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
