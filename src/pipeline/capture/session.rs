@@ -135,8 +135,8 @@ async fn begin<L: Log, K: Keeper>(
             format!("topic {topic}: {what}; stream incarnation {}", opened.incarnation),
         )
     };
-    // Before the bounds: what a dying writer still appends, and tells in a checkpoint, is within them then.
     *remembered = remembered.filter(|checkpoint| checkpoint.incarnation == opened.incarnation);
+    // Before the bounds: what a dying writer still appends, and tells in a checkpoint, is within them then.
     let checkpoint: Option<Checkpoint> = match log.checkpoint().await {
         Ok(Some(value)) => Some(body::from_value(&value).map_err(|error| {
             Fault::new(Code::RecordCorrupt, "read the stream's checkpoint").because(error)
