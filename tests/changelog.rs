@@ -216,8 +216,6 @@ async fn a_log_across_the_wan_answers_after_its_round_trip() {
 /// With one of three brokers gone such a topic takes nothing, while others do.
 const NO_WRITES: &[(&str, &str)] = &[("min.insync.replicas", "3")];
 const WRITES: &[(&str, &str)] = &[("min.insync.replicas", "2")];
-/// A broker is taken out of the replicas in sync by then.
-const OUT_OF_SYNC: Duration = Duration::from_secs(10);
 
 /// Which broker goes. A topic that lost its leader and has too few replicas may not even be readable: where it ends is known
 /// to a follower that has fetched since, and to another only once there are enough of them.
@@ -233,6 +231,11 @@ async fn stop_taking(kafka: &mut Kafka, topic: &str, gone: Gone) -> usize {
     let leader = kafka.leader(topic, 0).await.unwrap();
     let broker = if gone == Gone::Leader { leader } else { (leader + 1) % 3 };
     kafka.kill(broker).await.unwrap();
+    eventually(PATIENCE, "the others are in sync without it", async || {
+        Ok(kafka.admin().partitions(topic).await?[0].in_sync.len() == 2)
+    })
+    .await
+    .unwrap();
     broker
 }
 
@@ -256,7 +259,6 @@ async fn holds_up_no_writer(gone: Gone) {
     tokio::time::timeout(PATIENCE, writer.all_kept()).await.unwrap().unwrap();
     assert_eq!(writer.unkept(), None);
     stop_taking(&mut kafka, "state", gone).await;
-    tokio::time::sleep(OUT_OF_SYNC).await;
 
     // Calm, as fast as it goes, calm again: each time another producer is used. More checkpoints than are queued.
     let mut given = 0;
@@ -340,7 +342,8 @@ async fn goes_on_and_says_so(gone: Gone) {
     .await
     .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
     assert!(daemon.log().contains(told), "{}", daemon.log_tail());
-    // Its next session goes on from what this one knew, where that cannot be read. Hot, then calm: it is acknowledged, and the slot moves.
+    // Its next session goes on from what this one knew, where that cannot be read. Hot, then calm: it is acknowledged, and
+    // the slot moves.
     us.execute("select pg_terminate_backend(active_pid) from pg_replication_slots").await.unwrap();
     us.execute("insert into t select g from generate_series(1, 100000) g").await.unwrap();
     us.execute("insert into t values (0)").await.unwrap();
