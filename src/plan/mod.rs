@@ -191,6 +191,8 @@ pub fn plan<'a>(
         if segment.meets_other_shape(table) {
             segment.cut(&mut actions);
             table = segment.table(change.shape(), tables);
+            // It is the one whose changes may stand in the new segment.
+            segment.meets_other_shape(table);
         }
         if !segment.fold(table, change) {
             segment.cut(&mut actions);
