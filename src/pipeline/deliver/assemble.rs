@@ -63,6 +63,8 @@ pub struct Assembler {
     limits: BatchLimits,
     shapes: Shapes,
     fresh_shapes: Vec<Arc<Shape>>,
+    /// Given with slices of a transaction that has not ended: where it is abandoned, the sink has lost them with it.
+    shapes_given_ahead: Vec<Arc<Shape>>,
     /// The last record taken.
     cursor: Cursor,
     /// What the sink's progress will be once everything given so far is applied.
@@ -113,6 +115,7 @@ impl Assembler {
             limits,
             shapes: shapes.into_iter().map(|shape| (shape.fingerprint(), shape)).collect(),
             fresh_shapes: Vec::new(),
+            shapes_given_ahead: Vec::new(),
             cursor,
             after,
             open: None,
@@ -384,6 +387,7 @@ impl Assembler {
     pub fn give(&mut self) -> Option<Output> {
         if matches!(self.items.front(), Some(Item::Abandon)) {
             self.items.pop_front();
+            self.fresh_shapes.append(&mut self.shapes_given_ahead);
             return Some(Output::Abandon);
         }
         let mut steps = Vec::new();
@@ -417,7 +421,11 @@ impl Assembler {
         let after = self.after;
         let open = steps.last().is_some_and(|step| !step.frame.last);
         let mut heartbeat = None;
-        if !open {
+        let shapes = std::mem::take(&mut self.fresh_shapes);
+        if open {
+            self.shapes_given_ahead.extend(shapes.iter().cloned());
+        } else {
+            self.shapes_given_ahead.clear();
             self.after = through.sequence;
             self.placed_at = Instant::now();
             if all_given {
@@ -429,7 +437,7 @@ impl Assembler {
             after,
             through,
             steps,
-            shapes: std::mem::take(&mut self.fresh_shapes),
+            shapes,
             heartbeat,
             grouping: Grouping::Many,
         }))
@@ -457,6 +465,7 @@ fn misplaced(header: &Header, offset: Offset, why: &str) -> Fault {
 mod tests {
     use super::*;
     use crate::{
+        change::Identity,
         envelope::body::Echo,
         lsn::Lsn,
         position::{PostgresPosition, WriterEpoch},
@@ -474,23 +483,72 @@ mod tests {
         assert_eq!(offset_of(&beat, &"us-east-1".parse().unwrap(), seconds(1002.2)), None);
     }
 
-    /// Whoever reads asks before each turn, and would turn for ever.
-    #[test]
-    fn a_beat_before_a_transaction_that_is_not_complete_is_no_reason_to_ask_again() {
+    fn assembler(here: Region) -> Assembler {
         let limits = BatchLimits { changes: 10, bytes: 1_000 };
         let start =
             Cursor { sequence: Sequence(0), epoch: WriterEpoch(0), offset: Offset(-1), position: None };
+        Assembler::new(Incarnation(1), start, Sequence(0), Vec::new(), limits, here)
+    }
+
+    fn head(origin: Region) -> TransactionHead {
+        let at = PostgresPosition { commit: Lsn(1), end: Lsn(2), xid: 3, time: Micros(4) };
+        TransactionHead { position: Position::Postgres(at), time: at.time, origin }
+    }
+
+    #[test]
+    fn shapes_that_went_with_a_transaction_that_is_abandoned_are_given_again() {
         let here: Region = "eu-west-1".parse().unwrap();
-        let mut assembler =
-            Assembler::new(Incarnation(1), start, Sequence(0), Vec::new(), limits, here.clone());
+        let mut assembler = assembler(here.clone());
+        let step = |assembler: &mut Assembler, first, last| {
+            let frame = Frame { head: head(here.clone()), changes: Vec::new(), first, last };
+            let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
+            assembler.items.push_back(Item::Step(Step {
+                frame,
+                through: assembler.cursor,
+                arrival,
+                answer: None,
+            }));
+        };
+        let shapes = |assembler: &mut Assembler| match assembler.give() {
+            Some(Output::Batch(batch)) => Some(batch.shapes.len()),
+            Some(Output::Abandon) => None,
+            None => panic!("nothing was given"),
+        };
+        let shape = |table: &str| Arc::new(Shape::new("public", table, Identity::Default, []));
+        assembler.fresh_shapes.push(shape("one"));
+        step(&mut assembler, true, false);
+        assert_eq!(shapes(&mut assembler), Some(1));
+        assembler.fresh_shapes.push(shape("other"));
+        step(&mut assembler, false, false);
+        assert_eq!(shapes(&mut assembler), Some(1));
+        assembler.items.push_back(Item::Abandon);
+        assert_eq!(shapes(&mut assembler), None);
+        step(&mut assembler, true, false);
+        assert_eq!(shapes(&mut assembler), Some(2), "with whatever comes next");
+        step(&mut assembler, false, true);
+        assert_eq!(shapes(&mut assembler), Some(0));
+        step(&mut assembler, true, true);
+        assert_eq!(shapes(&mut assembler), Some(0), "once it has ended they are kept");
+    }
+
+    /// Whoever reads asks before each turn, and would turn for ever.
+    #[test]
+    fn a_beat_before_a_transaction_that_is_not_complete_is_no_reason_to_ask_again() {
+        let here: Region = "eu-west-1".parse().unwrap();
+        let mut assembler = assembler(here.clone());
         let beat = Heartbeat { sent: Micros(1), appended: None, arrived: Micros(2) };
         assembler.heartbeat = Some(beat);
         assert!(assembler.is_ready());
         assert!(matches!(assembler.give(), Some(Output::Batch(batch)) if batch.heartbeat.is_some()));
 
-        let at = PostgresPosition { commit: Lsn(1), end: Lsn(2), xid: 3, time: Micros(4) };
-        let head = TransactionHead { position: Position::Postgres(at), time: at.time, origin: here };
-        let open = Open { head, changes: Vec::new(), bytes: 0, last_ordinal: 0, first: true, skip: false };
+        let open = Open {
+            head: head(here),
+            changes: Vec::new(),
+            bytes: 0,
+            last_ordinal: 0,
+            first: true,
+            skip: false,
+        };
         (assembler.heartbeat, assembler.open) = (Some(beat), Some(open));
         assert!(!assembler.is_ready());
         assert!(assembler.give().is_none());
