@@ -387,6 +387,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                 biased;
                 () = stop.asked() => return self.finish().await,
                 // Before what is read: under load there is always more of that.
+                Some(look) = self.watched.recv() => self.look(look, retention)?,
                 () = until(self.attend_at), if self.attend_at.is_some() && self.open_since.is_none() => {
                     self.attend().await?;
                 }
@@ -403,7 +404,6 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                     self.tell(flushed);
                     flush_at = Instant::now() + FLUSH_INTERVAL;
                 }
-                Some(look) = self.watched.recv() => self.look(look, retention)?,
                 () = until(stalled), if stalled.is_some() => {
                     self.sink.abandon().await?;
                     let seconds = self.params.open_transaction_timeout.as_secs();
