@@ -49,9 +49,16 @@ impl Session {
                 continue;
             }
             let mut attempt = 1;
+            let mut looked_anew = false;
             while let Err(trouble) = self.try_alone(&alone).await {
                 self.touched.extend(self.brought.drain());
                 match trouble {
+                    // It may be the table that was altered, and takes no row like that: that is not for parking.
+                    Trouble::Fault(fault) if !copied && self.parks(&fault) && !looked_anew => {
+                        tracing::debug!(%fault, "looking at the tables anew");
+                        self.known.forget();
+                        looked_anew = true;
+                    }
                     Trouble::Fault(fault) if !copied && self.parks(&fault) => {
                         self.park(&alone, Why::Refused(fault)).await?;
                         break;
