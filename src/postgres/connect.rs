@@ -119,6 +119,20 @@ pub const OUTPUT_SETTINGS: &str = "-c timezone=UTC -c datestyle=ISO,YMD -c inter
 /// a snapshot, a replication origin) is let go half a minute later, not two hours.
 const WATCHED: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4";
 
+/// Has `=` and `>` be what an index and ORDER BY take them for, whatever schema a type's extension was put in: where an
+/// operator is not found by the path, that of a type it can be cast to may be (`text = text` for two `citext`), which is
+/// another order, and no index is used for it. Behind the role's own path, which its triggers may need. Only a superuser
+/// makes an operator class, so nobody else names a schema here.
+const OPERATORS_FOUND: &str = "
+    SELECT set_config('search_path',
+                      concat_ws(', ', nullif(current_setting('search_path'), ''),
+                                string_agg(DISTINCT quote_ident(n.nspname), ', ')), false)
+      FROM pg_opclass c JOIN pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+      JOIN pg_amop a ON a.amopfamily = c.opcfamily JOIN pg_operator o ON o.oid = a.amopopr
+      JOIN pg_namespace n ON n.oid = o.oprnamespace
+     WHERE n.nspname <> 'pg_catalog' AND has_schema_privilege(n.oid, 'USAGE')
+    HAVING count(*) > 0";
+
 async fn open(address: &Address, application: &str) -> Result<Connection> {
     let unreachable = |error: std::io::Error| Fault::new(Code::DatabaseUnreachable, error.to_string());
     let (tcp, line) = dial(address).await.map_err(unreachable)?;
@@ -137,6 +151,8 @@ async fn open(address: &Address, application: &str) -> Result<Connection> {
         MaybeTlsStream::Plain(stream) => drive(&config, stream, line).await?,
         MaybeTlsStream::Tls(stream) => drive(&config, *stream, line).await?,
     };
+    let set = client.batch_execute(OPERATORS_FOUND).await;
+    set.map_err(|error| fault_of(&error).at("set up a session"))?;
     Ok(Connection { client, driver })
 }
 

@@ -16,7 +16,7 @@ use landfall::{
 use crate::{
     PostgresTarget, Target,
     log::{Log, TIME, delete, insert, row, shape, shape_with, update, value},
-    promises::{claim_soon, sliced},
+    promises::{claim_soon, rows, sliced},
     server::Server,
 };
 
@@ -513,6 +513,28 @@ async fn ddl_under_a_running_session_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_altered_here_under_a_running_session_is_not_parked() {
+    let target = PostgresTarget::new("altered_here").await;
+    target.run("ALTER TABLE t ADD more int4 NOT NULL DEFAULT 7").await;
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    sink.apply(&log.one(vec![insert(&shape(), row(["1", "a"]))])).await.unwrap();
+    target.run("ALTER TABLE t ALTER more DROP DEFAULT").await;
+    let batch = log.one(vec![insert(&shape(), row(["2", "b"]))]);
+    let fault = sink.apply(&batch).await.unwrap_err();
+    assert_eq!(fault.code(), Code::TableDiffers, "{fault}");
+    target.run("ALTER TABLE t ALTER more SET DEFAULT 8").await;
+    sink.claim().await.unwrap();
+    sink.apply(&batch).await.unwrap();
+    assert_eq!(target.rows().await, rows(&[(1, "a"), (2, "b")]));
+    // What the table refuses of one row is.
+    target.run("ALTER TABLE t ADD CHECK (v <> 'c')").await;
+    let applied = sink.apply(&log.one(vec![insert(&shape(), row(["3", "c"]))])).await.unwrap();
+    assert_eq!(applied.aside.len(), 1);
+}
+
+#[tokio::test]
 async fn a_plain_role_is_told_what_to_grant() {
     let target = PostgresTarget::new("a_plain_role_is_told").await;
     target.run("CREATE ROLE plain LOGIN").await;
@@ -765,9 +787,24 @@ async fn nothing_at_the_target_acts_a_second_time() {
 #[tokio::test]
 async fn rows_are_found_through_the_index_whatever_the_keys_type() {
     let target = PostgresTarget::new("rows_are_found_through_the_index").await;
-    target.run("CREATE TYPE mood AS ENUM ('x', 'y'); CREATE DOMAIN code AS varchar(4)").await;
-    let types = ["int8", "text", "varchar(9)", "char(5)", "numeric(9,2)", "mood", "code", "name", "text[]"];
-    let keys = ["1", "x", "x", "x    ", "1.00", "x", "x", "x", "{x}"];
+    // An extension is often put where nobody's path leads.
+    let types = "CREATE TYPE mood AS ENUM ('x', 'y'); CREATE DOMAIN code AS varchar(4);
+        CREATE SCHEMA \"Ext\"; CREATE EXTENSION citext SCHEMA \"Ext\"; CREATE EXTENSION ltree SCHEMA \"Ext\"";
+    target.run(types).await;
+    let types = [
+        "int8",
+        "text",
+        "varchar(9)",
+        "char(5)",
+        "numeric(9,2)",
+        "mood",
+        "code",
+        "name",
+        "text[]",
+        "\"Ext\".citext",
+        "\"Ext\".ltree",
+    ];
+    let keys = ["1", "x", "x", "x    ", "1.00", "x", "x", "x", "{x}", "x", "x.y"];
     let mut log = Log::new();
     let mut sink = claimed(&target).await;
     for (at, (ty, key)) in types.into_iter().zip(keys).enumerate() {
