@@ -95,7 +95,7 @@ impl Asker {
     /// The partitions of a topic, and the replicas of the first; none where there is no such topic.
     ///
     /// # Errors
-    /// Nobody answers, or we may not know.
+    /// Nobody answers, we may not know, or the brokers know something else to say of it.
     pub fn layout(&self, topic: &str) -> Result<Option<(usize, usize)>> {
         let doing = format!("ask for topic {topic} at {}", self.cluster);
         let metadata = self.ask(&doing, |client| client.fetch_metadata(Some(topic), REQUEST_TIMEOUT))?;
@@ -107,7 +107,9 @@ impl Asker {
             Some(K::TopicAuthorizationFailed) => {
                 return Err(self.cluster.denied(doing, "Read", Resource::Topic(topic)));
             }
-            Some(_) => return Ok(None),
+            // Without a leader, as a broker says of a topic: it is being made.
+            Some(K::UnknownTopicOrPartition | K::UnknownTopic | K::LeaderNotAvailable) => return Ok(None),
+            Some(code) => return Err(fault_of(doing, KafkaError::MetadataFetch(code))),
             None => (),
         }
         let partitions = found.partitions();
