@@ -49,7 +49,11 @@ impl Stage {
     }
 
     async fn set(more: &str) -> Self {
-        let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+        Self::set_on(15, 18, more).await
+    }
+
+    async fn set_on(us_major: u16, eu_major: u16, more: &str) -> Self {
+        let regions = TwoRegions::start(us_major, eu_major, 1).await.unwrap();
         regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
         let us = regions
             .us
@@ -81,6 +85,15 @@ impl Stage {
         if let Err(error) = arrived {
             panic!("{error}\n--- us\n{}\n--- eu\n{}", self.us.log_tail(), self.eu.log_tail());
         }
+    }
+
+    /// Waits until the source warns so.
+    async fn warns(&self, of: &str) {
+        eventually(PATIENCE, &format!("it warns: {of}"), async || {
+            Ok(self.us.http_get("/status").await?.1.contains(of))
+        })
+        .await
+        .unwrap();
     }
 
     async fn sql(&self, sql: &str) -> String {
@@ -744,10 +757,7 @@ async fn a_row_somebody_else_wrote() {
 async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
     let stage = Stage::set("").await;
     stage.regions.us.execute("create table fresh (id int8 primary key)").await.unwrap();
-    let warned = eventually(PATIENCE, "the new table is named", async || {
-        Ok(stage.us.http_get("/status").await?.1.contains("\\\"fresh\\\" is not published"))
-    });
-    warned.await.unwrap();
+    stage.warns("\\\"fresh\\\" is not published").await;
     shows(&stage.us, "us-east-1", "running", None).await;
     stage.regions.us.execute("alter publication landfall drop table t").await.unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
@@ -760,6 +770,41 @@ async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
     stage.regions.us.execute("drop publication landfall").await.unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
     assert!(said.contains("CREATE PUBLICATION"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_table_that_is_locked_for_long_and_one_that_is_dropped_under_the_look() {
+    // 15 opens no table to say what is published.
+    let mut stage = Stage::set_on(18, 15, "").await;
+    let publish = "create table other (id int8 primary key); alter publication landfall add table other";
+    stage.regions.us.execute(publish).await.unwrap();
+    let holder = stage.regions.us.connect().await.unwrap();
+    holder.batch_execute("begin; lock table other in access exclusive mode").await.unwrap();
+    stage.warns("cannot be looked at now").await;
+    // Nobody writes: what comes are heartbeats.
+    let consumed = async || stage.eu.metric("replication_bytes_consumed_total").await.unwrap().unwrap_or(0.0);
+    let before = consumed().await;
+    eventually(PATIENCE, "heartbeats go on", async || Ok(consumed().await > before)).await.unwrap();
+    stage.stop_source().await;
+    stage.us.start_again().unwrap();
+    stage.write(2).await;
+    stage.arrives(2).await;
+    // Behind the lock, and then there is no such table any more.
+    let waits = "select count(*)::text from pg_stat_activity
+        where application_name like 'landfall source%' and wait_event_type = 'Lock'";
+    eventually(PATIENCE, "a look waits for the lock", async || Ok(stage.sql(waits).await == "1"))
+        .await
+        .unwrap();
+    holder.batch_execute("drop table other; commit").await.unwrap();
+    stage.write(3).await;
+    stage.arrives(3).await;
+    eventually(PATIENCE, "nothing is amiss any more", async || {
+        Ok(!stage.us.http_get("/status").await?.1.contains("cannot be looked at"))
+    })
+    .await
+    .unwrap();
+    let log = stage.us.log();
+    assert!(!log.contains("LF-INTERNAL") && !log.contains("LF-TARGET-BUSY"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::fault_of;
 use crate::{
@@ -452,13 +452,19 @@ pub struct PublishedTable {
 /// A publication, where there is one of that name.
 ///
 /// # Errors
-/// Where the server does not answer, or is older than [`VERSION_MIN`].
+/// Where the server does not answer, or is older than [`VERSION_MIN`]; [`Code::TargetBusy`] where one of its tables is
+/// locked for longer than the session waits, or is dropped meanwhile.
 pub async fn publication(client: &Client, name: &str) -> Result<Option<PublicationFacts>> {
     let Some(row) = many(client, "look at the publication", PUBLICATION, &[&name]).await?.into_iter().next()
     else {
         return Ok(None);
     };
-    let rows = many(client, "list the publication's tables", PUBLISHED_TABLES, &[&name]).await?;
+    let rows = client.query(PUBLISHED_TABLES, &[&name]).await.map_err(|error| {
+        // The server lists them, and opens each one: "could not open relation with OID".
+        let is_dropped = error.code() == Some(&SqlState::INTERNAL_ERROR);
+        let fault = fault_of(&error).at("list the publication's tables");
+        if is_dropped { Fault::new(Code::TargetBusy, fault.message()) } else { fault }
+    })?;
     let tables = rows.iter().map(|row| PublishedTable {
         schema: row.get(0),
         table: row.get(1),

@@ -12,6 +12,9 @@ use crate::{
     },
 };
 
+/// Heartbeats wait as long as a look at the publication does.
+const LOCK_TIMEOUT: &str = "500ms";
+
 /// The tables of a stream, `schema.table`, and what is amiss: those in scope that are not in it, and those that should
 /// not be as they are; each with the SQL that would change that.
 pub(super) struct Published {
@@ -32,8 +35,17 @@ pub(super) async fn check(
 ) -> Result<Published> {
     let name = &config.publication;
     let in_scope = catalog::tables_in_scope(connection, &config.scope).await?;
-    let Some(publication) = catalog::publication(connection, name).await? else {
-        return create(connection, config, live, &in_scope).await;
+    let looked =
+        if live { glance(connection, name).await } else { catalog::publication(connection, name).await };
+    let publication = match looked {
+        Ok(Some(publication)) => publication,
+        Ok(None) => return create(connection, config, live, &in_scope).await,
+        // The stream reads on meanwhile, and it is looked at again.
+        Err(fault) if live && fault.code() == Code::TargetBusy => {
+            let amiss = vec![format!("publication `{name}` cannot be looked at now: {fault}")];
+            return Ok(Published { tables: begun_with.to_vec(), amiss });
+        }
+        Err(fault) => return Err(fault),
     };
     if !publication.operations_missing.is_empty() {
         let message =
@@ -67,6 +79,17 @@ pub(super) async fn check(
     }
     let amiss = amiss(&in_scope, name, |table| tables.contains(&table.name()));
     Ok(Published { tables, amiss })
+}
+
+/// A look that waits for no lock for long: the server opens each published table for it, behind whoever rewrites one.
+async fn glance(connection: &Connection, name: &str) -> Result<Option<PublicationFacts>> {
+    let run = async |sql: &str| {
+        connection.batch_execute(sql).await.map_err(|error| fault_of(&error).at("look at the publication"))
+    };
+    run(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+    let found = catalog::publication(connection, name).await;
+    run("COMMIT").await?;
+    found
 }
 
 /// What is published of the scope, all of it whole.
