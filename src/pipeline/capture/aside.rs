@@ -12,7 +12,7 @@ use super::copy::Watermark;
 use crate::{
     change::{Cell, Change, Fingerprint, Meanwhile, Row, Shape, copy_text},
     source::{Mend, ReadFor, Rows, Snapshot},
-    verify::{Answer, Found},
+    verify::{self, Answer, Found},
 };
 
 /// Keys an answer names as changed: it is one record.
@@ -174,6 +174,14 @@ impl Aside {
         if changes.iter().any(|(_, change)| takes_a_key(change)) {
             return Err("a row took another key meanwhile, and does not say all it holds");
         }
+        let asked: HashSet<Key> = mend.keys.iter().map(bytes_of).collect();
+        let is_asked = |row: &Row| key_of(row, &read.key).is_some_and(|key| asked.contains(&key));
+        let leaves_a_key = |change: &Change| matches!(change, Change::Update { old: Some(old), new, .. } if is_asked(old) && !is_asked(new));
+        // The key may only be written otherwise (`bob` as `Bob`, which are the same row's to a citext): taken away by the
+        // one, the row that stands under the other would go.
+        if changes.iter().any(|(_, change)| leaves_a_key(change)) {
+            return Err("a row that is to be mended took another key meanwhile");
+        }
         let fates = fates(&read.key, changes)?;
         let mut text = BytesMut::from(&overlaid(&read.key, &fates, &mend.text)[..]);
         let width = read.shape.columns.len();
@@ -183,7 +191,7 @@ impl Aside {
             .collect();
         for key in &mend.keys {
             let mut cells = vec![Cell::Null; width];
-            let key: Key = key.iter().map(|value| Bytes::copy_from_slice(value.as_bytes())).collect();
+            let key = bytes_of(key);
             for (at, value) in read.key.iter().zip(&key) {
                 cells[*at] = Cell::Value(value.clone());
             }
@@ -388,6 +396,10 @@ enum Fate {
 }
 
 type Key = Vec<Bytes>;
+
+fn bytes_of(key: &verify::Key) -> Key {
+    key.iter().map(|value| Bytes::copy_from_slice(value.as_bytes())).collect()
+}
 
 fn key_of(row: &Row, key: &[usize]) -> Option<Key> {
     let value = |&at: &usize| match &row.0[at] {
