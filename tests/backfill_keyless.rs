@@ -223,6 +223,28 @@ async fn one_that_begins_anew_again_and_again_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_which_changes_do_not_say_all_is_refused_until_they_say_all_of_the_row() {
+    let table = format!(
+        "{BARE}; create table shard (id int8, bucket int8 generated always as (id % 16) stored, note text,
+             primary key (id, bucket))"
+    );
+    let rows = "insert into shard (id, note) select g, 'row ' || g from generate_series(1, 1000) g";
+    let (regions, us, eu) = stage(&table, rows).await;
+    ask(&us, &[]).await;
+    eventually(PATIENCE, "it says why it waits", async || {
+        let waits_for = newest(&us).await["waits_for"].as_str().unwrap_or_default().to_owned();
+        Ok(waits_for.contains("column `bucket` of the key") && waits_for.contains("REPLICA IDENTITY FULL"))
+    })
+    .await
+    .unwrap();
+    regions.us.execute("alter table shard replica identity full").await.unwrap();
+    eventually(PATIENCE, "the backfill is done", async || Ok(newest(&us).await["state"] == "done"))
+        .await
+        .unwrap();
+    ends_equal(&regions, &us, &eu).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_wider_than_a_portion_and_tables_that_only_grow_are_copied() {
     let tables = format!(
         "{BARE}; create table grows (id int8 primary key, note text);

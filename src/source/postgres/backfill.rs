@@ -307,6 +307,19 @@ pub(super) fn require_key(table: &Table) -> Result<()> {
     ))
 }
 
+/// Requires that changes say of a row all that its key does, or all it holds: only then does a copy meet them.
+pub(super) fn require_logged_key(table: &Table) -> Result<()> {
+    let Some(column) = &table.key_not_logged else { return Ok(()) };
+    let message = format!(
+        "column `{column}` of the key of {} is generated, and so not in the log: what changes while the table is copied cannot be told from it",
+        table.shape
+    );
+    Err(Fault::new(Code::TableDiffers, message).remedied_by(format!(
+        "run at the source: ALTER TABLE {} REPLICA IDENTITY FULL; the backfill goes on by itself",
+        table.name
+    )))
+}
+
 /// Requires that our role may read every one of the tables (schema, name), all of its rows.
 ///
 /// # Errors

@@ -355,6 +355,7 @@ impl PostgresCopier {
             return Ok(Some(Portion { to, content }));
         }
         if found.key.is_empty() {
+            backfill::require_logged_key(&found)?;
             return self.some_of_all(at, &watermark).await;
         }
         let by_several = condition.is_none() && self.chunk_bytes >= SEVERAL_BYTES;

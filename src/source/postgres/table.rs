@@ -34,6 +34,8 @@ pub(super) struct Table {
     only: &'static str,
     /// The columns of the index its rows are read along.
     pub(super) key: Box<[usize]>,
+    /// A column of it that no change says anything of: it is generated. There is no `key` then.
+    pub(super) key_not_logged: Option<String>,
 }
 
 /// Rows as they come, in texts that are appended one by one.
@@ -146,8 +148,13 @@ impl Table {
         let place = |name: &String| columns.iter().position(|column| *column.name == **name);
         // Where changes do not name their row, a key would not either.
         let key = if identity == Identity::Nothing { Vec::new() } else { key };
+        let key_not_logged = match identity {
+            Identity::Default | Identity::Index => key.iter().find(|name| place(name).is_none()).cloned(),
+            Identity::Full | Identity::Nothing => None,
+        };
         let key = key.iter().map(place).collect::<Option<Vec<usize>>>().unwrap_or_default();
         Ok(Self {
+            key_not_logged,
             name: qualified(schema, table),
             only: if row.get(1) { "" } else { "ONLY " },
             key: key.into(),
