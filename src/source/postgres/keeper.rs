@@ -55,7 +55,7 @@ impl Keeper for PostgresKeeper {
             ));
         };
         slot::refuse_lost(&slot, name)?;
-        let mut amiss = publication::check(&self.connection, &self.config, true, &self.scope).await?.amiss;
+        let mut amiss = publication::glance(&self.connection, &self.config, &self.scope).await?;
         if slot::is_standby(&self.connection, &self.config).await? {
             amiss.push(slot::standby_warning(&self.config));
         }

@@ -35,17 +35,8 @@ pub(super) async fn check(
 ) -> Result<Published> {
     let name = &config.publication;
     let in_scope = catalog::tables_in_scope(connection, &config.scope).await?;
-    let looked =
-        if live { glance(connection, name).await } else { catalog::publication(connection, name).await };
-    let publication = match looked {
-        Ok(Some(publication)) => publication,
-        Ok(None) => return create(connection, config, live, &in_scope).await,
-        // The stream reads on meanwhile, and it is looked at again.
-        Err(fault) if live && fault.code() == Code::TargetBusy => {
-            let amiss = vec![format!("publication `{name}` cannot be looked at now: {fault}")];
-            return Ok(Published { tables: begun_with.to_vec(), amiss });
-        }
-        Err(fault) => return Err(fault),
+    let Some(publication) = catalog::publication(connection, name).await? else {
+        return create(connection, config, live, &in_scope).await;
     };
     if !publication.operations_missing.is_empty() {
         let message =
@@ -81,15 +72,30 @@ pub(super) async fn check(
     Ok(Published { tables, amiss })
 }
 
-/// A look that waits for no lock for long: the server opens each published table for it, behind whoever rewrites one.
-async fn glance(connection: &Connection, name: &str) -> Result<Option<PublicationFacts>> {
+/// What is amiss with the publication of a stream that has begun; that it cannot be looked at, where a table of it is locked:
+/// the server opens each one for it, and would wait behind whoever rewrites one. The stream reads on meanwhile.
+///
+/// # Errors
+/// As of [`check`].
+pub(super) async fn glance(
+    connection: &Connection,
+    config: &PostgresSourceConfig,
+    begun_with: &[String],
+) -> Result<Vec<String>> {
     let run = async |sql: &str| {
         connection.batch_execute(sql).await.map_err(|error| fault_of(&error).at("look at the publication"))
     };
     run(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
-    let found = catalog::publication(connection, name).await;
-    run("COMMIT").await?;
-    found
+    let checked = check(connection, config, true, begun_with).await;
+    let ended = run("COMMIT").await;
+    match checked {
+        Ok(published) => ended.map(|()| published.amiss),
+        Err(fault) if fault.code() == Code::TargetBusy => {
+            let name = &config.publication;
+            ended.map(|()| vec![format!("publication `{name}` cannot be looked at now: {fault}")])
+        }
+        Err(fault) => Err(fault),
+    }
 }
 
 /// What is published of the scope, all of it whole.

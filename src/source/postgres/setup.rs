@@ -55,7 +55,7 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
     let stream = match known {
         Some(stream) if stream.live => {
             refuse_other_server(&stream, &server, config)?;
-            publication::check(&connection, config, true, &stream.scope).await?;
+            publication::glance(&connection, config, &stream.scope).await?;
             stream
         }
         _ => begin(&connection, config, &server).await?,
