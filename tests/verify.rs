@@ -551,6 +551,26 @@ async fn killed_on_either_side_it_goes_on_and_finds_each_row_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_key_is_sorted_otherwise_is_given_up_for_that() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let table = |collation: &str| format!("create table t (k text collate \"{collation}\" primary key)");
+    regions.us.execute(&table("en-x-icu")).await.unwrap();
+    regions.eu.execute(&table("C")).await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    // In C every capital stands before every small letter.
+    let rows = "insert into t select case when g % 2 = 0 then upper(h) else h end
+        from generate_series(1, 40000) g, translate(md5(g::text), '0123456789', 'ghijklmnop') h";
+    regions.us.execute(rows).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
+    allow(&regions, &eu).await;
+    let (code, found) = verify(&eu, &["--max-source-load", "1"]).await;
+    let why = found["tables"][0]["why"].as_str().unwrap_or_default();
+    assert!(code == Some(2) && why.contains("sorted otherwise"), "{found}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_told_is_not_called_equal() {
     let (regions, mut us, mut eu) = stage(100).await;
     allow(&regions, &eu).await;

@@ -43,6 +43,10 @@ const ASK_INTERVAL: Duration = Duration::from_secs(5);
 const ASK_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Delivering waits for a snapshot so long at most; the answer is no good then, and asked for again.
 const HOLD_MAX: Duration = Duration::from_secs(2);
+/// Why a table is given up of which a range here holds thousands of rows that stand elsewhere there, and are equal.
+const SORTED_OTHERWISE: &str = "[LF-TABLE] its key is sorted otherwise there than here (another collation, or an enum whose values \
+    stand in another order): ranges of it cannot be compared (next: give the key's columns the same collation in both regions, \
+    ALTER TABLE … ALTER … TYPE … COLLATE …, and ask again)";
 /// How often it is looked whether rows that were mended are right, where they change meanwhile.
 const LOOKS_MAX: u32 = 20;
 
@@ -241,15 +245,14 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             while let Some(about) = survey.next() {
                 let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
                 if let Err(why) = survey.take(&answer, &here) {
-                    tracing::warn!(table = %table.table, id, why, "a table could not be compared");
-                    self.meter.given_up();
-                    let given_up = Comparison::GivenUp(why);
-                    self.inspector.keep(id, table, &Settled::default(), &given_up).await?;
-                    return Ok(true);
+                    return self.give_up(verification, table, why).await;
                 }
                 self.rest(verification).await;
             }
             let Some(mut settled) = survey.settled() else { return Ok(true) };
+            if settled.cut && settled.findings.is_empty() {
+                return self.give_up(verification, table, SORTED_OTHERWISE.to_owned()).await;
+            }
             let findings = std::mem::take(&mut settled.findings);
             let unsure = findings.iter().filter(|it| it.difference == Difference::Unsure).count();
             let (before, different) = (left, (findings.len() - unsure) as u64);
@@ -286,6 +289,15 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                 return Ok(true);
             }
         }
+    }
+
+    /// Ends the comparison of a table that cannot be compared.
+    async fn give_up(&mut self, verification: &Verification, table: &Inspected, why: String) -> Result<bool> {
+        tracing::warn!(table = %table.table, id = verification.id, why, "a table could not be compared");
+        self.meter.given_up();
+        let given_up = Comparison::GivenUp(why);
+        self.inspector.keep(&verification.id, table, &Settled::default(), &given_up).await?;
+        Ok(true)
     }
 
     /// Leaves the databases to their users for as long as was asked for, after reading as long as the slower did.
