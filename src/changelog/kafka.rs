@@ -1,6 +1,7 @@
 //! A log in Kafka: one topic of one partition.
 
 mod control;
+mod fetch;
 mod reader;
 mod traffic;
 mod writer;
@@ -17,7 +18,8 @@ use rdkafka::{
 };
 
 use control::Control;
-pub use reader::{FETCH_BYTES, FETCH_BYTES_MAX, KafkaReader};
+pub use fetch::FETCH_BYTES_MAX;
+pub use reader::KafkaReader;
 pub use writer::{KafkaWriter, PACK_BYTES, WriterLimits};
 
 use crate::{
@@ -68,7 +70,7 @@ pub struct KafkaLog {
     group: String,
     rules: TopicRules,
     limits: WriterLimits,
-    fetch_bytes: usize,
+    fetch_bytes: Option<usize>,
     /// Asks for bounds and publishes group offsets; reads nothing.
     asker: Arc<Asker>,
     /// Others that ask for what readers of other groups published: a client speaks for one.
@@ -98,15 +100,15 @@ impl KafkaLog {
             group,
             rules,
             limits,
-            fetch_bytes: FETCH_BYTES,
+            fetch_bytes: None,
             asker,
             askers: Mutex::default(),
         })
     }
 
-    /// Reads so many bytes with a request.
+    /// Reads so many bytes with a request; with none, as many as suit what comes.
     #[must_use]
-    pub fn fetching(self, fetch_bytes: usize) -> Self {
+    pub fn fetching(self, fetch_bytes: Option<usize>) -> Self {
         Self { fetch_bytes, ..self }
     }
 

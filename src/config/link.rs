@@ -9,7 +9,7 @@ use super::{
     walk::Section,
 };
 use crate::{
-    changelog::kafka::{FETCH_BYTES, FETCH_BYTES_MAX},
+    changelog::kafka::FETCH_BYTES_MAX,
     names,
     region::Region,
     sink::{COPY_SESSIONS_MAX, OnRefusal},
@@ -30,8 +30,8 @@ pub struct LinkSettings {
     pub batch_changes: usize,
     /// How many bytes of changes are held in memory for it.
     pub batch_bytes: usize,
-    /// How many bytes one request to the other region's Kafka brings.
-    pub fetch_bytes: usize,
+    /// How many bytes one request to the other region's Kafka brings; none where as many as suit what comes.
+    pub fetch_bytes: Option<usize>,
     /// How long a transaction larger than memory may stay open without anything arriving.
     pub open_transaction_timeout: Duration,
     /// How long an applied batch may wait to be flushed.
@@ -85,7 +85,7 @@ pub(super) fn walk(
         properties,
         batch_changes: size(batch_changes, 2_000),
         batch_bytes: size(batch_bytes, 4 << 20),
-        fetch_bytes: size(fetch_bytes, FETCH_BYTES),
+        fetch_bytes: fetch_bytes.and_then(|it| usize::try_from(it).ok()),
         open_transaction_timeout: open_timeout.unwrap_or(60 * SECOND),
         flush_interval: flush.unwrap_or(Duration::from_millis(100)),
         on_refusal: on_refusal.unwrap_or_default(),

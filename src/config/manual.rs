@@ -218,8 +218,8 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "link[].fetch_bytes",
         "size, 64KiB to 16MiB",
-        Is("\"1MiB\""),
-        "How many bytes one request to the other region's Kafka brings, compressed as they are kept. One is under way at a time: over a line with a round trip of 150 ms, 1 MiB is 7 MB/s. More helps where such a line holds more and values compress badly; it takes twice as much memory as a request brings unpacked.",
+        Absent,
+        "How many bytes one request to the other region's Kafka brings, compressed as they are kept. One is under way at a time: over a line with a round trip of 150 ms, 1 MiB is 7 MB/s. Not set, what comes decides: 256 KiB where it unpacks fortyfold to 3 MiB where it hardly does, so that a request comes to 10 MiB in memory. Set it where a line is to bring more than that, for twice as much memory as a request brings unpacked.",
     ),
     setting(
         "link[].open_transaction_timeout",

@@ -143,7 +143,9 @@ fn link(sheet: &mut Sheet<'_>, it: &LinkSettings) {
     sheet.text("ordering", "transaction");
     sheet.row("batch_changes", it.batch_changes.to_string());
     sheet.text("batch_bytes", &show_size(it.batch_bytes as u64));
-    sheet.text("fetch_bytes", &show_size(it.fetch_bytes as u64));
+    if let Some(bytes) = it.fetch_bytes {
+        sheet.text("fetch_bytes", &show_size(bytes as u64));
+    }
     sheet.text("open_transaction_timeout", &show_duration(it.open_transaction_timeout));
     sheet.text("flush_interval", &show_duration(it.flush_interval));
     let on_refusal = match it.on_refusal {

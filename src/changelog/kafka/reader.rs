@@ -18,7 +18,11 @@ use rdkafka::{
 };
 use tokio::sync::mpsc;
 
-use super::{PARTITION, traffic::Traffic};
+use super::{
+    PARTITION,
+    fetch::{BYTES_AT_FIRST, Fetch},
+    traffic::Traffic,
+};
 use crate::{
     changelog::{Entry, Reader},
     envelope::{HEADER_NAME, Header, is_pack, unpack},
@@ -28,13 +32,6 @@ use crate::{
     stamp::Micros,
     task,
 };
-
-/// What one request brings unless it is told otherwise, as it comes over the line. One is outstanding for each broker, so it
-/// carries what comes in a round trip: 7 MB/s at 150 ms. Unpacked it is ten times as much and more, and two of them must
-/// still fit into the process: with twice as much a daemon that caught up over such a line held 143 MiB.
-pub const FETCH_BYTES: usize = 1 << 20;
-/// What one request may be told to bring, at most.
-pub const FETCH_BYTES_MAX: usize = 16 << 20;
 
 /// A helping's bytes: enough to be worth handing over, small enough that a few do not matter.
 const HELPING_BYTES: usize = 512 << 10;
@@ -60,30 +57,42 @@ impl KafkaReader {
         topic: &str,
         group: &str,
         from: Offset,
-        fetch_bytes: usize,
+        fetch_bytes: Option<usize>,
     ) -> Result<Self> {
-        let doing = format!("read topic {topic} at {cluster} from {from}");
         let traffic = Traffic::default();
-        let mut config = cluster.client("reader");
-        let consumer = consumer(Traffic::told_by(&mut config), group, fetch_bytes, traffic.clone())
-            .and_then(|consumer| assign(&consumer, topic, KafkaOffset::Offset(from.0)).map(|()| consumer))
-            .map_err(|error| fault_of(&doing, error))?;
+        let mut source = Source {
+            cluster: cluster.clone(),
+            topic: topic.to_owned(),
+            group: group.to_owned(),
+            next: from,
+            fetch: Fetch::new(fetch_bytes),
+        };
+        let mut consumer = source.consumer(traffic.clone())?;
         let (give, helpings) = mpsc::channel(HELPINGS);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let (cluster, read) = (cluster.clone(), topic.to_owned());
         // Ends by itself once `stop` is set or the receiver is gone.
         task::spawn_thread("kafka reader", move || {
             let mut buffer = BytesMut::new();
             while !stopped.load(Ordering::Relaxed) {
-                let helping = match helping(&consumer, &mut buffer) {
+                let helping = match source.helping(&consumer, &mut buffer) {
                     Ok(entries) if entries.is_empty() => continue,
-                    Ok(entries) => Ok(entries),
-                    Err(error) => Err(cluster.fault_of(&doing, error, "Read", Resource::Topic(&read))),
+                    helping => helping,
                 };
                 let last = helping.is_err();
                 if give.blocking_send(helping).is_err() || last {
                     return;
+                }
+                if let Some(bytes) = source.fetch.follow(consumer.context().told()) {
+                    tracing::debug!(topic = source.topic, bytes, "what one request to Kafka asks for");
+                    // What the old one has waiting is read again: gone first, so that it is never there twice.
+                    let traffic = consumer.context().handed_on();
+                    drop(consumer);
+                    consumer = match source.consumer(traffic) {
+                        Ok(consumer) => consumer,
+                        // Nobody is there to hear it where this fails.
+                        Err(fault) => return drop(give.blocking_send(Err(fault))),
+                    };
                 }
             }
         });
@@ -119,6 +128,43 @@ impl Reader for KafkaReader {
     }
 }
 
+/// What is read, and how far it has been.
+struct Source {
+    cluster: Cluster,
+    topic: String,
+    group: String,
+    /// What is read next.
+    next: Offset,
+    fetch: Fetch,
+}
+
+impl Source {
+    /// One that reads from `next` on.
+    fn consumer(&self, traffic: Traffic) -> Result<BaseConsumer<Traffic>> {
+        let mut config = self.cluster.client("reader");
+        consumer(Traffic::told_by(&mut config), &self.group, self.fetch.bytes(), traffic)
+            .and_then(|consumer| {
+                assign(&consumer, &self.topic, KafkaOffset::Offset(self.next.0)).map(|()| consumer)
+            })
+            .map_err(|error| fault_of(self.doing(), error))
+    }
+
+    /// What has arrived, up to a helping; empty where nothing has within a turn.
+    fn helping(&mut self, consumer: &BaseConsumer<Traffic>, buffer: &mut BytesMut) -> Result<Vec<Entry>> {
+        let helping = helping(consumer, buffer).map_err(|error| {
+            self.cluster.fault_of(self.doing(), error, "Read", Resource::Topic(&self.topic))
+        })?;
+        if let Some(last) = helping.last() {
+            self.next = Offset(last.offset.0 + 1);
+        }
+        Ok(helping)
+    }
+
+    fn doing(&self) -> String {
+        format!("read topic {} at {} from {}", self.topic, self.cluster, self.next)
+    }
+}
+
 fn consumer<C: ConsumerContext>(
     config: &mut ClientConfig,
     group: &str,
@@ -136,8 +182,9 @@ fn consumer<C: ConsumerContext>(
         .set("fetch.max.bytes", fetch_bytes.max(4 << 20).to_string())
         // A batch that is larger than a fetch comes all the same.
         .set("receive.message.max.bytes", "33554432")
-        .set("queued.max.messages.kbytes", "4096")
-        .set("queued.min.messages", "10000")
+        // More is asked for while so much still waits: what a target applies in a long round trip.
+        .set("queued.max.messages.kbytes", "8192")
+        .set("queued.min.messages", "20000")
         // When the queue is full, look again in a moment and not in a second.
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "100")
@@ -230,7 +277,8 @@ pub(super) fn last_value(
     key: &[u8],
     group: &str,
 ) -> KafkaResult<Option<Vec<u8>>> {
-    let consumer = consumer(&mut cluster.client("checkpoints"), group, FETCH_BYTES, DefaultConsumerContext)?;
+    let consumer =
+        consumer(&mut cluster.client("checkpoints"), group, BYTES_AT_FIRST, DefaultConsumerContext)?;
     let (low, high) = consumer.fetch_watermarks(topic, PARTITION, REQUEST_TIMEOUT)?;
     let mut last = None;
     if high == low {

@@ -282,9 +282,9 @@ And those that are of no rate, or of one that no processor bounds:
 
 - **row-2k-bytes-vs-native**: a row is 62 hashes of 16 bytes each. No coding leaves less than these 992 bytes, 0.46 of what
   native sends.
-- **…-150ms-vs-0ms**: one request at a time is under way to a broker, and brings `link[].fetch_bytes`, 1 MiB unless told:
-  7 MB/s of what is on the line. Where rows are wide or pack badly that is less than the near pair does. More is held in
-  memory: `bench --only row-2k,wide-100 --rtt 0,150 --link 'fetch_bytes = \"4MiB\"'` shows both.
+- **…-150ms-vs-0ms**: one request at a time is under way to a broker, and brings what unpacks to 10 MiB, 3 MiB at most:
+  20 MB/s of what is on the line. The first ones bring 1 MiB, until it is known how far it unpacks, and to ask for
+  another size takes a new connection.
 - **hot-key-p99-vs-idle**: where changes come thousands a second, the source lets them gather for 2 ms and the writer
   for 2 ms more, or every one of them costs everybody a wake-up; a row beside them waits for both. Idle, it waits for neither.
 ";
