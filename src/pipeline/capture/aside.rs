@@ -38,6 +38,8 @@ const TRUNCATED: &str = "the table was truncated meanwhile";
 pub(super) struct Aside {
     /// The names of those that are being filled.
     filling: HashSet<String>,
+    /// Those of them that are to be begun anew, and have not been: nothing that was copied before counts.
+    to_begin: HashSet<String>,
     /// The transactions that came, latest last, by number: any table may be read next.
     recent: VecDeque<u32>,
     /// The table that is read now, from its low watermark on: for a backfill, or for an answer.
@@ -69,6 +71,7 @@ impl Aside {
     pub(super) fn new(filling: Vec<String>) -> Self {
         Self {
             filling: filling.into_iter().collect(),
+            to_begin: HashSet::new(),
             recent: VecDeque::new(),
             window: None,
             under_snapshot: None,
@@ -90,7 +93,11 @@ impl Aside {
 
     /// These tables are filled from here on.
     pub(super) fn fill(&mut self, shapes: &[Arc<Shape>]) {
-        self.filling.extend(shapes.iter().map(|shape| shape.to_string()));
+        for shape in shapes {
+            let table = shape.to_string();
+            self.to_begin.remove(&table);
+            self.filling.insert(table);
+        }
     }
 
     /// A table's last rows are in the log.
@@ -112,7 +119,8 @@ impl Aside {
     }
 
     /// Takes note of a change. Gives the table's name where it must be begun anew: a row took another key and does not
-    /// say all it holds, so what was copied before may miss it.
+    /// say all it holds, so what was copied before may miss it. Gives it once until the table is begun: each time the stream
+    /// waits until that is kept, and a statement may move a million rows.
     pub(super) fn change(&mut self, xid: u32, change: &mut Change) -> Option<String> {
         let tables: Vec<String> = change.shapes().iter().map(|shape| shape.to_string()).collect();
         let filled = tables.iter().find(|table| self.filling.contains(*table));
@@ -134,7 +142,8 @@ impl Aside {
             let (old, new) = (&old.0[at], &new.0[at]);
             *old != Cell::Unchanged && *new != Cell::Unchanged && old != new
         });
-        filled.filter(|_| moves && new.0.contains(&Cell::Unchanged)).cloned()
+        let table = filled.filter(|_| moves && new.0.contains(&Cell::Unchanged))?;
+        self.to_begin.insert(table.clone()).then(|| table.clone())
     }
 
     /// The window that a high watermark closes.

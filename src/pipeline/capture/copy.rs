@@ -317,7 +317,8 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
         let Some(portion) = portion else {
             let nothing = self.under_way.is_empty() && self.unsettled.is_empty();
             if desk.state().questions.is_empty() {
-                let asked = desk.until(|state| (!state.questions.is_empty()).then_some(()));
+                let asked = desk
+                    .until(|state| (state.restart.is_some() || !state.questions.is_empty()).then_some(()));
                 let _ = tokio::time::timeout(if nothing { REST } else { REST / 10 }, asked).await;
             }
             return Ok(());

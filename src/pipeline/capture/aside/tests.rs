@@ -164,6 +164,17 @@ fn whoever_reads_is_held_against_what_came_before_anybody_asked() {
 }
 
 #[test]
+fn a_table_is_to_be_begun_anew_once_until_it_is() {
+    let mut aside = Aside::new(vec!["public.t".into()]);
+    let mut meets = |text: &str| aside.change(100, &mut change(text));
+    assert_eq!(meets("1>9 x y"), None, "it says all it holds");
+    assert_eq!(meets("1>9 x -").as_deref(), Some("public.t"));
+    assert_eq!(meets("2>8 x -"), None);
+    aside.fill(&[shape()]);
+    assert_eq!(aside.change(101, &mut change("3>7 x -")).as_deref(), Some("public.t"));
+}
+
+#[test]
 fn so_many_transactions_are_remembered_and_no_more() {
     let mut aside = Aside::new(Vec::new());
     (0..2 * RECENT).for_each(|xid| aside.note(u32::try_from(xid).unwrap()));
