@@ -168,6 +168,34 @@ async fn records_that_are_gone_are_made_up_for_while_it_is_written() {
 
 /// A table that cannot be read for a while keeps the recovery from its end, and no table from what is written meanwhile.
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_that_is_not_done_ends_where_the_region_is_recovered() {
+    let (regions, us, mut eu) = stage().await;
+    // More than it fills before the link is recovered.
+    let asked = us
+        .command(&["backfill", "--to", "eu-west-1", "--detach", "--max-rows-per-second", "100"])
+        .await
+        .unwrap();
+    assert!(asked.status.success(), "{}", said(&asked));
+    let state = async || {
+        let status = us.command(&["backfill", "status", "--json"]).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&status.stdout).unwrap()[0]["state"].clone()
+    };
+    eventually(PATIENCE, "it is half-way", async || {
+        let sql = "select count(*)::text from landfall.backfill_table where state = 'copying' and after is not null";
+        Ok(regions.us.postgres.query_text("shop", sql).await?.as_deref() == Some("1"))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}\n{}", us.log_tail()));
+    lose(&regions, &us, &mut eu, None).await;
+    assert_eq!(state().await, "running");
+    let recovered = eu.command(&["recover", "--execute"]).await.unwrap();
+    assert!(recovered.status.success(), "{}\n{}\n{}", said(&recovered), us.log_tail(), eu.log_tail());
+    assert_eq!(state().await, "canceled");
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
+    ready(&eu).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_on_either_side_it_is_carried_to_its_end_and_every_table_flows_meanwhile() {
     let (regions, mut us, mut eu) = stage().await;
     lose(&regions, &us, &mut eu, Some("verify.before_mended:2")).await;

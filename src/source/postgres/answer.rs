@@ -35,7 +35,10 @@ pub(super) async fn answer(
     let since = Instant::now();
     let read = match &question.about {
         About::Tables => tables(copier).await.map(|tables| (Found::Tables(tables), None, With::Nothing)),
-        About::Recover => mark(copier, None, Mark::Stale).await,
+        About::Recover => {
+            copier.leave_out(&question.by).await?;
+            mark(copier, None, Mark::Stale).await
+        }
         About::Settle { table } => mark(copier, Some(table), Mark::Done).await,
         about @ (About::Sums { table, .. }
         | About::Rows { table, .. }

@@ -266,6 +266,29 @@ impl PostgresCopier {
         Ok(true)
     }
 
+    /// Fills a region no longer that is recovered: which rows it lacks the comparison finds, and the chunks that it has not
+    /// had would meet them.
+    pub(super) async fn leave_out(&mut self, region: &str) -> Result<()> {
+        let stream = self.config.stream.clone();
+        let connection = self.connection().await?;
+        let leave = "update landfall.backfill
+               set regions = case when regions = array[$2] then regions else array_remove(regions, $2) end,
+                   state = case when regions = array[$2] then 'canceled' else state end,
+                   ended = case when regions = array[$2] then now() end
+             where stream = $1 and state in ('requested', 'running', 'paused') and $2 = any (regions)
+            returning id";
+        let left = connection.query(leave, &[&stream, &region]).await;
+        let left = left.map_err(sql("leave a region out that is recovered"))?;
+        for row in &left {
+            let id: String = row.get(0);
+            tracing::warn!(id, region, "the backfill fills this region no longer: it is recovered");
+        }
+        if !left.is_empty() {
+            self.put_down();
+        }
+        Ok(())
+    }
+
     /// Leaves the backfill in hand; a table that is read under one snapshot begins anew when it is taken up again.
     fn put_down(&mut self) {
         (self.work, self.reading, self.broke_off) = (None, None, 0);
