@@ -183,15 +183,15 @@ impl Aside {
         if changes.iter().any(|(_, change)| takes_a_key(change)) {
             return Err("a row took another key meanwhile, and does not say all it holds");
         }
+        let fates = fates(&read.key, changes)?;
         let asked: HashSet<Key> = mend.keys.iter().map(bytes_of).collect();
-        let is_asked = |row: &Row| key_of(row, &read.key).is_some_and(|key| asked.contains(&key));
-        let leaves_a_key = |change: &Change| matches!(change, Change::Update { old: Some(old), new, .. } if is_asked(old) && !is_asked(new));
+        let goes = fates.iter().any(|(key, fate)| matches!(fate, Fate::Gone) && asked.contains(key));
+        let comes = fates.iter().any(|(key, fate)| matches!(fate, Fate::Is(_)) && !asked.contains(key));
         // The key may only be written otherwise (`bob` as `Bob`, which are the same row's to a citext): taken away by the
         // one, the row that stands under the other would go.
-        if changes.iter().any(|(_, change)| leaves_a_key(change)) {
-            return Err("a row that is to be mended took another key meanwhile");
+        if goes && comes {
+            return Err("a row that is to be mended went meanwhile, and another came that may be the same");
         }
-        let fates = fates(&read.key, changes)?;
         let mut text = BytesMut::from(&overlaid(&read.key, &fates, &mend.text)[..]);
         let width = read.shape.columns.len();
         let mut keys = BytesMut::new();

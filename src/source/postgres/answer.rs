@@ -35,10 +35,11 @@ pub(super) async fn answer(
     let since = Instant::now();
     let read = match &question.about {
         About::Tables => tables(copier).await.map(|tables| (Found::Tables(tables), None, With::Nothing)),
-        About::Recover => {
-            copier.leave_out(&question.by).await?;
-            mark(copier, None, Mark::Stale).await
-        }
+        About::Recover => match mark(copier, None, Mark::Stale).await {
+            // Not before it is known that the mark goes out: whoever is left out without it is filled by nobody.
+            Ok(marked) => copier.leave_out(&question.by).await.map(|()| marked),
+            refused => refused,
+        },
         About::Settle { table } => mark(copier, Some(table), Mark::Done).await,
         about @ (About::Sums { table, .. }
         | About::Rows { table, .. }

@@ -292,6 +292,7 @@ fn rows_that_mend_are_as_they_became_and_no_others() {
     );
     assert_eq!(mend(&[(101, "2>9 x y")]), Ok("1\ta\tb 9\tx\ty".into()));
     assert!(mend(&[(101, "2>7 x y")]).is_err(), "7 may be but another spelling of 2, which is taken away");
+    assert!(mend(&[(101, "-2"), (102, "+7 x y")]).is_err(), "so it may");
     assert!(mend(&[(101, "2>9 x -")]).is_err(), "what it left unchanged was not read");
     assert!(mend(&[(101, "-2"), (102, "1>2 x -")]).is_err(), "what was read is another row's");
 }
