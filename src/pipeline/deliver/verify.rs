@@ -43,6 +43,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(5);
 const ASK_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Delivering waits for a snapshot so long at most; the answer is no good then, and asked for again.
 const HOLD_MAX: Duration = Duration::from_secs(2);
+/// So often in a row: the ranges are asked for again each time.
+const ELSEWHERE_MAX: u32 = 3;
 /// Why a table is given up of which a range here holds thousands of rows that stand elsewhere there, and are equal.
 const SORTED_OTHERWISE: &str = "[LF-TABLE] its key is sorted otherwise there than here (another collation, or an enum whose values \
     stand in another order): ranges of it cannot be compared (next: give the key's columns the same collation in both regions, \
@@ -241,6 +243,8 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         let mut survey = Survey::new(table.table.clone(), table.after.clone(), verification.options);
         // Rows that differ and are not put right. What was noted in ranges that are compared again is found again.
         let mut left = if verification.mend { 0 } else { table.differences };
+        // How often in a row a range here held thousands of rows more, which were all there too.
+        let mut elsewhere = 0;
         loop {
             while let Some(about) = survey.next() {
                 let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(false) };
@@ -251,8 +255,14 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             }
             let Some(mut settled) = survey.settled() else { return Ok(true) };
             if settled.cut && settled.findings.is_empty() {
+                // Or thousands of rows came just then: those do not come the next time.
+                elsewhere += 1;
+                if elsewhere < ELSEWHERE_MAX {
+                    continue;
+                }
                 return self.give_up(verification, table, SORTED_OTHERWISE.to_owned()).await;
             }
+            elsewhere = 0;
             let findings = std::mem::take(&mut settled.findings);
             let unsure = findings.iter().filter(|it| it.difference == Difference::Unsure).count();
             let (before, different) = (left, (findings.len() - unsure) as u64);
