@@ -14,6 +14,9 @@ const UNPACKED: u64 = 10 << 20;
 /// The sizes there are. More than the largest would be too much where what unpacks twofold is followed by what unpacks
 /// twentyfold: one request is under way by then (`tests/memory.rs`).
 const SIZES: [usize; 5] = [256 << 10, 512 << 10, 1 << 20, 2 << 20, 3 << 20];
+/// What a record takes beside its key and its value: its headers, and what the client keeps of it. Hardly anything of a
+/// pack, and a third more where each change is a record.
+const RECORD: u64 = 256;
 /// What must have come unpacked to tell by.
 const ENOUGH: u64 = UNPACKED;
 
@@ -40,7 +43,7 @@ impl Fetch {
     /// What it should ask for from now on, where that is something else; `told` is what has come since the beginning.
     pub(super) fn follow(&mut self, told: Told) -> Option<usize> {
         let came = told.since(self.seen);
-        if !self.follows || came.unpacked < ENOUGH {
+        if !self.follows || held(came) < ENOUGH {
             return None;
         }
         self.seen = told;
@@ -52,10 +55,15 @@ impl Fetch {
     }
 }
 
+/// What came, as it is held until it is taken.
+fn held(came: Told) -> u64 {
+    came.unpacked + came.records * RECORD
+}
+
 /// The size that suits what came by requests of `now`. A size is left for a larger one only where that fits by what came,
 /// and for a smaller one only where it is half too large: nothing moves to and fro.
 fn fitting(now: usize, came: Told) -> usize {
-    let unpacked = |bytes: usize| bytes as u64 * came.unpacked / came.received.max(1);
+    let unpacked = |bytes: usize| bytes as u64 * held(came) / came.received.max(1);
     let largest = SIZES.into_iter().rev().find(|bytes| unpacked(*bytes) <= UNPACKED).unwrap_or(SIZES[0]);
     // At the end of the log there is less to bring than was asked for, and nothing to win.
     let is_full = came.received / came.answers.max(1) >= now as u64 / 2;
@@ -72,15 +80,15 @@ mod tests {
 
     /// What came by `answers` of `bytes` each that unpack so far.
     fn came(answers: u64, bytes: u64, ratio: u64) -> Told {
-        Told { sent: 0, answers, received: answers * bytes, unpacked: answers * bytes * ratio }
+        Told { answers, received: answers * bytes, unpacked: answers * bytes * ratio, ..Told::default() }
     }
 
     fn sum(one: Told, other: Told) -> Told {
         Told {
-            sent: 0,
             answers: one.answers + other.answers,
             received: one.received + other.received,
             unpacked: one.unpacked + other.unpacked,
+            ..Told::default()
         }
     }
 
@@ -100,6 +108,14 @@ mod tests {
             assert_eq!(fitting(BYTES_AT_FIRST, came(50, full, ratio)), bytes, "unpacks {ratio} times");
         }
         assert_eq!(fitting(3 << 20, came(50, 3 << 20, 20)), 512 << 10, "at one step");
+    }
+
+    #[test]
+    fn what_each_record_takes_besides_counts() {
+        let of_a_pack = came(50, 1 << 20, 5);
+        assert_eq!(fitting(BYTES_AT_FIRST, of_a_pack), 2 << 20);
+        let each_alone = Told { records: of_a_pack.unpacked / 700, ..of_a_pack };
+        assert_eq!(fitting(BYTES_AT_FIRST, each_alone), 1 << 20);
     }
 
     #[test]

@@ -29,7 +29,10 @@ pub(super) struct Told {
     /// Bytes received.
     #[serde(rename = "rx_bytes")]
     pub(super) received: u64,
-    /// Bytes of the records in them, as they are once they are unpacked.
+    /// The records in them,
+    #[serde(rename = "rxmsgs")]
+    pub(super) records: u64,
+    /// and the bytes of their keys and values, as they are once they are unpacked.
     #[serde(rename = "rxmsg_bytes")]
     pub(super) unpacked: u64,
 }
@@ -45,6 +48,7 @@ impl Told {
             sent: by(self.sent, other.sent),
             answers: by(self.answers, other.answers),
             received: by(self.received, other.received),
+            records: by(self.records, other.records),
             unpacked: by(self.unpacked, other.unpacked),
         }
     }
@@ -109,7 +113,8 @@ mod tests {
     #[test]
     fn a_count_goes_on_over_a_client_that_takes_over() {
         let told = |of: u64| {
-            format!(r#"{{"tx_bytes":{of},"rx":{of},"rx_bytes":{of},"rxmsg_bytes":{of}}}"#).into_bytes()
+            format!(r#"{{"tx_bytes":{of},"rx":{of},"rx_bytes":{of},"rxmsgs":{of},"rxmsg_bytes":{of}}}"#)
+                .into_bytes()
         };
         let first = Traffic::default();
         first.take(&told(7));
