@@ -121,8 +121,8 @@ const WATCHED: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c
 
 /// Has `=` and `>` be what an index and ORDER BY take them for, whatever schema a type's extension was put in: where an
 /// operator is not found by the path, that of a type it can be cast to may be (`text = text` for two `citext`), which is
-/// another order, and no index is used for it. Behind the role's own path, which its triggers may need. Only a superuser
-/// makes an operator class, so nobody else names a schema here.
+/// another order, and no index is used for it. Behind the role's own path, which its triggers may need; and only schemas in
+/// which nobody makes operators but superusers and the database's owner, since what is found is run as us.
 const OPERATORS_FOUND: &str = "
     SELECT set_config('search_path',
                       concat_ws(', ', nullif(current_setting('search_path'), ''),
@@ -130,8 +130,21 @@ const OPERATORS_FOUND: &str = "
       FROM pg_opclass c JOIN pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
       JOIN pg_amop a ON a.amopfamily = c.opcfamily JOIN pg_operator o ON o.oid = a.amopopr
       JOIN pg_namespace n ON n.oid = o.oprnamespace
-     WHERE n.nspname <> 'pg_catalog' AND has_schema_privilege(n.oid, 'USAGE')
+      JOIN pg_database d ON d.datname = current_database() JOIN pg_roles r ON r.oid = n.nspowner
+     WHERE n.nspname <> ALL (current_schemas(true)) AND has_schema_privilege(n.oid, 'USAGE')
+       AND (r.rolsuper OR r.oid = d.datdba OR r.rolname = 'pg_database_owner')
+       AND NOT EXISTS (SELECT FROM aclexplode(n.nspacl) g
+                        WHERE g.privilege_type = 'CREATE' AND g.grantee NOT IN (n.nspowner, d.datdba))
     HAVING count(*) > 0";
+
+/// Has a session find the operators of extensions that have been made since it was opened.
+///
+/// # Errors
+/// Where the server does not answer.
+pub async fn find_operators(client: &Client) -> Result<()> {
+    let set = client.batch_execute(OPERATORS_FOUND).await;
+    set.map_err(|error| fault_of(&error).at("set up a session"))
+}
 
 async fn open(address: &Address, application: &str) -> Result<Connection> {
     let unreachable = |error: std::io::Error| Fault::new(Code::DatabaseUnreachable, error.to_string());
@@ -151,8 +164,7 @@ async fn open(address: &Address, application: &str) -> Result<Connection> {
         MaybeTlsStream::Plain(stream) => drive(&config, stream, line).await?,
         MaybeTlsStream::Tls(stream) => drive(&config, *stream, line).await?,
     };
-    let set = client.batch_execute(OPERATORS_FOUND).await;
-    set.map_err(|error| fault_of(&error).at("set up a session"))?;
+    find_operators(&client).await?;
     Ok(Connection { client, driver })
 }
 

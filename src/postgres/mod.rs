@@ -11,6 +11,8 @@ mod replication;
 pub mod tables;
 mod vanished;
 
-pub use connect::{Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, wire_fault};
+pub use connect::{
+    Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, find_operators, wire_fault,
+};
 pub use digest::Digest;
 pub use replication::{Frame, Replication};

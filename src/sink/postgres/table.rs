@@ -359,9 +359,13 @@ fn locator(shape: &Shape, keys: &[Vec<String>]) -> Locator {
     }
 }
 
-/// A column's type as DDL would write it.
+/// A column's type as DDL would write it, whatever the path of whoever runs it: ours leads further than theirs.
 async fn type_text(client: &Client, column: &Column) -> Result<String> {
-    let sql = "SELECT format_type(t.oid, $3) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    let sql =
+        "SELECT CASE WHEN n.nspname IN ('pg_catalog', 'public') OR starts_with(text, schema || '.') THEN text
+                           ELSE schema || '.' || text END
+                 FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace,
+                      format_type(t.oid, $3) text, quote_ident(n.nspname) schema
                 WHERE n.nspname = $1 AND t.typname = $2";
     let found = client
         .query_opt(sql, &[&&*column.type_schema, &&*column.type_name, &column.typmod])

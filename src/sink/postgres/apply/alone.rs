@@ -12,6 +12,7 @@ use crate::{
     fault::{Code, Fault, Result},
     plan::Keep,
     position::Position,
+    postgres::find_operators,
     sink::{
         Step,
         postgres::{
@@ -57,6 +58,7 @@ impl Session {
                     Trouble::Fault(fault) if !copied && self.parks(&fault) && !looked_anew => {
                         tracing::debug!(%fault, "looking at the tables anew");
                         self.known.forget();
+                        find_operators(&self.connection).await?;
                         looked_anew = true;
                     }
                     Trouble::Fault(fault) if !copied && self.parks(&fault) => {
