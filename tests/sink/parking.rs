@@ -30,7 +30,15 @@ fn empties() -> Change {
 /// Asks for something, and has it done; how many are parked then.
 async fn done(target: &impl Target, sink: &mut impl Sink, parked: &[ParkedId], wish: Wish) -> usize {
     target.wish(parked, wish).await;
-    sink.attend().await.unwrap().parked
+    let mut left = sink.attend().await.unwrap().parked;
+    // One turn takes a second at most, and a machine may be busy.
+    loop {
+        let now = sink.attend().await.unwrap().parked;
+        if now == left {
+            return left;
+        }
+        left = now;
+    }
 }
 
 fn codes(applied: &Applied) -> Vec<Code> {
