@@ -199,8 +199,13 @@ fn sizing_reckons_with_the_limits_there_are() {
         ("producer's queue of 8 MiB", "queue_bytes: 8 << 20"),
         ("3 chunks of 4 MiB", "const CHUNK_BYTES: u64 = 4 << 20"),
         ("8 MiB of changes kept aside", "const ASIDE_BYTES: usize = 8 << 20"),
-        ("fetch queue of 4 MiB", "\"queued.max.messages.kbytes\", \"4096\""),
-        ("A fetch is 1 MiB", "const FETCH_BYTES: usize = 1 << 20;"),
+        ("fetch queue of 8 MiB", "\"queued.max.messages.kbytes\", \"8192\""),
+        ("A fetch is what unpacks to 10 MiB", "const UNPACKED: u64 = 10 << 20;"),
+        ("it is 1 MiB as it comes", "const BYTES_AT_FIRST: usize = 1 << 20;"),
+        (
+            "and 3 MiB where what hardly",
+            "const SIZES: [usize; 5] = [256 << 10, 512 << 10, 1 << 20, 2 << 20, 3 << 20];",
+        ),
         ("4 helpings", "const HELPINGS: usize = 4;"),
         ("segments of an hour", "\"segment.ms\", \"3600000\""),
     ] {

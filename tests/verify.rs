@@ -561,7 +561,7 @@ async fn a_table_whose_key_is_sorted_otherwise_is_given_up_for_that() {
     eu.wait_heartbeat(PATIENCE).await.unwrap();
     // In C every capital stands before every small letter.
     let rows = "insert into t select case when g % 2 = 0 then upper(h) else h end
-        from generate_series(1, 40000) g, translate(md5(g::text), '0123456789', 'ghijklmnop') h";
+        from generate_series(1, 30000) g, translate(md5(g::text), '0123456789', 'ghijklmnop') h";
     regions.us.execute(rows).await.unwrap();
     regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     allow(&regions, &eu).await;
