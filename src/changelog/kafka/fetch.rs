@@ -2,6 +2,8 @@
 //! brings is unpacked whole before the first record of it is seen, so it is the memory too. Change records unpack twofold or
 //! twentyfold, which nobody knows beforehand: the size follows what has come.
 
+use std::cmp::Ordering;
+
 use super::traffic::Told;
 
 /// What a request asks for until something has come.
@@ -65,13 +67,15 @@ fn held(came: Told) -> u64 {
 fn fitting(now: usize, came: Told) -> usize {
     let unpacked = |bytes: usize| bytes as u64 * held(came) / came.received.max(1);
     let largest = SIZES.into_iter().rev().find(|bytes| unpacked(*bytes) <= UNPACKED).unwrap_or(SIZES[0]);
-    // At the end of the log there is less to bring than was asked for, and nothing to win.
+    // At the end of the log there is less to bring than was asked for, and nothing to win; but what a larger size than the first
+    // would bring, once there is more, is not waited for.
     let is_full = came.received / came.answers.max(1) >= now as u64 / 2;
-    if (largest > now && is_full) || (largest < now && unpacked(now) > UNPACKED * 3 / 2) {
-        largest
-    } else {
-        now
-    }
+    let is_due = match largest.cmp(&now) {
+        Ordering::Greater => is_full,
+        Ordering::Equal => false,
+        Ordering::Less => unpacked(now) > UNPACKED * 3 / 2 && (is_full || now > BYTES_AT_FIRST),
+    };
+    if is_due { largest } else { now }
 }
 
 #[cfg(test)]
@@ -121,6 +125,7 @@ mod tests {
     #[test]
     fn it_asks_for_no_more_where_there_is_no_more() {
         assert_eq!(fitting(1 << 20, came(500, 20 << 10, 2)), 1 << 20);
+        assert_eq!(fitting(1 << 20, came(500, 20 << 10, 20)), 1 << 20);
         assert_eq!(
             fitting(3 << 20, came(500, 20 << 10, 20)),
             512 << 10,
