@@ -863,6 +863,7 @@ async fn a_table_that_is_altered_while_a_link_is_away() {
         assert!(!stage.holds(id + 2).await);
         stage.regions.eu.execute(&format!("ALTER TABLE t {mends}")).await.unwrap();
         stage.arrives(id + 2).await;
+        shows(&stage.eu, "us-east-1", "running", None).await;
     }
     stage.regions.equal(PATIENCE, &[&stage.us, &stage.eu]).await.unwrap();
 

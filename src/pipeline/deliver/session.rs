@@ -426,7 +426,11 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         let open = batch.leaves_open();
         let applied = self.sink.apply(&batch).await?;
         self.open_since = open.then(Instant::now);
-        self.moving = true;
+        let first = !std::mem::replace(&mut self.moving, true);
+        if first && !open {
+            // Not at the next look: whoever has mended what stopped it would be told of it still.
+            self.entry.set(State::Running);
+        }
         self.entry.transaction_open.set(open);
         if applied.redone {
             self.meter.redone_batch();
