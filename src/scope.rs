@@ -55,6 +55,15 @@ pub enum InvalidPattern {
 }
 
 impl Pattern {
+    /// The pattern that names exactly this table.
+    pub fn exactly(schema: &str, table: &str) -> Self {
+        Self {
+            text: names::qualified(schema, table).into(),
+            schema: Part::Exactly(schema.into()),
+            table: Part::Exactly(table.into()),
+        }
+    }
+
     /// Whether it means the table.
     pub fn matches(&self, schema: &str, table: &str) -> bool {
         self.schema.matches(schema) && self.table.matches(table)

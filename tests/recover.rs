@@ -15,7 +15,10 @@ const TOPIC: &str = "landfall.us-east-1.main";
 
 const TABLES: &str = "
     create table numbered (id int8 primary key, n int4 not null, note text);
-    create table named (a text, b int4, n int4, primary key (b, a));
+    create schema \"da.ta\";
+    grant usage on schema \"da.ta\" to public;
+    alter default privileges in schema \"da.ta\" grant all on tables to public;
+    create table \"da.ta\".\"Named rows\" (a text, b int4, n int4, primary key (b, a));
     create table bare (n int4, note text);
     alter table bare replica identity full;
     create table seated (id int4 primary key, seat int4 not null unique);
@@ -26,11 +29,12 @@ const TABLES: &str = "
 async fn stage() -> (TwoRegions, Daemon, Daemon) {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     regions.execute_both(TABLES).await.unwrap();
-    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let sends = regions.us.config().source(&["public.*", "\"da.ta\".*"]).to_toml();
+    let us = regions.us.start_daemon(LANDFALL, &sends).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();
     let rows = "insert into numbered select g, g, 'row ' || g from generate_series(1, 10000) g;
-         insert into named select 'Ä' || g % 100, g, g from generate_series(1, 1000) g;
+         insert into \"da.ta\".\"Named rows\" select 'Ä' || g % 100, g, g from generate_series(1, 1000) g;
          insert into bare select g % 10, 'twice or more' from generate_series(1, 100) g;
          insert into wide select g, g, repeat(md5(g::text), 200) from generate_series(1, 400) g;
          insert into seated select g, g from generate_series(1, 400) g;
@@ -71,7 +75,7 @@ async fn writer(region: &Region) -> Writers {
             2 => format!("update numbered set id = {fresh}, n = n + 1 where id = {id}"),
             3 => format!("update wide set id = {fresh} where id = {small}"),
             4 => format!("update wide set n = n + 1 where id = {small}"),
-            5 => format!("update named set n = n + 1 where b = {small}"),
+            5 => format!("update \"da.ta\".\"Named rows\" set n = n + 1 where b = {small}"),
             6 => format!("update seated set seat = seat where id = {small}"),
             _ => format!("update numbered set n = n + 1 where id between {id} and {id} + 5"),
         }
@@ -86,7 +90,7 @@ async fn lose(regions: &TwoRegions, us: &Daemon, eu: &mut Daemon, crash_at: Opti
     let missed = "update seated set seat = -seat; update seated set seat = 1 + -seat % 400;
          update numbered set note = 'changed' where id % 50 = 0; delete from numbered where id % 70 = 0;
          insert into numbered select 20000 + g, g, 'new' from generate_series(1, 200) g;
-         update named set a = a || '!' where b % 100 = 0; update wide set document = 'short' where id % 40 = 0;
+         update \"da.ta\".\"Named rows\" set a = a || '!' where b % 100 = 0; update wide set document = 'short' where id % 40 = 0;
          update wide set id = id + 1000 where id % 40 = 1; delete from wide where id % 40 = 2";
     regions.us.execute(missed).await.unwrap();
     let kafka = &regions.us.kafka;

@@ -31,6 +31,7 @@ use crate::{
         PostgresSourceConfig,
         backfill::{self, Backfill, Chosen, Request},
     },
+    verify::TableName,
 };
 
 /// How often the work is looked at.
@@ -227,6 +228,7 @@ impl Errand<'_> {
         // What a region writes itself is older here, or not here at all.
         let theirs = backfill::received_from(&connection, &config.peers).await?;
         let Chosen { tables, left_out, every } = backfill::choose(carried, &arguments.table, &theirs)?;
+        let left_out: Vec<String> = left_out.iter().map(ToString::to_string).collect();
         if self.json && !left_out.is_empty() && !arguments.dry_run {
             println!("{}", serde_json::json!({ "left_out": left_out }));
         }
@@ -271,7 +273,7 @@ impl Errand<'_> {
             return Ok(GOOD);
         }
         self.require_served(&connection).await?;
-        let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+        let names: Vec<&TableName> = tables.iter().map(|table| &table.table).collect();
         let all = backfill::all(&connection, &self.source.stream).await?;
         let same = |it: &&Backfill| {
             it.to == to
@@ -279,7 +281,7 @@ impl Errand<'_> {
                 && it.condition() == arguments.condition.as_deref()
                 // Which rows meet a condition changes: what was copied is not what would be.
                 && (it.condition().is_none() || !it.is_over())
-                && it.tables.iter().map(|table| table.table.as_str()).eq(names.iter().copied())
+                && it.tables.iter().map(|table| &table.table).eq(names.iter().copied())
         };
         let id = match all.iter().find(same) {
             Some(before) if !before.is_over() => {

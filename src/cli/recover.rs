@@ -269,7 +269,7 @@ impl Recovery<'_> {
             if tables.is_empty() {
                 break;
             }
-            let patterns: Vec<Pattern> = tables.iter().filter_map(|it| it.to_string().parse().ok()).collect();
+            let patterns = tables.iter().map(|it| Pattern::exactly(&it.schema, &it.table)).collect();
             self.say(&format!("comparing {} tables", tables.len()));
             let before = compared.clone();
             let request = Request {

@@ -39,7 +39,7 @@ pub(super) fn plan(
     }
     for table in tables {
         let size = page::bytes(table.expected_bytes);
-        println!("  {:<40} about {:>12} rows {:>12}", table.table, table.expected_rows, size);
+        println!("  {:<40} about {:>12} rows {:>12}", table.table.to_string(), table.expected_rows, size);
         if let Some(condition) = &table.condition {
             println!("    where {condition}");
         }
@@ -98,7 +98,7 @@ impl Shown {
                 .tables
                 .iter()
                 .find(|it| it.state == "copying")
-                .map_or_else(String::new, |it| it.table.clone()),
+                .map_or_else(String::new, |it| it.table.to_string()),
         });
         let due = self.written.is_none_or(|at| at.elapsed() >= LINE);
         if !self.bar.is_hidden() || !due {
@@ -144,7 +144,7 @@ pub(super) fn described(it: &Backfill) -> String {
         let _ = writeln!(
             text,
             "  {:<40} {:<8} {:>12} rows {:>12}",
-            table.table,
+            table.table.to_string(),
             table.state,
             table.rows,
             page::bytes(table.bytes)

@@ -104,13 +104,9 @@ async fn mark(
 async fn tables(copier: &mut PostgresCopier) -> Result<Vec<TableName>> {
     let config = copier.config.clone();
     let connection = copier.connection().await?;
-    let names = publication::check(connection, &config, true, &[]).await?.tables;
+    let carried = publication::check(connection, &config, true, &[]).await?.tables;
     let received = backfill::received_from(connection, &config.peers).await?;
-    let name = |name: &String| {
-        let (schema, table) = name.split_once('.').unwrap_or(("", name));
-        TableName { schema: schema.to_owned(), table: table.to_owned() }
-    };
-    Ok(names.iter().map(name).filter(|name| !received.contains(name)).collect())
+    Ok(carried.into_iter().filter(|table| !received.contains(table)).collect())
 }
 
 async fn read(

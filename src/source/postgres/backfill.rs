@@ -71,8 +71,9 @@ pub struct Backfill {
 /// A table, and how far it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TableProgress {
-    /// `schema.table`.
-    pub table: String,
+    /// Its name; in JSON `schema.table`.
+    #[serde(serialize_with = "as_text")]
+    pub table: TableName,
     /// Which of its rows are copied, where not all: those that meet this, as SQL has it behind WHERE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
@@ -88,11 +89,8 @@ pub struct TableProgress {
     pub expected_bytes: u64,
 }
 
-impl TableProgress {
-    /// Its schema, and its own name.
-    pub fn name(&self) -> (&str, &str) {
-        self.table.split_once('.').unwrap_or(("", &self.table))
-    }
+fn as_text<S: serde::Serializer>(table: &TableName, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(table)
 }
 
 impl Backfill {
@@ -141,10 +139,10 @@ pub async fn is_served(client: &Client, slot: &str) -> Result<bool> {
 /// What a request is of.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// The tables, `schema.table`.
-    pub tables: Vec<String>,
+    /// The tables.
+    pub tables: Vec<TableName>,
     /// Those that are wanted and come here from another region: here they are older.
-    pub left_out: Vec<String>,
+    pub left_out: Vec<TableName>,
     /// Whether that is everything this region has to tell.
     pub every: bool,
 }
@@ -154,31 +152,25 @@ pub struct Chosen {
 ///
 /// # Errors
 /// [`Code::TableDiffers`] where a pattern names no table that is carried.
-pub fn choose(carried: Vec<String>, wanted: &[Pattern], theirs: &[TableName]) -> Result<Chosen> {
-    let parts = |name: &str| {
-        let (schema, table) = name.split_once('.').unwrap_or(("", name));
-        (schema.to_owned(), table.to_owned())
-    };
-    let matches = |pattern: &Pattern, name: &str| {
-        let (schema, table) = parts(name);
-        pattern.matches(&schema, &table)
-    };
+pub fn choose(carried: Vec<TableName>, wanted: &[Pattern], theirs: &[TableName]) -> Result<Chosen> {
+    let matches = |pattern: &Pattern, table: &TableName| pattern.matches(&table.schema, &table.table);
     for pattern in wanted {
-        if !carried.iter().any(|name| matches(pattern, name)) {
+        if !carried.iter().any(|table| matches(pattern, table)) {
             let message = format!("`{}` names no table that the stream carries", pattern.as_str());
+            let carried: Vec<String> = carried.iter().map(ToString::to_string).collect();
             let carried = format!("it carries {}", carried.join(", "));
             return Err(Fault::new(Code::TableDiffers, message).remedied_by(carried));
         }
     }
-    let is_theirs = |name: &String| theirs.iter().any(|table| table.to_string() == *name);
-    let is_named = |name: &String| {
-        let (schema, table) = parts(name);
-        wanted.iter().any(|pattern| pattern.as_table() == Some((&*schema, &*table)))
+    let is_theirs = |table: &TableName| theirs.contains(table);
+    let is_named = |table: &TableName| {
+        wanted.iter().any(|pattern| pattern.as_table() == Some((&*table.schema, &*table.table)))
     };
-    let is_wanted = |name: &String| wanted.is_empty() || wanted.iter().any(|pattern| matches(pattern, name));
-    let every = carried.iter().all(|name| is_wanted(name) || is_theirs(name));
+    let is_wanted =
+        |table: &TableName| wanted.is_empty() || wanted.iter().any(|pattern| matches(pattern, table));
+    let every = carried.iter().all(|table| is_wanted(table) || is_theirs(table));
     let (left_out, tables) =
-        carried.into_iter().filter(is_wanted).partition(|name| is_theirs(name) && !is_named(name));
+        carried.into_iter().filter(is_wanted).partition(|table| is_theirs(table) && !is_named(table));
     Ok(Chosen { tables, left_out, every })
 }
 
@@ -186,18 +178,13 @@ pub fn choose(carried: Vec<String>, wanted: &[Pattern], theirs: &[TableName]) ->
 ///
 /// # Errors
 /// [`Code::PrivilegeMissing`] as [`require_readable`] has it.
-pub async fn tables(client: &Client, names: Vec<String>) -> Result<Vec<TableProgress>> {
-    let named = |name: &str| {
-        let (schema, table) = name.split_once('.').unwrap_or(("", name));
-        (schema.to_owned(), table.to_owned())
-    };
-    let pairs: Vec<(String, String)> = names.iter().map(|name| named(name)).collect();
-    require_readable(client, pairs.iter().map(|(schema, table)| (&**schema, &**table))).await?;
+pub async fn tables(client: &Client, names: Vec<TableName>) -> Result<Vec<TableProgress>> {
+    require_readable(client, names.iter().map(|it| (&*it.schema, &*it.table))).await?;
     let mut tables = Vec::with_capacity(names.len());
-    for (name, (schema, table)) in names.into_iter().zip(&pairs) {
-        let (expected_rows, expected_bytes) = size(client, &qualified(schema, table)).await?;
+    for table in names {
+        let (expected_rows, expected_bytes) = size(client, &qualified(&table.schema, &table.table)).await?;
         tables.push(TableProgress {
-            table: name,
+            table,
             condition: None,
             state: "waiting".to_owned(),
             rows: 0,
@@ -268,8 +255,7 @@ async fn planned_rows(client: &Client, select: &str) -> std::result::Result<u64,
 /// [`Code::ConfigInvalid`] with what the server says of it; [`Code::TableDiffers`] where nothing tells the table's rows
 /// apart.
 pub async fn require_condition(client: &Client, table: &TableProgress, condition: &str) -> Result<u64> {
-    let (schema, name) = table.name();
-    let found = Table::look(client, schema, name).await?;
+    let found = Table::look(client, &table.table.schema, &table.table.table).await?;
     require_key(&found)?;
     let from = found.from();
     let refuse = |why: String| {
@@ -344,11 +330,11 @@ pub async fn require_readable<'a>(
         .remedied_by(format!("run as a superuser: {} then ask again", grants.join(" "))))
 }
 
-/// The tables a stream carries now, `schema.table`.
+/// The tables a stream carries now.
 ///
 /// # Errors
 /// Where the publication is not as it must be, or no stream has begun.
-pub async fn carried(connection: &Connection, config: &PostgresSourceConfig) -> Result<Vec<String>> {
+pub async fn carried(connection: &Connection, config: &PostgresSourceConfig) -> Result<Vec<TableName>> {
     let begun = "select to_regclass('landfall.backfill_condition') is not null";
     let begun = connection.query_one(begun, &[]).await.map_err(sql("look for our own tables"))?;
     if !begun.get::<_, bool>(0) {
@@ -432,11 +418,11 @@ pub async fn request(
          values ($1, $2, $3, $4, $5, $6)";
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     for (place, table) in (0_i32..).zip(tables) {
-        let (schema, name) = table.table.split_once('.').unwrap_or(("", &table.table));
+        let TableName { schema, table: name } = &table.table;
         client
             .execute(
                 add,
-                &[&id, &place, &schema, &name, &number(table.expected_rows), &number(table.expected_bytes)],
+                &[&id, &place, schema, name, &number(table.expected_rows), &number(table.expected_bytes)],
             )
             .await
             .map_err(&failed)?;
@@ -458,7 +444,8 @@ pub async fn all(client: &Client, stream: &str) -> Result<Vec<Backfill>> {
     let backfills = "select id, regions, state, waits_for, (extract(epoch from requested) * 1000000)::int8,
                 (extract(epoch from ended) * 1000000)::int8
            from landfall.backfill where stream = $1 order by requested desc, id";
-    let tables = "select t.backfill, schema_name || '.' || table_name, t.state, rows, bytes, expected_rows, expected_bytes,
+    let tables =
+        "select t.backfill, schema_name, table_name, t.state, rows, bytes, expected_rows, expected_bytes,
                 condition
            from landfall.backfill_table t join landfall.backfill b on b.id = t.backfill
            left join landfall.backfill_condition c on c.backfill = b.id
@@ -480,13 +467,13 @@ fn backfill_of(row: &Row, tables: &[Row]) -> Backfill {
         ended: row.get::<_, Option<i64>>(5).map(Micros),
         tables: of_it
             .map(|row| TableProgress {
-                table: row.get(1),
-                state: row.get(2),
-                rows: number(row, 3),
-                bytes: number(row, 4),
-                expected_rows: number(row, 5),
-                expected_bytes: number(row, 6),
-                condition: row.get(7),
+                table: TableName { schema: row.get(1), table: row.get(2) },
+                state: row.get(3),
+                rows: number(row, 4),
+                bytes: number(row, 5),
+                expected_rows: number(row, 6),
+                expected_bytes: number(row, 7),
+                condition: row.get(8),
             })
             .collect(),
         id,
@@ -529,21 +516,25 @@ mod tests {
     fn what_comes_from_another_region_is_chosen_by_its_whole_name_only() {
         let theirs = [TableName { schema: "public".into(), table: "reviews".into() }];
         let choose = |wanted: &[&str]| {
-            let carried = ["public.orders", "public.reviews", "sales.items"].map(str::to_owned).to_vec();
+            let carried = [("public", "orders"), ("public", "reviews"), ("sa.les", "items")]
+                .map(|(schema, table)| TableName { schema: schema.into(), table: table.into() })
+                .to_vec();
             let wanted: Vec<Pattern> = wanted.iter().map(|text| text.parse().unwrap()).collect();
             choose(carried, &wanted, &theirs)
         };
         for (wanted, tables, left_out, every) in [
-            (&[][..], "public.orders sales.items", "public.reviews", true),
-            (&["*.*"], "public.orders sales.items", "public.reviews", true),
+            (&[][..], "public.orders sa.les.items", "public.reviews", true),
+            (&["*.*"], "public.orders sa.les.items", "public.reviews", true),
             (&["public.orders"], "public.orders", "", false),
-            (&["public.orders", "sales.*"], "public.orders sales.items", "", true),
+            (&["public.orders", "\"sa.les\".*"], "public.orders sa.les.items", "", true),
             (&["public.rev*"], "", "public.reviews", false),
             (&["public.reviews"], "public.reviews", "", false),
-            (&["public.reviews", "*.*"], "public.orders public.reviews sales.items", "", true),
+            (&["public.reviews", "*.*"], "public.orders public.reviews sa.les.items", "", true),
         ] {
             let chosen = choose(wanted).unwrap();
-            let found = (chosen.tables.join(" "), chosen.left_out.join(" "), chosen.every);
+            let listed =
+                |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let found = (listed(&chosen.tables), listed(&chosen.left_out), chosen.every);
             assert_eq!(found, (tables.to_owned(), left_out.to_owned(), every), "{wanted:?}");
         }
         let none = choose(&["public.ordres"]).unwrap_err();

@@ -189,15 +189,17 @@ impl PostgresCopier {
             // Where a stream may begin, every table it carries begins: also one that was published since.
             let mut carried = publication::check(connection, &config, true, &[]).await?.tables;
             let theirs = backfill::received_from(connection, &config.peers).await?;
-            carried.retain(|name| !theirs.iter().any(|table| table.to_string() == *name));
+            carried.retain(|table| !theirs.contains(table));
+            let (schemas, names): (Vec<String>, Vec<String>) =
+                carried.into_iter().map(|it| (it.schema, it.table)).unzip();
             let add = "insert into landfall.backfill_table
                      (backfill, place, schema_name, table_name, expected_rows, expected_bytes)
                  select $1, (select coalesce(max(place), -1) from landfall.backfill_table where backfill = $1)
-                            + row_number() over (), split_part(t, '.', 1), substr(t, strpos(t, '.') + 1), 0, 0
-                   from unnest($2::text[]) t
+                            + row_number() over (), s, t, 0, 0
+                   from unnest($2::text[], $3::text[]) u (s, t)
                   where not exists (select from landfall.backfill_table
-                                     where backfill = $1 and schema_name || '.' || table_name = t)";
-            connection.execute(add, &[&id, &carried]).await.map_err(&failed)?;
+                                     where backfill = $1 and schema_name = s and table_name = t)";
+            connection.execute(add, &[&id, &schemas, &names]).await.map_err(&failed)?;
         }
         let tables = "select place, schema_name, table_name, state <> 'waiting', state = 'done', after, key
               from landfall.backfill_table where backfill = $1 order by place";

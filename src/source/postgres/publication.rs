@@ -10,15 +10,16 @@ use crate::{
         fault_of,
         grants::create_publication,
     },
+    verify::TableName,
 };
 
 /// Heartbeats wait as long as a look at the publication does.
 const LOCK_TIMEOUT: &str = "500ms";
 
-/// The tables of a stream, `schema.table`, and what is amiss: those in scope that are not in it, and those that should
+/// The tables of a stream, and what is amiss: those in scope that are not in it, and those that should
 /// not be as they are; each with the SQL that would change that.
 pub(super) struct Published {
-    pub(super) tables: Vec<String>,
+    pub(super) tables: Vec<TableName>,
     pub(super) amiss: Vec<String>,
 }
 
@@ -55,10 +56,9 @@ pub(super) async fn check(
         return refuse(message, mend);
     }
     let tables = published(&publication, config)?;
-    let lost: Vec<_> = in_scope
-        .iter()
-        .filter(|table| begun_with.contains(&table.name()) && !tables.contains(&table.name()))
-        .collect();
+    let is_published = |table: &TableFacts| tables.contains(&table_name(table));
+    let lost: Vec<_> =
+        in_scope.iter().filter(|table| begun_with.contains(&table.name()) && !is_published(table)).collect();
     if live && !lost.is_empty() {
         let list = lost.iter().map(|table| table.name()).collect::<Vec<_>>().join(", ");
         let add = lost.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
@@ -68,7 +68,7 @@ pub(super) async fn check(
         );
         return refuse(message, format!("ALTER PUBLICATION {} ADD TABLE {add};", quoted(name)));
     }
-    let amiss = amiss(&in_scope, name, |table| tables.contains(&table.name()));
+    let amiss = amiss(&in_scope, name, is_published);
     Ok(Published { tables, amiss })
 }
 
@@ -99,7 +99,7 @@ pub(super) async fn glance(
 }
 
 /// What is published of the scope, all of it whole.
-fn published(publication: &PublicationFacts, config: &PostgresSourceConfig) -> Result<Vec<String>> {
+fn published(publication: &PublicationFacts, config: &PostgresSourceConfig) -> Result<Vec<TableName>> {
     let name = &config.publication;
     let mut tables = Vec::new();
     for found in &publication.tables {
@@ -120,7 +120,7 @@ fn published(publication: &PublicationFacts, config: &PostgresSourceConfig) -> R
             );
             return refuse(message, mend);
         }
-        tables.push(format!("{schema}.{table}"));
+        tables.push(TableName { schema: schema.clone(), table: table.clone() });
     }
     Ok(tables)
 }
@@ -147,8 +147,12 @@ async fn create(
         let fault = fault_of(&error).at(format_args!("create publication `{name}`"));
         if fault.code() == Code::PrivilegeMissing { fault.remedied_by(sql) } else { fault }
     })?;
-    let tables = usable.iter().map(|table| table.name()).collect();
+    let tables = usable.iter().map(|table| table_name(table)).collect();
     Ok(Published { tables, amiss: amiss(in_scope, name, TableFacts::is_usable) })
+}
+
+fn table_name(table: &TableFacts) -> TableName {
+    TableName { schema: table.schema.clone(), table: table.table.clone() }
 }
 
 fn amiss(tables: &[TableFacts], publication: &str, published: impl Fn(&TableFacts) -> bool) -> Vec<String> {

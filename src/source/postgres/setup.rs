@@ -161,10 +161,11 @@ async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &
     // marked as begun is known by it.
     let incarnation = Incarnation(rand::random()).to_string();
     let consistent = consistent.to_string();
+    let begun_with: Vec<String> = published.tables.iter().map(ToString::to_string).collect();
     let row = connection
         .query_one(
             sql,
-            &[&config.stream, &incarnation, &server.system, &consistent, &config.slot, &published.tables],
+            &[&config.stream, &incarnation, &server.system, &consistent, &config.slot, &begun_with],
         )
         .await
         .map_err(|error| fault_of(&error).at("write landfall.stream"))?;
