@@ -602,3 +602,75 @@ async fn what_cannot_be_told_is_not_called_equal() {
     .await
     .unwrap();
 }
+
+/// The sum of a table without a key is read from its first row to its last, here for half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_long_reading_of_a_table_without_a_key_gives_way() {
+    const ROWS: u32 = 120;
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    // Filled before the stream begins: no such row fits into it.
+    let tables = format!(
+        "create table slow_there (n int4, note text); alter table slow_there replica identity full;
+         create table slow_here (n int4, note text); alter table slow_here replica identity full;
+         create table wide (id int8 primary key, n int4, document text);
+         alter table wide alter document set storage external;
+         create function fill(place text) returns void language sql as
+             'insert into slow_there select g, repeat(''slow'', 5000000) from generate_series(1, {ROWS}) g
+               where place = ''there'' or g = 1;
+              insert into slow_here select g, repeat(''slow'', 5000000) from generate_series(1, {ROWS}) g
+               where place = ''here'' or g = 1'"
+    );
+    regions.execute_both(&tables).await.unwrap();
+    let fill = async |region: &Region, place| region.execute(&format!("select fill('{place}')")).await;
+    tokio::try_join!(fill(&regions.us, "there"), fill(&regions.eu, "here")).unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    allow(&regions, &eu).await;
+
+    let is_read = async |region: &Region, table: &str| {
+        let reading = format!(
+            "select count(*)::text from pg_stat_activity
+              where application_name like 'landfall%' and state = 'active' and query like '%sum(%\"{table}\"%'"
+        );
+        let awaited = format!("{table} is read");
+        eventually(PATIENCE, &awaited, async || {
+            Ok(region.postgres.query_text("shop", &reading).await?.as_deref() == Some("1"))
+        })
+        .await
+        .unwrap();
+    };
+    for (table, region) in [("slow_there", &regions.us), ("slow_here", &regions.eu)] {
+        let name = format!("public.{table}");
+        let asked = eu.start_command(&["verify", "--json", "--table", &name]).unwrap();
+        is_read(region, table).await;
+        let lock = format!("begin; set lock_timeout = '10s'; lock table {table} in access exclusive mode");
+        region.connect().await.unwrap().batch_execute(&lock).await.expect("it is let in");
+        let output = asked.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.contains("LF-TARGET-BUSY") && told.contains("was let in"), "{}", said(&output));
+    }
+
+    // A table that must be begun anew is waited for by the stream.
+    let rows = "insert into wide select g, g, repeat('long', 5000) from generate_series(1, 300) g";
+    regions.us.execute(rows).await.unwrap();
+    regions.us.execute("grant select on wide to landfall").await.unwrap();
+    let slowly = ["backfill", "--to", "eu-west-1", "--table", "public.wide", "--detach"];
+    let slowly = [&slowly[..], &["--max-rows-per-second", "20", "--chunk-rows", "20"]].concat();
+    let filled = us.command(&slowly).await.unwrap();
+    assert!(filled.status.success(), "{}", said(&filled));
+    let copied = "select count(*)::text from landfall.backfill_table where after is not null";
+    eventually(PATIENCE, "it is being copied", async || {
+        Ok(regions.us.postgres.query_text("shop", copied).await?.as_deref() == Some("1"))
+    })
+    .await
+    .unwrap();
+    let canceled = || regions.us.postgres.log().matches("canceling statement due to user request").count();
+    let before = canceled();
+    let asked = eu.start_command(&["verify", "--json", "--table", "public.slow_there"]).unwrap();
+    is_read(&regions.us, "slow_there").await;
+    regions.us.execute("update wide set id = -1 where id = 1").await.unwrap();
+    eventually(PATIENCE, "what was read is given up", async || Ok(canceled() > before)).await.unwrap();
+    drop(asked);
+}

@@ -246,7 +246,8 @@ impl Recovery<'_> {
             if since.elapsed() >= self.comparing.patience {
                 let message = format!("{} has not answered for {} s", link.from, since.elapsed().as_secs());
                 return Err(Fault::new(Code::NotServed, message).remedied_by(
-                    "see that its daemon runs, and with `landfall status` what this region's link waits for; then ask again",
+                    "see that its daemon runs, whether its log says `what another region asks cannot be answered`, and with \
+                     `landfall status` what this region's link waits for; then ask again",
                 ));
             }
             tokio::time::sleep(LOOK).await;

@@ -65,6 +65,16 @@ impl<'a> Digest<'a> {
         })
     }
 
+    /// How it is named behind `FROM`.
+    pub fn from(&self) -> &str {
+        &self.from
+    }
+
+    /// Whether nothing tells its rows apart: its sum is of all of them, and may take long.
+    pub fn is_keyless(&self) -> bool {
+        self.key.is_empty()
+    }
+
     /// How many rows there are behind `after` and up to `upto`, and the sum of their hashes.
     ///
     /// # Errors

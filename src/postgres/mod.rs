@@ -5,6 +5,7 @@ pub mod catalog;
 mod connect;
 mod digest;
 pub mod grants;
+mod lookout;
 pub mod own;
 pub mod pgoutput;
 mod replication;
@@ -15,4 +16,5 @@ pub use connect::{
     Address, Connection, OUTPUT_SETTINGS, TlsMode, connect, fault_of, find_operators, wire_fault,
 };
 pub use digest::Digest;
+pub use lookout::{GIVE_WAY_INTERVAL, Lookout};
 pub use replication::{Frame, Replication};

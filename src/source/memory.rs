@@ -224,7 +224,12 @@ impl Copier for MemoryCopier {
         Ok(None)
     }
 
-    async fn answer(&mut self, question: &Question, _low: impl Fn(&str) -> String + Send) -> Result<Portion> {
+    async fn answer(
+        &mut self,
+        question: &Question,
+        _low: impl Fn(&str) -> String + Send,
+        _given_up: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Portion>> {
         let answer = Answer {
             verification: question.verification.clone(),
             number: question.number,
@@ -234,10 +239,10 @@ impl Copier for MemoryCopier {
             unsure: Vec::new(),
             all_unsure: false,
         };
-        Ok(Portion {
+        Ok(Some(Portion {
             to: vec![question.by.clone()],
             content: Content::Answer { answer, read: None, with: With::Nothing },
-        })
+        }))
     }
 
     fn lag_max(&self) -> Option<(&[String], Duration)> {

@@ -219,7 +219,8 @@ pub trait Copier: Send + 'static {
 
     /// Reads what another region asks. Sends the low watermark `low` makes of a table's name twice before a row is
     /// read: what was committed before the first a server shows by the time the second is through, where nothing hangs
-    /// there. What was committed before the second is held against what is seen.
+    /// there. What was committed before the second is held against what is seen. Where `given_up` comes before that of a
+    /// table without a key, which may take minutes, there is none.
     ///
     /// # Errors
     /// Where the database cannot be asked now; what it will not tell is an answer too.
@@ -227,7 +228,8 @@ pub trait Copier: Send + 'static {
         &mut self,
         question: &Question,
         low: impl Fn(&str) -> String + Send,
-    ) -> impl Future<Output = Result<Portion>> + Send;
+        given_up: impl Future<Output = ()> + Send,
+    ) -> impl Future<Output = Result<Option<Portion>>> + Send;
 
     /// The regions that what is given next is for, and how far the slowest may be behind; none where nobody cares.
     fn lag_max(&self) -> Option<(&[String], Duration)>;

@@ -324,6 +324,11 @@ impl Postgres {
         Ok(())
     }
 
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         process::tail(&self.log, 40)

@@ -307,9 +307,10 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
         self.answered = question.is_some();
         let (work, portion) = match question {
             Some((question, tries)) => {
-                // Where it fails it is dropped: whoever asked asks again.
-                let portion = self.copier.answer(&question, low).await?;
-                (Work::Answer(question, tries), Some(portion))
+                // Where it fails, or the stream waits, it is dropped: whoever asked asks again.
+                let stream_waits = desk.until(|state| state.restart.is_some().then_some(()));
+                let portion = self.copier.answer(&question, low, stream_waits).await?;
+                (Work::Answer(question, tries), portion)
             }
             None if self.is_held_back().await? => (Work::Backfill, None),
             None => (Work::Backfill, self.copier.next(low).await?),

@@ -1,6 +1,6 @@
 //! Looks into the target for whoever verifies, and keeps what was found in schema `landfall`.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio_postgres::{error::SqlState, types::ToSql};
 
@@ -8,7 +8,7 @@ use super::PostgresSinkConfig;
 use crate::{
     fault::{Code, Fault, Result},
     names::qualified,
-    postgres::{Connection, Digest, connect, fault_of},
+    postgres::{Connection, Digest, Lookout, connect, fault_of},
     scope::Pattern,
     sink::{Comparison, Inspected, Inspector, Verification},
     stamp::Micros,
@@ -150,6 +150,7 @@ impl PostgresInspector {
                         WHERE link = $1 AND stream = $2 AND schema_name = $3 AND table_name = $4
                           AND mark <> 'stale'";
         let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
+        let address = self.config.address.clone();
         let connection = self.connection().await?;
         let names: [&(dyn ToSql + Sync); 4] = [&link, &stream, &table.schema, &table.table];
         let filling = connection.query_opt(filling, &names).await;
@@ -161,11 +162,19 @@ impl PostgresInspector {
             (About::Sums { after, .. }, Found::Sums(sums)) => {
                 let mut after = after.clone();
                 let mut here: Vec<Sum> = Vec::with_capacity(sums.len());
-                for Sum { upto, .. } in sums {
-                    here.push(digest.sum(after.as_ref(), upto.as_ref()).await?);
-                    after.clone_from(upto);
+                let sum = async {
+                    for Sum { upto, .. } in sums {
+                        here.push(digest.sum(after.as_ref(), upto.as_ref()).await?);
+                        after.clone_from(upto);
+                    }
+                    Ok(here)
+                };
+                if !digest.is_keyless() {
+                    return sum.await.map(Found::Sums);
                 }
-                Ok(Found::Sums(here))
+                let lookout = Lookout::open(&address, "landfall lookout").await?;
+                let summed = lookout.watch((connection, digest.from()), pending(), sum).await?;
+                Ok(Found::Sums(summed.expect("nobody gives it up")))
             }
             (About::Rows { after, .. }, Found::Rows { upto, rows }) => {
                 // As many more as make it plain that the rest differs too.

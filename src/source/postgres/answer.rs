@@ -11,7 +11,7 @@ use super::{
 use crate::{
     change::Mark,
     fault::{Code, Fault, Result},
-    postgres::{Connection, Digest, fault_of},
+    postgres::{Connection, Digest, Lookout, fault_of},
     source::{Content, Mend, Portion, ReadFor, Snapshot, With},
     verify::{About, Answer, Found, Key, Layout, Question, RowHash, TableName},
 };
@@ -31,7 +31,8 @@ pub(super) async fn answer(
     copier: &mut PostgresCopier,
     question: &Question,
     low: impl Fn(&str) -> String + Send,
-) -> Result<Portion> {
+    given_up: impl Future<Output = ()> + Send,
+) -> Result<Option<Portion>> {
     let since = Instant::now();
     let read = match &question.about {
         About::Tables => tables(copier).await.map(|tables| (Found::Tables(tables), None, With::Nothing)),
@@ -45,12 +46,16 @@ pub(super) async fn answer(
         | About::Rows { table, .. }
         | About::Keys { table, .. }
         | About::Mend { table, .. }) => {
-            let read = read(copier, about, table, low).await;
-            if read.is_err() {
+            let read = read(copier, about, table, low, given_up).await;
+            if !matches!(read, Ok(Some(_))) {
                 // Its transaction is left half-way.
                 copier.connection = None;
             }
-            read.map(|(found, read, with)| (found, Some(read), with))
+            match read {
+                Ok(None) => return Ok(None),
+                Ok(Some((found, read, with))) => Ok((found, Some(read), with)),
+                Err(fault) => Err(fault),
+            }
         }
     };
     let (found, read, with) = match read {
@@ -60,6 +65,7 @@ pub(super) async fn answer(
         }
         Err(fault) => {
             let why = format!("[{}] {} (next: {})", fault.code(), fault.message(), fault.remedy());
+            tracing::warn!(by = question.by, why, "what another region asks cannot be answered");
             (Found::Refused(why), None, With::Nothing)
         }
         Ok(read) => read,
@@ -77,7 +83,7 @@ pub(super) async fn answer(
         unsure: Vec::new(),
         all_unsure: false,
     };
-    Ok(Portion { to: vec![question.by.clone()], content: Content::Answer { answer, read, with } })
+    Ok(Some(Portion { to: vec![question.by.clone()], content: Content::Answer { answer, read, with } }))
 }
 
 /// A mark on one table, or on every one that is carried.
@@ -114,12 +120,14 @@ async fn read(
     about: &About,
     table: &TableName,
     low: impl Fn(&str) -> String + Send,
-) -> Result<(Found, ReadFor, With)> {
+    given_up: impl Future<Output = ()> + Send,
+) -> Result<Option<(Found, ReadFor, With)>> {
     if !tables(copier).await?.contains(table) {
         let message =
             format!("the stream does not carry table {table}, or its rows come from another region");
         return Err(Fault::new(Code::TableDiffers, message));
     }
+    let address = copier.config.address.clone();
     let connection = copier.connection().await?;
     backfill::require_readable(connection, std::iter::once((&*table.schema, &*table.table))).await?;
     let watermark = low(&table.to_string());
@@ -134,12 +142,19 @@ async fn read(
             (Found::Mended(rows.keys.len()), seen, With::Rows(rows))
         }
         about => {
-            let (told, seen) = tell(connection, about, &digest, &found).await?;
+            let telling = tell(connection, about, &digest, &found);
+            let told = if digest.is_keyless() {
+                let lookout = Lookout::open(&address, "landfall lookout").await?;
+                lookout.watch((connection, digest.from()), given_up, telling).await?
+            } else {
+                Some(telling.await?)
+            };
+            let Some((told, seen)) = told else { return Ok(None) };
             (told, seen, With::Nothing)
         }
     };
     found.require_unaltered(connection).await?;
-    Ok((told, ReadFor { shape: found.shape, key: found.key, seen }, with))
+    Ok(Some((told, ReadFor { shape: found.shape, key: found.key, seen }, with)))
 }
 
 async fn tell(

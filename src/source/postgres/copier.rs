@@ -620,8 +620,13 @@ impl Copier for PostgresCopier {
         Ok(())
     }
 
-    async fn answer(&mut self, question: &Question, low: impl Fn(&str) -> String + Send) -> Result<Portion> {
-        answer::answer(self, question, low).await
+    async fn answer(
+        &mut self,
+        question: &Question,
+        low: impl Fn(&str) -> String + Send,
+        given_up: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Portion>> {
+        answer::answer(self, question, low, given_up).await
     }
 
     async fn done(&mut self, start: Option<&str>) -> Result<()> {

@@ -9,8 +9,7 @@
 //! Nothing says of such a table how far it has been read, so what ends early begins anew. Meanwhile the server keeps what
 //! the snapshot sees: rows that die are not vacuumed away, in any table of the database.
 //!
-//! HAZARD: the lock (`ACCESS SHARE`) is in nobody's way but of who changes the table's shape or truncates it, and who
-//! waits for that is in everybody's. So it is looked, every second, whether somebody waits.
+//! Whoever waits for the table is let in (`Lookout`).
 
 use std::{
     pin::{Pin, pin},
@@ -28,13 +27,13 @@ use super::{
 };
 use crate::{
     fault::{Code, Fault, Result},
-    postgres::{Connection, connect, fault_of},
+    postgres::{Connection, GIVE_WAY_INTERVAL, Lookout, connect, fault_of},
     source::Snapshot,
     task,
 };
 
-/// How often it is looked whether somebody waits for the table: so long it may hold up everybody else.
-const GIVE_WAY_INTERVAL: Duration = Duration::from_secs(1);
+/// What becomes of a table somebody else was let in to.
+const BEGINS_ANEW: &str = "the table is copied from its first row again; where this happens again and again, do it when the backfill is done";
 /// The first portion is small: changes are kept aside from before the snapshot until it stands in the log.
 const FIRST_ROWS: u64 = 1_000;
 
@@ -45,7 +44,7 @@ fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
 /// Sessions to read a table with: made before its low watermark is sent, since that takes a while.
 pub(super) struct Sessions {
     reader: Connection,
-    lookout: Connection,
+    lookout: Lookout,
 }
 
 /// A table that is being read. Ends with its value, wherever it stands.
@@ -81,7 +80,7 @@ impl Sessions {
             -- Postgres 17 and up.
             select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'";
         reader.batch_execute(settings).await.map_err(sql("set up a session that copies a table"))?;
-        Ok(Self { reader, lookout: connect(&config.address, &application).await? })
+        Ok(Self { reader, lookout: Lookout::open(&config.address, &application).await? })
     }
 
     /// Begins to read a table, at most so many rows at once; none where its rows can be told apart by now.
@@ -134,7 +133,7 @@ async fn hand_over(
         let room = tokio::select! {
             room = portions.reserve() => room,
             _ = lookout.tick() => {
-                require_nobody_waits(&sessions.lookout, from).await?;
+                sessions.lookout.require_nobody_waits(from).await.map_err(|fault| fault.remedied_by(BEGINS_ANEW))?;
                 continue;
             }
         };
@@ -167,22 +166,4 @@ async fn portion(mut copied: Pin<&mut CopyOutStream>, is_first: bool, rows_max: 
         }
     };
     Ok(Portion { texts, is_first, is_last, took: since.elapsed() })
-}
-
-async fn require_nobody_waits(lookout: &Connection, from: &str) -> Result<()> {
-    let waits = "select exists (
-             select from pg_locks
-              where not granted and locktype = 'relation' and mode = 'AccessExclusiveLock'
-                and database = (select oid from pg_database where datname = current_database())
-                and relation in (select relid from pg_partition_tree($1::text::regclass)
-                                 union all select $1::text::regclass))";
-    let name = from.strip_prefix("ONLY ").unwrap_or(from);
-    let waits = lookout.query_one(waits, &[&name]).await.map_err(sql("look who waits for a table"))?;
-    if !waits.get::<_, bool>(0) {
-        return Ok(());
-    }
-    let message = format!("somebody waits to change or truncate {name}, and was let in");
-    Err(Fault::new(Code::TargetBusy, message).remedied_by(
-        "the table is copied from its first row again; where this happens again and again, do it when the backfill is done",
-    ))
 }
