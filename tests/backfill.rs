@@ -553,6 +553,32 @@ async fn it_reads_for_the_share_of_the_time_that_it_is_given() {
     assert!(took >= Duration::from_secs(7 * 2), "{took:?}\n{}", said(&filled));
 }
 
+/// With no limit of the server's: eight times 32 MB are taken for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_waits_while_the_slot_keeps_too_much() {
+    let (regions, us, eu) = stage(5_000).await;
+    allow(&regions, &us).await;
+    regions.us.postgres.set("max_wal_size", "32MB").await.unwrap();
+    let holder = regions.us.connect().await.unwrap();
+    holder.batch_execute("begin; update numbered set n = n + 1 where id = 1").await.unwrap();
+    for _ in 0..14 {
+        let fills = "select pg_logical_emit_message(false, 'test', 'a segment'), pg_switch_wal()";
+        regions.us.execute(fills).await.unwrap();
+    }
+    let asked = us.command(&["backfill", "--to", "eu-west-1", "--detach"]).await.unwrap();
+    assert!(asked.status.success(), "{}", said(&asked));
+    let waits = || async { noted(&us).await[0]["waits_for"].as_str().unwrap_or_default().to_owned() };
+    eventually(PATIENCE, "it waits for the slot", async || {
+        Ok(waits().await.contains("max_slot_wal_keep_size"))
+    })
+    .await
+    .unwrap();
+    assert_eq!(copied(&noted(&us).await[0]), 0);
+    holder.batch_execute("commit").await.unwrap();
+    eventually(PATIENCE, "it is done", async || Ok(noted(&us).await[0]["state"] == "done")).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
     let (regions, us, eu) = stage_of_equals(2_000).await;

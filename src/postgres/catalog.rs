@@ -521,6 +521,8 @@ pub struct SlotFacts {
     pub safe_wal_bytes: Option<i64>,
     /// What the server keeps for it.
     pub retained_bytes: Option<i64>,
+    /// How much log the server may hold between two checkpoints, whatever slots need (`max_wal_size`).
+    pub wal_size_bytes: i64,
     /// Why it was invalidated, where the version tells (17 on; on 16 only that it conflicted).
     pub invalidation: Option<String>,
     /// Whether it follows its primary's slot (17 on): it cannot be read here then.
@@ -550,6 +552,7 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotFacts>> {
             wal_status: row.get(5),
             safe_wal_bytes: row.get(6),
             retained_bytes: row.get(7),
+            wal_size_bytes: row.get(10),
             invalidation: row.get(8),
             synced: row.get(9),
         })
@@ -564,7 +567,7 @@ const SLOT: &str = "
                - s.restart_lsn)::int8,
            coalesce(to_jsonb(s)->>'invalidation_reason',
                     CASE WHEN (to_jsonb(s)->>'conflicting')::bool THEN 'conflicting' END),
-           coalesce((to_jsonb(s)->>'synced')::bool, false)
+           coalesce((to_jsonb(s)->>'synced')::bool, false), pg_size_bytes(current_setting('max_wal_size'))
       FROM pg_replication_slots s WHERE s.slot_name = $1";
 
 /// Where the server's log ends: what is written, or on a standby replayed.

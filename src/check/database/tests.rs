@@ -86,6 +86,7 @@ fn slot() -> SlotFacts {
         wal_status: Some("reserved".into()),
         safe_wal_bytes: None,
         retained_bytes: Some(0),
+        wal_size_bytes: 1 << 30,
         invalidation: None,
         synced: false,
     }

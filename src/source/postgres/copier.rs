@@ -49,6 +49,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const HEADROOM_MIN: f64 = 0.25;
 /// and is the slower the nearer it comes to it from here on.
 const HEADROOM_ENOUGH: f64 = 0.5;
+/// Where the server never gives it up, the disk is the limit, which no server tells. So many times what it may hold between
+/// two checkpoints (`max_wal_size`) is taken for one.
+const UNLIMITED_WAL_SIZES: i64 = 8;
 /// The share of the time that is read at least meanwhile.
 const SLOWEST: f64 = 0.05;
 
@@ -248,18 +251,22 @@ impl PostgresCopier {
             // They may have been changed by whoever asked again.
             (work.limits, work.lag_max, work.chunk_rows) = held_to(&now, 1);
         }
-        let (safe, kept) = match (slot.safe_wal_bytes, slot.retained_bytes) {
-            (Some(safe), Some(kept)) => (safe, kept.max(0)),
-            // The server keeps what the slot needs, however much that is.
-            _ => {
-                self.headroom = 1.0;
-                return Ok(true);
-            }
+        // One that is lost keeps nothing: its stream says so.
+        let kept = slot.retained_bytes.unwrap_or(0).max(0);
+        let (safe, otherwise) = match slot.safe_wal_bytes {
+            Some(safe) => (safe, String::new()),
+            None => (
+                UNLIMITED_WAL_SIZES * slot.wal_size_bytes - kept,
+                format!(
+                    ", or set max_slot_wal_keep_size to what the disk can spare: it is not set, and taken for \
+                     {UNLIMITED_WAL_SIZES} times max_wal_size"
+                ),
+            ),
         };
         let Some(share) = headroom(safe, kept) else {
             let why = format!(
-                "the slot: the server gives it up after {safe} more bytes, and keeps {kept} for it already (next: see with \
-                 `landfall status` what the source waits for; it goes on by itself once the slot has room)"
+                "the slot: the server keeps {kept} bytes of log for it, and there is room for {safe} more (next: see with \
+                 `landfall status` what the source waits for; it goes on by itself once the slot has room{otherwise})"
             );
             self.note_wait(&why).await?;
             return Ok(false);
