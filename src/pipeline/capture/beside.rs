@@ -120,7 +120,7 @@ async fn hear<L: Log>(log: &L, stream: &str, desk: &Desk, retry: &mut Retry) -> 
                 Ok(question) if !question.is_sound() => {
                     tracing::warn!(offset = %entry.offset, "a record of the control topic is no question of a region");
                 }
-                Ok(question) => desk.ask(question),
+                Ok(question) => desk.ask(question, Instant::now()),
                 Err(error) => {
                     tracing::warn!(%error, offset = %entry.offset, "a record of the control topic is no question");
                 }

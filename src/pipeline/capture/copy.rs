@@ -34,7 +34,7 @@ use crate::{
     retry::Retry,
     roster::SourceEntry,
     source::{Copier, Portion},
-    verify::Question,
+    verify::{About, Question},
 };
 
 /// How long nothing is asked for before it is looked again.
@@ -51,8 +51,11 @@ const QUESTIONS_MAX: usize = 64;
 const ANSWER_TRIES_MAX: u32 = 5;
 /// What was answered is not read again for so long.
 const ANSWERED_FOR: Duration = Duration::from_secs(30);
+/// Nor is a mark made again that somebody asks for until its link, which may be far behind, has come to it: it would undo what
+/// was asked for since.
+const MARKED_FOR: Duration = Duration::from_secs(3_600);
 /// Answers that are remembered.
-const ANSWERED_MAX: usize = 256;
+const ANSWERED_MAX: usize = 4_096;
 
 /// A watermark, as it travels through the database's log.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +94,7 @@ struct State {
     restart: Option<String>,
     /// What other regions ask, oldest first, and how often it was tried.
     questions: VecDeque<(Question, u32)>,
-    /// What was answered last, and when.
+    /// What was answered last, and until when that holds.
     answered: VecDeque<(String, u64, Instant)>,
 }
 
@@ -137,9 +140,9 @@ impl Desk {
 
     /// Another region asks something. One that asks more than it waits for is not heard, nor what was answered a moment
     /// ago: the answer is on its way.
-    pub(super) fn ask(&self, question: Question) {
+    pub(super) fn ask(&self, question: Question, now: Instant) {
         self.change(|state| {
-            state.answered.retain(|(.., at)| at.elapsed() < ANSWERED_FOR);
+            state.answered.retain(|(.., until)| now < *until);
             let is_it = |verification: &str, number| {
                 question.verification == verification && question.number == number
             };
@@ -150,6 +153,18 @@ impl Desk {
             if !answered && !waits && state.questions.len() < QUESTIONS_MAX {
                 state.questions.push_back((question, 0));
             }
+        });
+    }
+
+    /// A question's answer stands in the log.
+    fn answered(&self, question: Question, now: Instant) {
+        let holds = match question.about {
+            About::Recover | About::Settle { .. } => MARKED_FOR,
+            _ => ANSWERED_FOR,
+        };
+        self.change(|state| {
+            state.answered.truncate(ANSWERED_MAX - 1);
+            state.answered.push_front((question.verification, question.number, now + holds));
         });
     }
 
@@ -270,14 +285,7 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
                     match self.under_way.pop_front() {
                         Some(Work::Backfill) => self.unsettled.push_back((through, start)),
                         // Nothing is kept of an answer: whoever asked asks again.
-                        Some(Work::Answer(question, _)) => self.desk.change(|state| {
-                            state.answered.truncate(ANSWERED_MAX - 1);
-                            state.answered.push_front((
-                                question.verification,
-                                question.number,
-                                Instant::now(),
-                            ));
-                        }),
+                        Some(Work::Answer(question, _)) => self.desk.answered(question, Instant::now()),
                         None => (),
                     }
                 }
@@ -421,5 +429,34 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
         self.copier.restart(&table).await?;
         self.desk.change(|state| state.restart = None);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_was_made_is_not_made_again_for_whoever_asks_late() {
+        let (desk, now) = (Desk::new(), Instant::now());
+        let question = |number, about| Question {
+            verification: "v".to_owned(),
+            number,
+            by: "eu-west-1".to_owned(),
+            stream: "main".to_owned(),
+            about,
+        };
+        let wait = || desk.state().questions.iter().map(|(it, _)| it.number).collect::<Vec<_>>();
+        for (number, about) in [(1, About::Tables), (2, About::Recover)] {
+            desk.answered(question(number, about), now);
+        }
+        desk.ask(question(1, About::Tables), now);
+        assert_eq!(wait(), [0; 0], "its answer is on its way");
+        let later = now + 2 * ANSWERED_FOR;
+        desk.ask(question(1, About::Tables), later);
+        desk.ask(question(2, About::Recover), later);
+        assert_eq!(wait(), [1], "it was lost; the mark was not");
+        desk.ask(question(3, About::Recover), later);
+        assert_eq!(wait(), [1, 3]);
     }
 }
