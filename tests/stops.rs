@@ -426,6 +426,34 @@ async fn partitions_added() {
     halts(&stage.eu, "us-east-1", "LF-PARTITIONS").await;
 }
 
+/// The records behind the one that is refused must not come before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_larger_than_the_topic_takes() {
+    let stage = Stage::set("").await;
+    stage.regions.execute_both("create table large (id int8 primary key, body bytea)").await.unwrap();
+    let add = "alter publication landfall add table large";
+    stage.regions.us.execute(add).await.unwrap();
+    let grants = "grant select, insert, update, delete, truncate on large to landfall";
+    stage.regions.eu.execute(grants).await.unwrap();
+    stage.regions.us.kafka.alter_config(TOPIC, &[("max.message.bytes", "100000")]).await.unwrap();
+    // What does not compress, and behind it so much that it goes out in many requests.
+    let writes = "insert into large select 1, decode(string_agg(md5(random()::text), ''), 'hex')
+                    from generate_series(1, 30000);
+                  insert into large select g, decode(md5(g::text), 'hex') from generate_series(2, 50000) g";
+    for statement in writes.split(';') {
+        stage.regions.us.execute(statement).await.unwrap();
+    }
+    let said = shows(&stage.us, "us-east-1", "retrying", Some("LF-KAFKA-REJECTED")).await;
+    assert!(said.contains("max.message.bytes"), "{said}");
+    stage.regions.us.kafka.alter_config(TOPIC, &[("max.message.bytes", "2000000")]).await.unwrap();
+    stage.write(2).await;
+    stage.arrives(2).await;
+    stage.regions.equal(PATIENCE, &[&stage.us, &stage.eu]).await.unwrap();
+    for daemon in [&stage.us, &stage.eu] {
+        assert!(!daemon.log().contains("LF-SEQUENCE"), "{}", daemon.log_tail());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_whose_settings_lose_data() {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();

@@ -70,6 +70,8 @@ impl fmt::Display for Cluster {
 /// What to do about a topic that takes nothing, or does not say where it ends, for want of brokers.
 pub const ENOUGH_REPLICAS: &str =
     "start brokers until the topic has a leader, and as many replicas in sync as its min.insync.replicas";
+const TOO_LARGE: &str = "raise max.message.bytes of the topic above source.max_record_bytes (kafka-configs.sh --alter --add-config), it \
+    goes on by itself; or lower source.max_record_bytes and restart the daemon";
 
 /// What a Kafka error means.
 pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
@@ -112,6 +114,11 @@ pub fn fault_of(doing: impl fmt::Display, error: KafkaError) -> Fault {
                 | K::UnknownPartition
         )
     );
+    let too_large = error.rdkafka_error_code() == Some(K::MessageSizeTooLarge);
     let fault = Fault::new(code, doing.to_string()).because(error);
-    if too_few { fault.remedied_by(ENOUGH_REPLICAS) } else { fault }
+    match (too_few, too_large) {
+        (true, _) => fault.remedied_by(ENOUGH_REPLICAS),
+        (_, true) => fault.remedied_by(TOO_LARGE),
+        _ => fault,
+    }
 }

@@ -15,9 +15,11 @@ use std::{
 
 use rdkafka::{
     ClientContext, Message,
+    client::DefaultClientContext,
+    config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header as KafkaHeader, OwnedHeaders},
-    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
 };
 use tokio::sync::Notify;
 
@@ -134,6 +136,13 @@ enum Of {
 }
 
 impl ClientContext for Acks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // The client warns of `enable.gapless.guarantee` at each start: its authors call it experimental.
+        if facility != "CONFWARN" {
+            DefaultClientContext.log(level, facility, message);
+        }
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka producer");
         // The client would try for ever, and what it waits for is a person: the next session says so.
@@ -211,6 +220,8 @@ impl KafkaWriter {
                 .set("enable.idempotence", "true")
                 // Never give a record up: a hole would follow. The queue fills and the source waits.
                 .set("message.timeout.ms", "0")
+                // Nor go on behind one that the broker refuses for good (larger than the topic takes): it ends the producer.
+                .set("enable.gapless.guarantee", "true")
                 .set("compression.type", "zstd")
                 .set("compression.level", "1")
                 .set("linger.ms", (linger.as_secs_f64() * 1e3).to_string())
@@ -393,6 +404,8 @@ impl KafkaWriter {
     async fn send(&mut self, header: &[u8], key: &[u8], value: &[u8], records: usize) -> Result<Duration> {
         let headers =
             OwnedHeaders::new_with_capacity(1).insert(KafkaHeader { key: HEADER_NAME, value: Some(header) });
+        // Nothing goes out behind what failed: it would be a hole.
+        self.check()?;
         self.choose(records).await?;
         let mut record = BaseRecord::with_opaque_to(&self.topic, records)
             .partition(PARTITION)
@@ -448,6 +461,16 @@ impl KafkaWriter {
                 Ok(())
             }
             Err(error) => Err(self.fault(&self.state_topic, error)),
+        }
+    }
+}
+
+impl Drop for KafkaWriter {
+    /// What is not acknowledged is the next session's to send. Each producer waits for its thread when it is dropped, and would
+    /// send on meanwhile.
+    fn drop(&mut self) {
+        for producer in self.each() {
+            producer.purge(PurgeConfig::default().queue().inflight());
         }
     }
 }
