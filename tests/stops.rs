@@ -798,6 +798,15 @@ async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
     stage.regions.us.execute("drop publication landfall").await.unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
     assert!(said.contains("CREATE PUBLICATION"), "{said}");
+    // A change from when there was none cannot be read any more.
+    stage.write(3).await;
+    stage.regions.us.execute("create publication landfall for table t").await.unwrap();
+    eventually(PATIENCE, "it says what is to be done", async || {
+        let (_, status) = stage.us.http_get("/status").await?;
+        Ok(status.contains("LF-PUBLICATION") && status.contains("landfall recover --source"))
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

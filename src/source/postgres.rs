@@ -286,3 +286,11 @@ fn stream_fault(error: PgWireError, slot: &str) -> Fault {
     }
     wire_fault(error).at(format_args!("read slot `{slot}`"))
 }
+    // It looks for the publication as it was at each change.
+    if text.contains("publication \"") && text.contains("\" does not exist") {
+        let message = format!("slot `{slot}` holds changes from when the publication was not there");
+        return Fault::new(Code::PublicationChanged, message).because(error).remedied_by(
+            "the server (before Postgres 18) cannot give them: `landfall recover --source` here begins the stream anew, then \
+             `landfall recover --execute` in each region that receives it finds what differs",
+        );
+    }
