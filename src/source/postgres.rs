@@ -93,13 +93,15 @@ impl Source for PostgresSource {
 
     async fn open(&mut self) -> Result<(Opened, PostgresKeeper, PostgresCopier)> {
         self.session = None;
-        let (opened, keeper) = setup::prepare(&self.config).await?;
+        let (mut opened, keeper) = setup::prepare(&self.config).await?;
         let config = &self.config;
         let application = names::capture_session(&config.stream);
         let replication =
             Replication::start(&config.address, &config.slot, &config.publication, &application)
                 .await
                 .map_err(|error| start_fault(error, &config.slot))?;
+        // Now that it is ours: whoever held the slot until a moment ago may have confirmed more than was there before.
+        (opened.confirmed, opened.written) = keeper.stands().await?;
         let tables = Tables {
             scope: self.config.scope.clone(),
             relations: foldhash::HashMap::default(),
@@ -284,8 +286,6 @@ fn stream_fault(error: PgWireError, slot: &str) -> Fault {
     if lost {
         return Fault::new(Code::SlotLost, format!("read slot `{slot}`")).because(error);
     }
-    wire_fault(error).at(format_args!("read slot `{slot}`"))
-}
     // It looks for the publication as it was at each change.
     if text.contains("publication \"") && text.contains("\" does not exist") {
         let message = format!("slot `{slot}` holds changes from when the publication was not there");
@@ -294,3 +294,5 @@ fn stream_fault(error: PgWireError, slot: &str) -> Fault {
              `landfall recover --execute` in each region that receives it finds what differs",
         );
     }
+    wire_fault(error).at(format_args!("read slot `{slot}`"))
+}

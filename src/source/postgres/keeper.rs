@@ -1,10 +1,11 @@
 //! Beside the stream: writer epochs, heartbeats, and a look at the slot and the publication.
 
-use super::{PostgresSourceConfig, publication, slot};
+use super::{PostgresSourceConfig, publication, setup, slot};
 use crate::{
     fault::{Code, Fault, Result},
+    lsn::Lsn,
     names,
-    position::WriterEpoch,
+    position::{Position, WriterEpoch},
     postgres::{Connection, catalog, fault_of},
     source::{Keeper, Vitals},
 };
@@ -20,6 +21,13 @@ pub struct PostgresKeeper {
 impl PostgresKeeper {
     pub(super) fn new(connection: Connection, config: PostgresSourceConfig, scope: Vec<String>) -> Self {
         Self { connection, config, scope }
+    }
+
+    /// What was confirmed of the slot, and up to where the server's log goes.
+    pub(super) async fn stands(&self) -> Result<(Position, Position)> {
+        let slot = catalog::slot(&self.connection, &self.config.slot).await?;
+        let confirmed = slot.and_then(|slot| slot.confirmed_flush).unwrap_or(Lsn::INVALID);
+        Ok((setup::at(confirmed), setup::at(catalog::current_lsn(&self.connection).await?)))
     }
 }
 

@@ -30,6 +30,11 @@ const STREAM_TABLE: &str = "create table if not exists landfall.stream (
     scope text[] not null,
     begun timestamptz not null default now())";
 
+/// A place in the log that is no transaction's.
+pub(super) fn at(lsn: Lsn) -> Position {
+    Position::Postgres(PostgresPosition { commit: lsn, end: lsn, xid: 0, time: Micros(0) })
+}
+
 /// The stream as its database knows it.
 struct StreamRow {
     incarnation: Incarnation,
@@ -70,7 +75,6 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
     slot::refuse_lost(&slot, &config.slot)?;
     slot::refuse_foreign(&slot, config)?;
     let written = catalog::current_lsn(&connection).await?;
-    let at = |lsn| Position::Postgres(PostgresPosition { commit: lsn, end: lsn, xid: 0, time: Micros(0) });
     let opened = Opened {
         server,
         incarnation: stream.incarnation,
