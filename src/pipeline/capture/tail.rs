@@ -161,6 +161,11 @@ async fn read_from<L: Log>(
     scan.settle().map_err(|error| {
         Fault::new(Code::RecordCorrupt, "the last change of the stream's own tail").because(error)
     })?;
+    if scan.headless {
+        let message =
+            "the stream's own tail ends with a value whose first part is gone: where it was is not known";
+        return Err(Fault::new(Code::RecordCorrupt, message));
+    }
     Ok(scan)
 }
 
@@ -184,7 +189,10 @@ struct Scan {
     /// The last barrier before the first record that counts: what is of a lower epoch does not.
     barrier: WriterEpoch,
     tail: Tail,
-    parts: Vec<u8>,
+    /// The value in parts that is being read; none where retention took its first part.
+    parts: Option<Vec<u8>>,
+    /// Such a value has ended, and nothing that has a place has come since.
+    headless: bool,
     /// The newest change that ends a transaction, and the newest that does not, where it came later.
     ends: Option<Bytes>,
     opens: Option<Bytes>,
@@ -199,7 +207,8 @@ impl Scan {
             claim: None,
             barrier: WriterEpoch(0),
             tail: Tail::default(),
-            parts: Vec::new(),
+            parts: None,
+            headless: false,
             ends: None,
             opens: None,
         }
@@ -317,11 +326,15 @@ impl Scan {
             }
             Kind::Part => {
                 if header.flags.has(Flags::PART_FIRST) {
-                    self.parts.clear();
+                    self.parts = Some(Vec::new());
                 }
-                self.parts.extend_from_slice(value);
-                if header.flags.has(Flags::PART_LAST) {
-                    let place: Place = body::from_value(&std::mem::take(&mut self.parts))?;
+                let is_last = header.flags.has(Flags::PART_LAST);
+                match &mut self.parts {
+                    Some(parts) => parts.extend_from_slice(value),
+                    None => self.headless |= is_last,
+                }
+                if let Some(value) = self.parts.take_if(|_| is_last) {
+                    let place: Place = body::from_value(&value)?;
                     self.placed(&place, header.flags);
                 }
             }
@@ -351,11 +364,13 @@ impl Scan {
         if flags.has(Flags::LAST) {
             self.ended(place.position);
         } else {
+            self.headless = false;
             self.tail.open = Some(Open { position: place.position, ordinal: Some(place.ordinal) });
         }
     }
 
     fn ended(&mut self, position: Position) {
+        self.headless = false;
         self.tail = Tail { last: Some(position), through: Some(position), open: None };
     }
 }
@@ -364,4 +379,45 @@ fn foreign(header: &Header, ours: Incarnation) -> Fault {
     let message =
         format!("the topic holds incarnation {}, this database's stream is {ours}", header.incarnation);
     Fault::new(Code::StreamForeign, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        lsn::Lsn,
+        position::{Offset, PostgresPosition},
+        stamp::Micros,
+    };
+
+    #[test]
+    fn a_value_whose_first_part_is_gone_is_passed_over_where_something_follows() {
+        let count = |scan: &mut Scan, kind, flags, value: Vec<u8>| {
+            let (epoch, incarnation, sequence) = (WriterEpoch(1), Incarnation(1), Sequence(1));
+            let header = Header { kind, flags, epoch, incarnation, sequence };
+            let entry = Entry {
+                offset: Offset(7),
+                more: false,
+                appended: Micros(0),
+                header: Ok(header.clone()),
+                value: value.into(),
+            };
+            scan.count(&header, &entry).unwrap();
+        };
+        let at = PostgresPosition { commit: Lsn(1), end: Lsn(2), xid: 3, time: Micros(4) };
+        let position = Position::Postgres(at);
+        let place = body::to_value(&Commit { position });
+        let (half, rest) = place.split_at(9);
+
+        let mut scan = Scan::new(Incarnation(1));
+        count(&mut scan, Kind::Part, Flags::NONE, half.to_vec());
+        count(&mut scan, Kind::Part, Flags::PART_LAST, rest.to_vec());
+        assert!(scan.headless && scan.tail.open.is_none(), "where it was is not known");
+        count(&mut scan, Kind::Part, Flags::PART_FIRST, half.to_vec());
+        count(&mut scan, Kind::Part, Flags::PART_LAST, rest.to_vec());
+        assert!(!scan.headless && scan.tail.open.is_some());
+        count(&mut scan, Kind::Part, Flags::PART_LAST, rest.to_vec());
+        count(&mut scan, Kind::Commit, Flags::LAST, body::to_value(&Commit { position }));
+        assert!(!scan.headless && scan.tail.last == Some(position));
+    }
 }
