@@ -12,6 +12,12 @@ impl Secret {
         Self(text.into())
     }
 
+    /// What a file holds, without its line's end: editors and `echo` put it there, and it is no part of a secret.
+    pub fn of_line(text: &str) -> Self {
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        Self::new(text.strip_suffix('\r').unwrap_or(text))
+    }
+
     /// The text, for the one place that sends it.
     pub fn reveal(&self) -> &str {
         &self.0

@@ -135,12 +135,37 @@ async fn no_secret_is_written_anywhere() {
     assert!(log.contains("\"target\":\"librdkafka\""), "the Kafka library's own log was not searched");
     assert!(log.contains("\"tokio_postgres::"), "the database library's own log was not searched");
 
+    // A password that is changed under a running daemon is read again from its file.
+    daemon.set_config(&with(&url(""), &sasl("sasl", &right("sasl")), &in_file)).unwrap();
+    daemon.remove_env("LANDFALL__DATABASE__PASSWORD");
+    daemon.start_again().unwrap();
+    let reader = async || {
+        let reads = "select active_pid::text from pg_replication_slots where active_pid is not null";
+        region.postgres.query_text("shop", reads).await
+    };
+    eventually(PATIENCE, "the slot is read", async || Ok(reader().await?.is_some())).await.unwrap();
+    let before = reader().await.unwrap();
+    let renewed = right("renewed");
+    region.execute(&format!("alter role landfall password '{renewed}'")).await.unwrap();
+    file("database", &renewed);
+    let ends = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'landfall'";
+    region.execute(ends).await.unwrap();
+    eventually(PATIENCE, "it is let in again", async || {
+        let now = reader().await?;
+        Ok(now.is_some() && now != before)
+    })
+    .await
+    .unwrap();
+    search_all(&daemon, region.http).await;
+    daemon.sigterm(PATIENCE).await.unwrap();
+
     // Settings that are wrong are told by their place: what stands there may be a secret.
     for (from, to) in [
         ("[database]\n", format!("[database]\npasswort = \"{wrong}\"\n")),
         ("[database]\n", format!("[database]\npassword = [\"{wrong}\"]\n")),
         ("[http]", format!("[htttp]\nx = \"{wrong}\"\n[http]")),
         ("postgres://landfall", format!("postgres://landfall:{wrong}%zz")),
+        ("postgres://landfall", format!("postgres://landfall:{wrong}/1")),
         ("sasl_ssl", format!("sasl_ssl\"\nproperties.\"sasl.pasword\" = \"{wrong}")),
         ("sasl_ssl", format!("sasl_ssl\"\nproperties.\"ssl.key.pem\" = \"{wrong}")),
         ("sasl_ssl", format!("sasl_ssl\"\nproperties.\"ssl.key.password\" = [\"{wrong}\"]\n#")),

@@ -73,7 +73,7 @@ pub const SETTINGS: &[Setting] = &[
         "database.password_file",
         "path",
         Absent,
-        "A file that holds the password, and nothing else but a line's end.",
+        "A file that holds the password, and nothing else but a line's end. Read again at each connect: a password that is changed needs no restart.",
     ),
     setting(
         "kafka.brokers",

@@ -341,13 +341,14 @@ fn database(mut section: Section<'_>, read: &dyn Fn(&Path) -> io::Result<String>
     if given.len() > 1 && !override_all {
         section.wrong("password", format!("given more than once: by {}", given.join(" and by ")));
     }
+    let password_file = file.as_deref().filter(|_| direct.is_none()).map(PathBuf::from);
     let password = match (direct, file) {
         (Some(direct), _) => Some(direct),
         (None, Some(path)) => secret_of(&section, "password_file", &path, read),
         (None, None) => in_url,
     };
     section.finish();
-    Some(Address { password: password.unwrap_or_default(), ..address? })
+    Some(Address { password: password.unwrap_or_default(), password_file, ..address? })
 }
 
 /// What is wrong with a secret: it is one line, and not blank. `what` names it.
@@ -364,8 +365,7 @@ fn unfit(text: &str, what: &str) -> Option<String> {
     }
 }
 
-/// What the file a key names holds, without its line's end: editors and `echo` put it there, and it is no part of a
-/// secret.
+/// The secret in the file a key names.
 fn secret_of(
     section: &Section<'_>,
     key: &str,
@@ -374,12 +374,11 @@ fn secret_of(
 ) -> Option<Secret> {
     match read(Path::new(path)) {
         Ok(text) => {
-            let text = text.strip_suffix('\n').unwrap_or(&text);
-            let text = text.strip_suffix('\r').unwrap_or(text);
-            if let Some(problem) = unfit(text, "the password") {
+            let secret = Secret::of_line(&text);
+            if let Some(problem) = unfit(secret.reveal(), "the password") {
                 section.wrong(key, format!("{path} {problem}"));
             }
-            Some(Secret::new(text))
+            Some(secret)
         }
         Err(_) if section.looking() => Some(Secret::new(UNREAD)),
         Err(error) => {

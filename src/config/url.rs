@@ -17,6 +17,13 @@ pub fn address(url: &str) -> Result<Address, Vec<String>> {
     else {
         return Err(vec!["expected postgres://role@host:port/database".to_owned()]);
     };
+    // Behind a `/` or `?` of a password comes an `@` too late: what stands before it would be shown as a host, a port, a database.
+    if rest.split_once(['/', '?']).is_some_and(|(_, behind)| behind.contains('@')) {
+        return Err(vec![
+            "there is an `@` behind the first `/` or `?`: in a password write `/` as %2F and `?` as %3F, in any other part `@` as %40"
+                .to_owned(),
+        ]);
+    }
     let mut problems = Vec::new();
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
@@ -49,7 +56,16 @@ pub fn address(url: &str) -> Result<Address, Vec<String>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(Address { host, port, user, password: Secret::new(password), database, tls, tls_root })
+    Ok(Address {
+        host,
+        port,
+        user,
+        password: Secret::new(password),
+        password_file: None,
+        database,
+        tls,
+        tls_root,
+    })
 }
 
 /// Writes an address as [`address`] reads it, without its password.
@@ -264,6 +280,9 @@ mod tests {
             ("postgres://u@[host]/d", "no IPv6 address"),
             ("postgres://u:hunter2%zz@h/d", "password: a `%`"),
             ("postgres://u:hunter2#x@h/d", "password: a `#`"),
+            ("postgres://u:hunter2/x@h/d", "`/` as %2F"),
+            ("postgres://u:x@hunter2/x@h/d", "`/` as %2F"),
+            ("postgres://u:hunter2?x@h/d", "`?` as %3F"),
             ("postgres://u@h/d?sslmode=maybe", "`maybe` is none of"),
             ("postgres://u@h/d?sslmode=disable&sslmode=require", "given twice"),
             ("postgres://u@h/d?options=-csearch_path", "`options` is not understood"),

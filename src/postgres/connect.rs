@@ -30,6 +30,8 @@ pub struct Address {
     pub user: String,
     /// Its password; empty where none is asked for.
     pub password: Secret,
+    /// The file it was read from, and is read from again at each connect: passwords are changed while we run.
+    pub password_file: Option<PathBuf>,
     /// The database.
     pub database: String,
     /// How far the server must prove who it is.
@@ -54,6 +56,18 @@ pub enum TlsMode {
 }
 
 impl Address {
+    /// The password as its file has it now; as it was at the start where that cannot be read, or there is none.
+    pub(super) async fn current_password(&self) -> Secret {
+        let Some(file) = &self.password_file else { return self.password.clone() };
+        match tokio::fs::read_to_string(file).await {
+            Ok(text) => Secret::of_line(&text),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "the password's file cannot be read: the one it held at the start is used");
+                self.password.clone()
+            }
+        }
+    }
+
     /// What the transport library calls our TLS mode.
     pub fn tls_config(&self) -> TlsConfig {
         TlsConfig {
@@ -157,8 +171,9 @@ async fn open(address: &Address, application: &str) -> Result<Connection> {
         .application_name(application)
         .options(format!("{OUTPUT_SETTINGS} {WATCHED}"))
         .ssl_mode(tokio_postgres::config::SslMode::Disable);
-    if !address.password.is_empty() {
-        config.password(address.password.reveal());
+    let password = address.current_password().await;
+    if !password.is_empty() {
+        config.password(password.reveal());
     }
     let (client, driver) = match stream {
         MaybeTlsStream::Plain(stream) => drive(&config, stream, line).await?,

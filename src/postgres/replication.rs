@@ -391,7 +391,7 @@ async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, address
                 match kind {
                     AUTHENTICATED => (),
                     CLEAR_TEXT => {
-                        let password = [address.password.reveal().as_bytes(), b"\0"].concat();
+                        let password = [address.current_password().await.reveal().as_bytes(), b"\0"].concat();
                         write_password_message(stream, &password).await?;
                     }
                     SASL => scram(stream, address, content).await?,
@@ -431,7 +431,7 @@ async fn scram<S: AsyncRead + AsyncWrite + Unpin>(
     let length = (first.len() as u32).to_be_bytes();
     write_password_message(stream, &[MECHANISM, b"\0", &length, first].concat()).await?;
     let answer = scram_answer(stream, SASL_CONTINUE).await?;
-    let (last, message, salted) = scram.client_final(address.password.reveal(), &answer)?;
+    let (last, message, salted) = scram.client_final(address.current_password().await.reveal(), &answer)?;
     write_password_message(stream, last.as_bytes()).await?;
     let answer = scram_answer(stream, SASL_FINAL).await?;
     ScramClient::verify_server_final(&answer, &salted, &message)

@@ -153,6 +153,7 @@ pub fn address(port: u16, database: &str, user: &str) -> Address {
         port,
         user: user.to_owned(),
         password: Secret::new(""),
+        password_file: None,
         database: database.to_owned(),
         tls: TlsMode::Disable,
         tls_root: None,
