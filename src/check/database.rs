@@ -6,8 +6,8 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use super::{
-    Finding, Kind, Options, Severity, clocks, disk, error, kafka::Streams, note, pair, room, tables, target,
-    warning,
+    Finding, Kind, Options, Severity, clocks, disk, error, kafka::Streams, note, of_fault, pair, room,
+    tables, target, warning,
 };
 use crate::{
     clock,
@@ -51,9 +51,15 @@ pub(super) async fn check(settings: &Settings, options: &Options, streams: &Stre
     let role = role_privileges(&client).await?;
     findings.extend(of_role(&role, duties(settings)));
     let other = match &options.against {
-        Some(other) => {
-            Some(Other { settings: other, client: connect(&other.database, "landfall check").await? })
-        }
+        Some(other) => match connect(&other.database, "landfall check").await {
+            Ok(client) => Some(Other { settings: other, client }),
+            // What there is to say of this region is said all the same.
+            Err(fault) => {
+                let fault = fault.at(format_args!("the database of {}", other.region));
+                findings.push(of_fault(Kind::DatabaseAnswer, &fault));
+                None
+            }
+        },
         None => None,
     };
     let slot = match &settings.source {

@@ -59,10 +59,22 @@ async fn look_at_source(
 ) -> Result<()> {
     let cluster = kafka.cluster();
     let brokers = cluster_facts(&cluster).await?;
+    if brokers.brokers.len() < usize::from(kafka.min_insync_replicas) {
+        findings.push(error(
+            Kind::BrokersFew,
+            format!(
+                "{} broker(s) answer, and a change counts as safe once {} have it",
+                brokers.brokers.len(),
+                kafka.min_insync_replicas
+            ),
+            "start more brokers: the source goes on by itself",
+        ));
+    }
     let Some(facts) = topic_facts(&cluster, topic).await? else {
         let evidence = format!("topic {topic} is not there yet; the source creates it when it begins");
         findings.push(note(Kind::Topic, evidence));
-        if brokers.brokers.len() < usize::from(kafka.replication_factor) {
+        let few = usize::from(kafka.min_insync_replicas)..usize::from(kafka.replication_factor);
+        if few.contains(&brokers.brokers.len()) {
             findings.push(error(
                 Kind::BrokersFew,
                 format!(

@@ -38,6 +38,10 @@ pub(super) fn check(settings: &Settings) -> Vec<Finding> {
         let whose = format!("the brokers of {}", link.from);
         findings.extend(of_brokers(&format!("link[{at}]"), &whose, &link.brokers, &link.properties));
     }
+    if let Some(tls) = &settings.http.tls {
+        findings.extend(of_file("http.tls_certificate", &tls.certificate));
+        findings.extend(of_file("http.tls_key", &tls.key));
+    }
     let listen = settings.http.listen;
     if !listen.ip().is_loopback() {
         findings.push(

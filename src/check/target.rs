@@ -55,7 +55,10 @@ pub(super) async fn of_link(
         }
         let named = stream.and_then(|stream| stream.scope.as_deref()).unwrap_or_default();
         let mut unseen = 0;
-        for (schema, table) in named.iter().filter_map(|name| name.split_once('.')) {
+        let known: Vec<String> = tables.keys().map(|(schema, table)| format!("{schema}.{table}")).collect();
+        // Of a name with several dots it is not known where its schema ends.
+        let plain = named.iter().filter(|name| !known.contains(name) && name.matches('.').count() == 1);
+        for (schema, table) in plain.filter_map(|name| name.split_once('.')) {
             let shapes = tables.entry((schema.to_owned(), table.to_owned())).or_default();
             unseen += usize::from(shapes.is_empty());
         }
