@@ -52,6 +52,10 @@ codes! {
     /// A setting is missing, misspelled, out of range, or given twice. Nothing was started.
     ConfigInvalid = "LF-CONFIG", Halt,
         "correct the file (every mistake is listed) and start again";
+    /// The address of the daemon's own pages is taken, or not this host's (yet). It is tried for half a minute, then the
+    /// daemon ends with exit code 1.
+    ListenerBusy = "LF-LISTEN", Retry,
+        "free the address of http.listen or set another; another daemon, or a postgres_exporter, may have it (ss -ltnp)";
     /// The database does not answer: it is down, out of reach, or is shutting down.
     DatabaseUnreachable = "LF-DB-UNREACHABLE", Retry,
         "nothing is lost meanwhile; look at the server, the network and the url";
@@ -74,7 +78,7 @@ codes! {
         "it is tried again; look at the broker's log if it stays";
     /// The brokers refuse the connection, or their certificate proves nothing to us.
     KafkaRefused = "LF-KAFKA-REFUSED", Retry,
-        "hold security.protocol and the ssl.* and sasl.* settings against the brokers' listener; what is mended there is tried again without a restart";
+        "hold security.protocol and the ssl.* and sasl.* settings against the brokers' listener; what is mended there is tried again without a restart, a password changed here needs one";
     /// The brokers know us, and an operation is not allowed.
     KafkaDenied = "LF-KAFKA-DENIED", Retry,
         "allow the principal the operation named (kafka-acls --add); it is tried again without a restart";

@@ -117,12 +117,13 @@ fn the_image_is_built_in_stages_and_runs_as_nobody_in_particular() {
     );
     assert!(
         last.lines()
-            .any(|line| line.starts_with("HEALTHCHECK ") && line.contains("[\"landfall\", \"status\"]"))
+            .any(|line| line.starts_with("HEALTHCHECK ") && line.contains("landfall status; test $? -ne 2"))
     );
     let compose = compose();
     for (short, region) in REGIONS {
         let daemon = service(&compose, &format!("landfall-{short}"));
         assert!(daemon["build"].is_object() && daemon["user"].is_null(), "{daemon}");
+        assert_eq!(daemon["healthcheck"]["test"], serde_json::json!(["CMD", "landfall", "status"]));
         let mounted = daemon["volumes"][0].as_str().unwrap();
         assert!(mounted.ends_with(&format!("/config/compose/{region}.toml:/etc/landfall/landfall.toml:ro")));
     }

@@ -56,23 +56,45 @@ async fn the_service_manager_hears_that_it_serves_that_it_turns_and_that_it_ends
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_a_start_is_written_whatever_the_log_leaves_out() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
+    let nowhere = "/nowhere/http.pem";
     for (format, level) in [("text", "off"), ("json", "landfall=off,info"), ("json", "info")] {
         let config = format!(
             "region = \"eu-west-1\"\n[database]\nurl = \"postgres://landfall@127.0.0.1:1/shop\"\n\
-             [[link]]\nfrom = \"us-east-1\"\nbrokers = [\"127.0.0.1:1\"]\n[http]\nlisten = \"{address}\"\n\
+             [[link]]\nfrom = \"us-east-1\"\nbrokers = [\"127.0.0.1:1\"]\n[http]\n\
+             listen = \"127.0.0.1:0\"\ntls_certificate = \"{nowhere}\"\ntls_key = \"{nowhere}\"\n\
              [log]\nformat = \"{format}\"\nlevel = \"{level}\""
         );
-        let mut daemon = Daemon::builder(LANDFALL, "taken", &config).start().unwrap();
+        let mut daemon = Daemon::builder(LANDFALL, "wrong", &config).start().unwrap();
         let ended = daemon.wait_exit(PATIENCE).await;
         assert_eq!(ended.and_then(|status| status.code()), Some(2), "{}", daemon.log_tail());
         let log = daemon.log();
         let fatal: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
         assert_eq!(fatal.len(), 1, "{log}");
-        assert!(fatal[0].contains("LF-") && fatal[0].contains(&address.to_string()), "{log}");
+        assert!(fatal[0].contains("LF-CONFIG") && fatal[0].contains(nowhere), "{log}");
         assert_eq!(format == "json", fatal[0].starts_with('{'), "{log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_waited_for_and_a_hangup_ends_nothing() {
+    let (builder, address) = alone("");
+    let taken = std::net::TcpListener::bind(address).unwrap();
+    let mut daemon = builder.start().unwrap();
+    eventually(PATIENCE, "it says that it waits", async || Ok(daemon.log().contains("LF-LISTEN")))
+        .await
+        .unwrap();
+    drop(taken);
+    let answers = async || Ok(http::get(address, "/health/shallow").await.is_ok());
+    eventually(PATIENCE, "it answers", answers).await.unwrap();
+    std::process::Command::new("kill").args(["-HUP", &daemon.pid().unwrap().to_string()]).status().unwrap();
+    eventually(PATIENCE, "it says what a hangup does", async || {
+        Ok(daemon.log().contains("SIGHUP changes nothing"))
+    })
+    .await
+    .unwrap();
+    assert!(answers().await.unwrap());
+    let (ended, _) = daemon.sigterm(PATIENCE).await.unwrap();
+    assert!(ended.success(), "{ended}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod page;
 
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -53,9 +53,10 @@ enum Kind {
 pub async fn listen(settings: &HttpSettings) -> Result<Listening> {
     let address = settings.listen;
     let tcp = TcpListener::bind(address).await.map_err(|error| {
-        Fault::new(Code::ConfigInvalid, format!("http.listen: listen on {address}"))
-            .because(error)
-            .remedied_by("free the address, or set another")
+        let passes = matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable);
+        let code = if passes { Code::ListenerBusy } else { Code::ConfigInvalid };
+        let fault = Fault::new(code, format!("http.listen: listen on {address}")).because(error);
+        if passes { fault } else { fault.remedied_by("set another address") }
     })?;
     Ok(Listening(match &settings.tls {
         None => Kind::Plain(tcp),
@@ -134,7 +135,7 @@ mod tests {
         let Kind::Plain(tcp) = &listener.0 else { panic!("TLS was not asked for") };
         let address = tcp.local_addr().unwrap();
         let Err(taken) = listen(&at(address)).await else { panic!("it is taken") };
-        assert_eq!(taken.code(), Code::ConfigInvalid);
+        assert_eq!(taken.code(), Code::ListenerBusy);
         let (stopper, stop) = task::stopper();
         let serving = task::spawn("http", serve(listener, board, stop));
 

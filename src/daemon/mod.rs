@@ -1,6 +1,6 @@
 //! The daemon: starts everything, owns every task, ends everything in order.
 //!
-//! On SIGTERM or SIGINT: ready goes false, the roads are asked to end and finish what is in hand within
+//! On SIGTERM or SIGINT (and SIGHUP, from the terminal it was started at): ready goes false, the roads are asked to end and finish what is in hand within
 //! [`ROADS_TIMEOUT`]; health is served until they have. What is cut off then is taken up again at the
 //! next start, from progress that lives with the rows.
 
@@ -8,7 +8,7 @@ mod logs;
 mod manager;
 mod roads;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -22,9 +22,9 @@ pub use roads::{Parts, Road};
 
 use crate::{
     api,
-    config::Settings,
+    config::{HttpSettings, Settings},
     control::{history, probe},
-    fault::{Code, Fault, Result},
+    fault::{Code, Consequence, Fault, Result},
     metrics::Metrics,
     roster::Roster,
     task::{self, Stop},
@@ -37,7 +37,10 @@ const ROADS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests in flight may take after that.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs a daemon until it is told to end: 0 then, 2 where it could not start.
+/// How long it is waited for the listener's address: an interface that comes up late, a daemon that is just ending.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs a daemon until it is told to end: 0 then; where it could not start 2, or 1 if that may pass by itself.
 pub async fn run(settings: Settings) -> ExitCode {
     logs::start(&settings.log);
     let log = settings.log.clone();
@@ -48,7 +51,10 @@ pub async fn run(settings: Settings) -> ExitCode {
             logs::always(&log, || {
                 tracing::error!(code = %fault.code(), next = fault.remedy(), "{}", fault.message());
             });
-            ExitCode::from(2)
+            ExitCode::from(match fault.code().consequence() {
+                Consequence::Retry => 1,
+                Consequence::Halt => 2,
+            })
         }
     }
 }
@@ -58,7 +64,7 @@ async fn run_until_told(settings: Settings) -> Result<()> {
     let roster = Arc::new(Roster::new(settings.region.clone()));
     let metrics = Metrics::new(roster.clone());
     announce(&settings, &roster);
-    let listener = api::listen(&settings.http).await?;
+    let listener = listen(&settings.http, &mut signals).await?;
     tracing::info!(region = %settings.region, http = %settings.http.listen, "landfall {}", env!("CARGO_PKG_VERSION"));
 
     let (stop_roads, roads_stop) = task::stopper();
@@ -99,6 +105,27 @@ async fn run_until_told(settings: Settings) -> Result<()> {
     Ok(())
 }
 
+/// Opens the listener; where its address is not there yet or still taken, as at a boot, it is tried for a while.
+async fn listen(settings: &HttpSettings, signals: &mut Signals) -> Result<api::Listening> {
+    let since = Instant::now();
+    let mut told = false;
+    loop {
+        let fault = match api::listen(settings).await {
+            Err(fault) if fault.code() == Code::ListenerBusy && since.elapsed() < LISTEN_TIMEOUT => fault,
+            outcome => return outcome,
+        };
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(code = %fault.code(), next = fault.remedy(), "{}", fault.message());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => (),
+            signal = signals.next() => {
+                return Err(Fault::new(Code::Stopping, format!("{signal} before it could listen")));
+            }
+        }
+    }
+}
+
 /// Puts every road the settings ask for on the roster before anyone can read it: what is not running
 /// yet is shown as starting, never left out.
 fn announce(settings: &Settings, roster: &Roster) {
@@ -133,7 +160,8 @@ impl Owned {
                 Ok(()) if !stop.is_asked() => format!("{watched}: its task ended though nobody asked it to"),
                 Ok(()) => return,
             };
-            roster.halt(&watched, &Fault::new(Code::Internal, problem));
+            let fault = Fault::new(Code::Internal, problem);
+            roster.halt(&watched, &fault.remedied_by("restart the daemon; report it with the log around it"));
         };
         Self { name, task: task::spawn("watch", watch), turns }
     }
@@ -161,6 +189,9 @@ async fn end<T>(name: &'static str, mut task: JoinHandle<T>) -> Option<T> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+    /// Somebody sits at it: when the terminal goes, so do we.
+    at_terminal: bool,
 }
 
 impl Signals {
@@ -168,13 +199,27 @@ impl Signals {
         let listen = |kind| {
             signal(kind).map_err(|error| Fault::new(Code::Internal, "listen for signals").because(error))
         };
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+            at_terminal: std::io::stdin().is_terminal(),
+        })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => {
+                    if self.at_terminal {
+                        return "SIGHUP";
+                    }
+                    // Whoever changed the settings means well: to end here would stop what they want to go on.
+                    tracing::warn!("SIGHUP changes nothing: the settings are read at the start; restart the daemon");
+                }
+            }
         }
     }
 }

@@ -111,10 +111,7 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     inspector.let_go();
     let outcome = match outcome {
         // The reader went away: it knows why.
-        Err(fault) if fault.code() == Code::Stopping => match reading.join().await {
-            Some(read) => read,
-            None => Err(fault),
-        },
+        Err(fault) if fault.code() == Code::Stopping => reading.join().await,
         outcome => outcome,
     };
     outcome.map_err(|fault| fault.at(format_args!("link from {} ({})", params.from, params.stream)))
@@ -124,8 +121,10 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
 struct Guarded(JoinHandle<Result<()>>);
 
 impl Guarded {
-    async fn join(mut self) -> Option<Result<()>> {
-        (&mut self.0).await.ok()
+    /// What it ended with; a panic is a fault of ours.
+    async fn join(mut self) -> Result<()> {
+        let broken = |error| Fault::new(Code::Internal, "the reader's task broke").because(error);
+        (&mut self.0).await.unwrap_or_else(|error| Err(broken(error)))
     }
 }
 
