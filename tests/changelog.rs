@@ -195,6 +195,42 @@ async fn the_log_in_kafka_keeps_its_promises() {
     }
 }
 
+/// It would stand where the refused one should: a hole.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_out_behind_a_record_that_is_refused_for_good() {
+    let kafka = Kafka::start(1).await.unwrap();
+    kafka.create_topic("log", 1, &[("max.message.bytes", "100000")]).await.unwrap();
+    kafka.create_topic("state", 1, &[]).await.unwrap();
+    let cluster = Cluster { brokers: vec![kafka.local()], properties: Vec::new() };
+    let limits = WriterLimits::default();
+    let log = KafkaLog::new(cluster, topics(), "group".into(), TopicRules::default(), limits).unwrap();
+    let mut writer = log.writer().unwrap();
+    writer.append(&header(1), b"", b"first").await.unwrap();
+    writer.acknowledged_beyond(0).await.unwrap();
+    let large: Vec<u8> = (0..300_000).map(|_| rand::random()).collect();
+    writer.append(&header(2), b"", &large).await.unwrap();
+    // As a session that has not heard of it yet.
+    let mut refused = None;
+    for sequence in 3..3_000 {
+        if let Err(fault) = writer.append(&header(sequence), b"", b"behind it").await {
+            refused = Some(fault);
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let refused = refused.expect("nothing is taken any more");
+    assert!(
+        refused.code() == Code::KafkaRejected && refused.remedy().contains("max.message.bytes"),
+        "{refused}"
+    );
+    drop(writer);
+    let mut next = log.writer().unwrap();
+    next.append(&header(9), b"", b"the next").await.unwrap();
+    next.acknowledged_beyond(0).await.unwrap();
+    let all = read(&mut log.reader(Offset(0)).unwrap(), 2).await;
+    assert_eq!(all.iter().map(|it| it.1).collect::<Vec<_>>(), [1, 9]);
+}
+
 /// The WAN of the testbed is between a sink and the other region's Kafka: the round trip it sees is the
 /// one that was asked for.
 #[tokio::test(flavor = "multi_thread")]

@@ -435,14 +435,13 @@ async fn a_record_larger_than_the_topic_takes() {
     stage.regions.us.execute(add).await.unwrap();
     let grants = "grant select, insert, update, delete, truncate on large to landfall";
     stage.regions.eu.execute(grants).await.unwrap();
-    stage.regions.us.kafka.alter_config(TOPIC, &[("max.message.bytes", "100000")]).await.unwrap();
-    // What does not compress, and behind it so much that it goes out in many requests.
-    let writes = "insert into large select 1, decode(string_agg(md5(random()::text), ''), 'hex')
-                    from generate_series(1, 30000);
-                  insert into large select g, decode(md5(g::text), 'hex') from generate_series(2, 50000) g";
-    for statement in writes.split(';') {
-        stage.regions.us.execute(statement).await.unwrap();
-    }
+    stage.regions.us.kafka.alter_config(TOPIC, &[("max.message.bytes", "300000")]).await.unwrap();
+    // What does not compress, and at once behind it many requests of what does.
+    let writes = "begin;
+        insert into large select 1, decode(string_agg(md5(random()::text), ''), 'hex') from generate_series(1, 40000);
+        insert into large select g, 'small' from generate_series(2, 50000) g;
+        commit";
+    stage.regions.us.execute(writes).await.unwrap();
     let said = shows(&stage.us, "us-east-1", "retrying", Some("LF-KAFKA-REJECTED")).await;
     assert!(said.contains("max.message.bytes"), "{said}");
     stage.regions.us.kafka.alter_config(TOPIC, &[("max.message.bytes", "2000000")]).await.unwrap();
