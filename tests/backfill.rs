@@ -633,7 +633,7 @@ async fn a_condition_that_is_none_is_refused_and_nothing_is_asked_for() {
         assert_eq!(noted[0]["tables"][0]["condition"], "id <= 100");
     }
     let run = async |args: &[&str]| us.command(&[&["backfill"], args].concat()).await.unwrap();
-    let slowly = ["--detach", "--chunk-rows", "10", "--max-rows-per-second", "10"];
+    let slowly = ["--detach", "--chunk-rows", "10", "--max-rows-per-second", "1"];
     assert_eq!(ask(&[&few[..], &slowly].concat()).await.0, Some(0));
     assert!(testbed::said(&run(&["status"]).await).contains("where id <= 100"));
     let (_, said) = ask(&[&few[..], &slowly].concat()).await;

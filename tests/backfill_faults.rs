@@ -81,7 +81,7 @@ async fn two_that_overlap_are_done_one_after_the_other() {
     })
     .await
     .unwrap();
-    let slowly = ["--chunk-rows", "500", "--max-rows-per-second", "2000"];
+    let slowly = ["--chunk-rows", "500", "--max-rows-per-second", "700"];
     ask(&us, &slowly).await;
     wait_copied(&us, 1_000).await;
     // The same table once more, while the first is in the middle of it.
@@ -98,7 +98,7 @@ async fn two_that_overlap_are_done_one_after_the_other() {
     })
     .await
     .unwrap();
-    assert!(writers.stop().await.unwrap().statements > 100);
+    writers.stop_after(100, PATIENCE).await.unwrap();
     ends_equal(&regions, &us, &eu, 2).await;
 }
 
@@ -127,9 +127,9 @@ async fn rows_that_move_across_the_border_come_once() {
     .unwrap();
     ask(&us, &["--chunk-rows", "300", "--max-rows-per-second", "1500"]).await;
     wait_copied(&us, 9_000).await;
-    let written = writers.stop().await.unwrap();
+    let written = writers.stop_after(500, PATIENCE).await.unwrap();
     println!("{} statements, {} refused", written.statements, written.refused.len());
-    assert!(written.statements > 500 && written.refused.is_empty(), "{:?}", written.refused.first());
+    assert!(written.refused.is_empty(), "{:?}", written.refused.first());
     ends_equal(&regions, &us, &eu, 1).await;
     // Every row that was there is there once, whatever its key is now.
     let rows = regions.eu.connect().await.unwrap();
@@ -194,8 +194,7 @@ async fn sessions_that_the_database_ends_are_opened_again() {
     println!("{ended} sessions ended");
     assert!(ended >= 8, "{ended}");
     done_while_written(&us).await;
-    let written = writers.stop().await.unwrap();
-    assert!(written.statements > 100);
+    writers.stop_after(100, PATIENCE).await.unwrap();
     assert!(us.is_running());
     ends_equal(&regions, &us, &eu, 1).await;
 }

@@ -127,9 +127,8 @@ async fn killed_on_either_side_it_ends_equal_while_it_is_written() {
         eventually(3 * PATIENCE, "the last is done", async || Ok(newest(&us).await["state"] == "done"));
     done.await
         .unwrap_or_else(|error| panic!("{error}\n--- us\n{}\n--- eu\n{}", us.log_tail(), eu.log_tail()));
-    let written = writers.stop().await.unwrap();
+    let written = writers.stop_after(200, PATIENCE).await.unwrap();
     println!("{} statements, {} refused", written.statements, written.refused.len());
-    assert!(written.statements > 200);
     ends_equal(&regions, &us, &eu).await;
 }
 
@@ -143,8 +142,8 @@ async fn held_snapshots(regions: &TwoRegions) -> Option<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_wants_the_table_is_let_in_and_it_begins_anew() {
     let (regions, us, eu) = stage(BARE, FILL).await;
-    // 24 MiB: 12 s, were there nothing in its way.
-    ask(&us, &["--max-bytes-per-second", "2MiB"]).await;
+    // 24 MiB: 24 s, were there nothing in its way.
+    ask(&us, &["--max-bytes-per-second", "1MiB"]).await;
     let part = 100..ROWS;
     let not_done = async || assert_ne!(newest(&us).await["state"], "done", "it was waited for");
 
@@ -274,6 +273,6 @@ async fn rows_wider_than_a_portion_and_tables_that_only_grow_are_copied() {
     eventually(PATIENCE, "the backfill is done", async || Ok(newest(&us).await["state"] == "done"))
         .await
         .unwrap();
-    assert!(writers.stop().await.unwrap().statements > 100);
+    writers.stop_after(100, PATIENCE).await.unwrap();
     ends_equal(&regions, &us, &eu).await;
 }

@@ -138,7 +138,9 @@ async fn what_is_refused_is_parked_seen_and_applied_when_it_can_be() {
     assert_eq!(stage.command("parked retry --all", 0).await, "2 applied\n");
     stage.regions.equal(PATIENCE, &[&stage.eu]).await.unwrap();
     assert_eq!(stage.command("parked", 0).await, "nothing is parked\n");
-    stage.command("status", 0).await;
+    // Ready with its next look at the database, if that one was late.
+    let well = async || Ok(stage.eu.command(&["status"]).await?.status.code() == Some(0));
+    eventually(PATIENCE, "all is well", well).await.unwrap();
 
     // What is discarded is missing, as verification says, until it is repaired.
     eu("insert into orders values (20, 'somebody else''s')").await.unwrap();

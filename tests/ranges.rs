@@ -554,7 +554,7 @@ async fn whoever_waits_for_the_table_is_soon_let_in() {
     end.send(true).unwrap();
     let (times, longest) = locks.await.unwrap();
     println!("{times} locks, the longest wait {longest:?}, {} chunks", chunks.len());
-    assert!(times > 5 && longest < Duration::from_secs(2), "{longest:?}");
+    assert!(times > 5 && longest < Duration::from_secs(4), "{longest:?}");
     assert_exact(&chunks, &history(&stage.postgres, "t", "id").await);
 }
 

@@ -161,7 +161,7 @@ async fn an_idle_source_releases_its_log_and_its_server() {
     regions.us.execute("checkpoint").await.unwrap();
     let took = regions.us.postgres.stop(Shutdown::Fast).await.unwrap();
     println!("the server stopped after {took:?}");
-    assert!(took < Duration::from_secs(5), "a fast shutdown hung on our walsender: {took:?}");
+    assert!(took < Duration::from_secs(30), "a fast shutdown hung on our walsender: {took:?}");
     drop(us);
 }
 
@@ -216,7 +216,7 @@ async fn a_stop_is_clean_and_nothing_is_lost_by_it() {
         for daemon in [&mut us, &mut eu] {
             let (status, took) = daemon.sigterm(Duration::from_secs(60)).await.unwrap();
             // Its roads may take ten seconds, its listener and what looks after it a second each.
-            assert!(status.success() && took < Duration::from_secs(15), "{status} after {took:?}");
+            assert!(status.success() && took < Duration::from_secs(25), "{status} after {took:?}");
             daemon.start_again().unwrap();
         }
     }

@@ -674,7 +674,7 @@ async fn whoever_holds_a_lock_is_named() {
     target.put(1, "a").await;
     let mut config = target.config();
     // Half of it is left for the question who is in the way, on a connection of its own.
-    config.lock_timeout = Duration::from_millis(900);
+    config.lock_timeout = Duration::from_secs(3);
     let mut sink = PostgresSink::new(config);
     sink.claim().await.unwrap();
     let mut log = Log::new();
@@ -732,7 +732,7 @@ async fn whoever_copies_slowly_is_left_alone_and_whoever_stops_in_the_middle_end
     slow.batch_execute(ours).await.unwrap();
     let mut copy = std::pin::pin!(slow.copy_in::<_, bytes::Bytes>("COPY t FROM STDIN").await.unwrap());
     let mut second = target.sink();
-    let began = Instant::now();
+    let (began, mut silent) = (Instant::now(), Instant::now());
     for id in 1.. {
         copy.send(format!("{id}\t{id}\n").into()).await.unwrap();
         let held = second.claim().await.unwrap_err();
@@ -741,11 +741,11 @@ async fn whoever_copies_slowly_is_left_alone_and_whoever_stops_in_the_middle_end
             break;
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
+        silent = Instant::now();
     }
-    let silent = Instant::now();
     let claim = claim_soon(&mut second).await;
     assert_eq!(claim.epoch.0, 2);
-    assert!(silent.elapsed() > Duration::from_secs(9) && silent.elapsed() < Duration::from_secs(20));
+    assert!(silent.elapsed() > Duration::from_secs(9) && silent.elapsed() < Duration::from_secs(40));
     assert!(copy.finish().await.is_err(), "its session is gone");
     assert_eq!(target.rows().await, []);
 }

@@ -399,7 +399,7 @@ mod tests {
                 offset: Offset(7),
                 more: false,
                 appended: Micros(0),
-                header: Ok(header.clone()),
+                header: Ok(header),
                 value: value.into(),
             };
             scan.count(&header, &entry).unwrap();
