@@ -37,6 +37,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(300);
 /// What was asked is asked again after so long: the other region may not have listened.
 const ASK: Duration = Duration::from_secs(5);
+/// It is another question after so long, and answered anew: where the link could not use the answer. The same one is not.
+const ANEW: Duration = Duration::from_secs(30);
 /// Comparisons of a table. Each mends what the one before could not see: a second finds next to nothing.
 const PASSES_MAX: u32 = 10;
 /// Rows in a range.
@@ -226,18 +228,21 @@ impl Recovery<'_> {
     /// Asks the other region again and again, until what is stale is as it should be.
     async fn until(&self, about: &About, is_so: impl Fn(&Stale) -> bool) -> Result<()> {
         let link = self.comparing.link;
-        let question = Question {
+        let mut question = Question {
             verification: "recover".to_owned(),
             number: u64::from(rand::random::<u32>()),
             by: self.here.to_string(),
             stream: link.stream.clone(),
             about: about.clone(),
         };
-        let text = serde_json::to_vec(&question).expect("text keys, text and numbers");
-        let (since, mut asked) = (Instant::now(), None::<Instant>);
+        let (since, mut asked, mut anew) = (Instant::now(), None::<Instant>, None::<Instant>);
         loop {
             if asked.is_none_or(|asked| asked.elapsed() >= ASK) {
-                self.log.ask(&text).await?;
+                if anew.is_none_or(|anew| anew.elapsed() >= ANEW) {
+                    question.number = u64::from(rand::random::<u32>());
+                    anew = Some(Instant::now());
+                }
+                self.log.ask(&serde_json::to_vec(&question).expect("text keys, text and numbers")).await?;
                 asked = Some(Instant::now());
             }
             if is_so(&self.stale().await?) {

@@ -51,9 +51,9 @@ const QUESTIONS_MAX: usize = 64;
 const ANSWER_TRIES_MAX: u32 = 5;
 /// What was answered is not read again for so long.
 const ANSWERED_FOR: Duration = Duration::from_secs(30);
-/// Nor is a mark made again that somebody asks for until its link, which may be far behind, has come to it: it would undo what
-/// was asked for since.
-const MARKED_FOR: Duration = Duration::from_secs(3_600);
+/// Nor is a mark made again for so long after it was last asked for, which is every few seconds until its link, which may be
+/// far behind, has come to it: it would undo what was asked for since.
+const MARKED_FOR: Duration = Duration::from_secs(300);
 /// Answers that are remembered.
 const ANSWERED_MAX: usize = 4_096;
 
@@ -146,11 +146,15 @@ impl Desk {
             let is_it = |verification: &str, number| {
                 question.verification == verification && question.number == number
             };
-            let answered =
-                state.answered.iter().any(|(verification, number, _)| is_it(verification, *number));
+            let answered = state.answered.iter_mut().find(|(id, number, _)| is_it(id, *number));
+            let answered = answered.map(|(.., until)| {
+                if holds_for(&question.about) == MARKED_FOR {
+                    *until = now + MARKED_FOR;
+                }
+            });
             let waits =
                 state.questions.iter().any(|(waiting, _)| is_it(&waiting.verification, waiting.number));
-            if !answered && !waits && state.questions.len() < QUESTIONS_MAX {
+            if answered.is_none() && !waits && state.questions.len() < QUESTIONS_MAX {
                 state.questions.push_back((question, 0));
             }
         });
@@ -158,10 +162,7 @@ impl Desk {
 
     /// A question's answer stands in the log.
     fn answered(&self, question: Question, now: Instant) {
-        let holds = match question.about {
-            About::Recover | About::Settle { .. } => MARKED_FOR,
-            _ => ANSWERED_FOR,
-        };
+        let holds = holds_for(&question.about);
         self.change(|state| {
             state.answered.truncate(ANSWERED_MAX - 1);
             state.answered.push_front((question.verification, question.number, now + holds));
@@ -203,6 +204,16 @@ impl Watermark {
     /// The table whose changes are kept aside from here on, of a low watermark.
     pub(super) fn low(&self) -> Option<&str> {
         self.low.as_deref()
+    }
+}
+
+/// How long an answer is remembered.
+fn holds_for(about: &About) -> Duration {
+    match about {
+        About::Recover | About::Settle { .. } => MARKED_FOR,
+        About::Tables | About::Sums { .. } | About::Rows { .. } | About::Keys { .. } | About::Mend { .. } => {
+            ANSWERED_FOR
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     },
     fault::{Code, Fault, Result},
     pipeline::capture::copy::Watermark,
-    position::Position,
+    position::{Offset, Position},
     source::{Content, Portion, ReadFor, Source, With},
     verify::{Answer, Found},
 };
@@ -107,11 +107,13 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
     fn begins_here(&mut self, recovery: bool) -> Start {
         // It knows no shape.
         self.announced.clear();
+        // Behind the last that is acknowledged: a link takes a start only where its offset is still there.
+        let last = self.appender.writer().last_offset();
         Start {
             incarnation: self.incarnation,
             epoch: self.epoch,
             sequence: self.appender.sequence().next(),
-            offset: self.offset,
+            offset: last.map_or(self.offset, |last| Offset(last.0 + 1)),
             recovery,
         }
     }
