@@ -21,7 +21,7 @@ use rdkafka::{
     message::{Header as KafkaHeader, OwnedHeaders},
     producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
 use super::{PARTITION, traffic::Traffic};
 use crate::{
@@ -65,6 +65,9 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(2);
 /// While more is on its way, acknowledgements are gathered for so long before anyone is told: what waits
 /// for them is what the server may release, and nothing a reader of the stream would see.
 const GATHER: Duration = Duration::from_millis(2);
+
+/// A report of what failed comes so soon, at most, after those of what the client gave up for it.
+const REPORTED_WITHIN: Duration = Duration::from_millis(500);
 
 /// From so many records a second on, each waits so long for company.
 struct Gathering {
@@ -126,6 +129,8 @@ struct Delivered {
     kept_ended: AtomicU64,
     /// What failed first, and of which topic: a checkpoint, or the stream.
     failed: OnceLock<(Of, KafkaError)>,
+    /// The client gave records up for something that failed, which has a report of its own; and when.
+    given_up: OnceLock<(Instant, KafkaError)>,
     changed: Notify,
 }
 
@@ -161,12 +166,19 @@ impl ProducerContext for Acks {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, records: usize) {
+        use RDKafkaErrorCode as K;
+        let given_up = |error: &KafkaError| {
+            matches!(error.rdkafka_error_code(), Some(K::PurgeQueue | K::PurgeInflight | K::Fatal))
+        };
         match result {
-            // The next checkpoint will do, unless none will ever be let in.
             Err((error, _)) if records == CHECKPOINT => {
                 self.0.kept_ended.fetch_add(1, Ordering::Relaxed);
-                let denied = Some(RDKafkaErrorCode::TopicAuthorizationFailed);
-                if error.rdkafka_error_code() != denied {
+                // Where there is no such topic, the next checkpoint will do. What is refused for good has ended the producer.
+                let gone = matches!(
+                    error.rdkafka_error_code(),
+                    Some(K::UnknownTopic | K::UnknownTopicOrPartition | K::UnknownPartition)
+                );
+                if given_up(error) || gone {
                     return;
                 }
                 let _ = self.0.failed.set((Of::Checkpoint, error.clone()));
@@ -185,6 +197,9 @@ impl ProducerContext for Acks {
                 }
                 self.0.bytes.fetch_add(message.payload_len() as u64, Ordering::Relaxed);
                 self.0.records.fetch_add(records as u64, Ordering::Release);
+            }
+            Err((error, _)) if given_up(error) => {
+                let _ = self.0.given_up.set((Instant::now(), error.clone()));
             }
             Err((error, _)) => {
                 let _ = self.0.failed.set((Of::Stream, error.clone()));
@@ -208,6 +223,7 @@ impl KafkaWriter {
             kept: AtomicU64::new(0),
             kept_ended: AtomicU64::new(0),
             failed: OnceLock::new(),
+            given_up: OnceLock::new(),
             changed: Notify::new(),
         });
         let hotter: &[Gathering] = if limits.pack_bytes > 0 { &[HOT, HOT_PACKS] } else { &[HOT] };
@@ -286,9 +302,24 @@ impl KafkaWriter {
     }
 
     fn failure(&self) -> Option<Fault> {
-        let (of, error) = self.delivered.failed.get()?;
+        let Some((of, error)) = self.delivered.failed.get() else {
+            let (since, error) = self.delivered.given_up.get()?;
+            return (since.elapsed() > REPORTED_WITHIN).then(|| self.fault(&self.topic, error.clone()));
+        };
         let topic = if *of == Of::Checkpoint { &self.state_topic } else { &self.topic };
         Some(self.fault(topic, error.clone()))
+    }
+
+    /// Why the client takes nothing any more: the report of what failed may still be on its way.
+    async fn ended(&self, error: KafkaError) -> Fault {
+        let since = Instant::now();
+        loop {
+            match self.failure() {
+                Some(fault) => return fault,
+                None if since.elapsed() > REPORTED_WITHIN => return self.fault(&self.topic, error),
+                None => tokio::time::sleep(ROOM_INTERVAL).await,
+            }
+        }
     }
 
     fn fault(&self, topic: &str, error: KafkaError) -> Fault {
@@ -347,7 +378,8 @@ impl Writer for KafkaWriter {
             if self.acknowledged() > seen {
                 return Ok(());
             }
-            changed.await;
+            // What was given up is told when its reason has not come for a while.
+            let _ = timeout(REPORTED_WITHIN, changed).await;
             if self.acknowledged() < self.given {
                 tokio::time::sleep(GATHER).await;
             }
@@ -421,6 +453,9 @@ impl KafkaWriter {
                     return Ok(since.map_or(Duration::ZERO, |since: Instant| since.elapsed()));
                 }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
+                Err((error @ KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => {
+                    return Err(self.ended(error).await);
+                }
                 Err((error, _)) => {
                     return Err(self.fault(&self.topic, error));
                 }
