@@ -614,7 +614,9 @@ async fn the_long_reading_of_a_table_without_a_key_gives_way() {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     // Filled before the stream begins: no such row fits into it.
     let tables = format!(
-        "create table slow_there (n int4, note text); alter table slow_there replica identity full;
+        "create table slow_there (n int4, note text) partition by range (n);
+         create table slow_there_1 partition of slow_there default;
+         alter table slow_there replica identity full; alter table slow_there_1 replica identity full;
          create table slow_here (n int4, note text); alter table slow_here replica identity full;
          create table wide (id int8 primary key, n int4, document text);
          alter table wide alter document set storage external;
@@ -644,11 +646,14 @@ async fn the_long_reading_of_a_table_without_a_key_gives_way() {
         .await
         .unwrap();
     };
-    for (table, region) in [("slow_there", &regions.us), ("slow_here", &regions.eu)] {
+    // Of a partitioned table somebody may want a part.
+    for (table, wanted, region) in
+        [("slow_there", "slow_there_1", &regions.us), ("slow_here", "slow_here", &regions.eu)]
+    {
         let name = format!("public.{table}");
         let asked = eu.start_command(&["verify", "--json", "--table", &name]).unwrap();
         is_read(region, table).await;
-        let lock = format!("begin; set lock_timeout = '10s'; lock table {table} in access exclusive mode");
+        let lock = format!("begin; set lock_timeout = '10s'; lock table {wanted} in access exclusive mode");
         region.connect().await.unwrap().batch_execute(&lock).await.expect("it is let in");
         let output = asked.wait_with_output().await.unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));

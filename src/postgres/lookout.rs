@@ -3,12 +3,9 @@
 //! HAZARD: the lock that reading takes (`ACCESS SHARE`) is in nobody's way but of who changes the table's shape or empties
 //! it, and who waits for that is in everybody's. So it is looked, every second, whether somebody waits.
 
-use std::{
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::{pin::pin, time::Duration};
 
-use tokio::time::{interval_at, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{Address, Connection, connect, fault_of};
 use crate::fault::{Code, Fault, Result};
@@ -33,12 +30,15 @@ impl Lookout {
     /// # Errors
     /// [`Code::TargetBusy`] where somebody does.
     pub async fn require_nobody_waits(&self, from: &str) -> Result<()> {
-        let waits = "SELECT EXISTS (
+        // By oids: pg_partition_tree locks each partition, and would wait behind whoever waits.
+        let waits = "WITH RECURSIVE part AS (
+                 SELECT $1::text::regclass::oid AS oid
+                  UNION SELECT i.inhrelid FROM pg_inherits i JOIN part ON part.oid = i.inhparent)
+             SELECT EXISTS (
                  SELECT FROM pg_locks
                   WHERE NOT granted AND locktype = 'relation' AND mode = 'AccessExclusiveLock'
                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                    AND relation IN (SELECT relid FROM pg_partition_tree($1::text::regclass)
-                                     UNION ALL SELECT $1::text::regclass))";
+                    AND relation IN (SELECT oid FROM part))";
         let name = from.strip_prefix("ONLY ").unwrap_or(from);
         let failed = |error| fault_of(&error).at("look who waits for a table");
         let waits = self.0.query_one(waits, &[&name]).await.map_err(failed)?;
@@ -62,18 +62,19 @@ impl Lookout {
     ) -> Result<Option<T>> {
         let failed = |error| fault_of(&error).at("ask for the number of a session");
         let process: i32 = reader.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed)?.get(0);
-        let (mut reading, mut given_up) = (pin!(reading), pin!(given_up));
-        let mut look = interval_at((Instant::now() + GIVE_WAY_INTERVAL).into(), GIVE_WAY_INTERVAL);
-        let ended = loop {
-            tokio::select! {
-                read = &mut reading => return read.map(Some),
-                () = &mut given_up => break Ok(None),
-                _ = look.tick() => {
-                    if let Err(fault) = self.require_nobody_waits(from).await {
-                        break Err(fault);
-                    }
+        let mut reading = pin!(reading);
+        let looking = async {
+            loop {
+                sleep(GIVE_WAY_INTERVAL).await;
+                if let Err(fault) = self.require_nobody_waits(from).await {
+                    return fault;
                 }
             }
+        };
+        let ended = tokio::select! {
+            read = &mut reading => return read.map(Some),
+            () = given_up => Ok(None),
+            fault = looking => Err(fault),
         };
         let cancel = self.0.execute("SELECT pg_cancel_backend($1)", &[&process]).await;
         if cancel.is_ok() {

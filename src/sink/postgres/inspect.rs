@@ -273,8 +273,9 @@ impl Inspector for PostgresInspector {
     async fn look(&mut self, about: &About, answer: &Answer) -> Result<Found> {
         let found = self.found(about, answer).await;
         let ended = match &self.connection {
-            Some(connection) => connection.batch_execute("ROLLBACK").await.is_ok(),
-            None => false,
+            // A statement of one that failed may still run.
+            Some(connection) if found.is_ok() => connection.batch_execute("ROLLBACK").await.is_ok(),
+            _ => false,
         };
         if !ended {
             self.connection = None;
