@@ -138,7 +138,7 @@ codes! {
     /// The stream's beginning is no longer in the topic, and this target holds nothing of the stream: it has
     /// no rows to go on from.
     GenesisGone = "LF-GENESIS-GONE", Halt,
-        "run `landfall backfill --to` with this region's name in the region the stream comes from; it goes on by itself";
+        "run `landfall backfill --to` with this region's name in the region the stream comes from (with --again where it was filled before); it goes on by itself";
     /// A newer apply epoch holds the target: another daemon took hold of it after this one.
     Superseded = "LF-SUPERSEDED", Retry,
         "another daemon took the link over; this one stands by";

@@ -524,6 +524,21 @@ fn exit_codes_are_as_the_help_says() {
 }
 
 #[test]
+fn a_command_whose_reader_has_gone_ends_without_a_word() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ended = std::process::Command::new(LANDFALL)
+        .arg("explain")
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert_eq!((ended.status.code(), text(&ended.stderr)), (Some(141), String::new()));
+}
+
+#[test]
 fn every_command_says_which_file_it_could_not_read_and_how_to_name_another() {
     let scratch = tempfile::tempdir().unwrap();
     let tried = scratch.path().join("landfall.toml").display().to_string();

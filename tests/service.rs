@@ -80,9 +80,15 @@ async fn an_address_that_is_taken_is_waited_for_and_a_hangup_ends_nothing() {
     let (builder, address) = alone("");
     let taken = std::net::TcpListener::bind(address).unwrap();
     let mut daemon = builder.start().unwrap();
-    eventually(PATIENCE, "it says that it waits", async || Ok(daemon.log().contains("LF-LISTEN")))
-        .await
-        .unwrap();
+    let waits = async |daemon: &Daemon, turn| {
+        let waits = async || Ok(daemon.log().matches("LF-LISTEN").count() == turn);
+        eventually(PATIENCE, "it says that it waits", waits).await.unwrap();
+    };
+    waits(&daemon, 1).await;
+    let (ended, _) = daemon.sigterm(PATIENCE).await.unwrap();
+    assert!(ended.success(), "{ended}");
+    daemon.start_again().unwrap();
+    waits(&daemon, 2).await;
     drop(taken);
     let answers = async || Ok(http::get(address, "/health/shallow").await.is_ok());
     eventually(PATIENCE, "it answers", answers).await.unwrap();

@@ -18,10 +18,10 @@ use crate::{
 /// What may be said in advance.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Arguments {
-    /// The database whose changes go out, as somebody who may create roles. Only looked at.
+    /// The database whose changes go out, as a superuser. Only looked at.
     #[arg(long, value_name = "URL")]
     from: Option<String>,
-    /// The database they go to, as somebody who may create roles. Only looked at.
+    /// The database they go to, as a superuser. Only looked at.
     #[arg(long, value_name = "URL")]
     to: Option<String>,
     /// The Kafka of the sending region, as host:port.

@@ -124,6 +124,9 @@ const UNKNOWN: u8 = 2;
 /// Runs the command the process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Run) {
+        end_with_the_reader();
+    }
     match &cli.command {
         Command::Explain { code } => return ExitCode::from(explain::run(code.as_deref(), cli.json)),
         Command::Completions { shell } => return ExitCode::from(shell::completions(*shell, Cli::command())),
@@ -166,6 +169,20 @@ pub fn main() -> ExitCode {
             | Command::Init(_) => unreachable!("answered without settings"),
         }
     })
+}
+
+/// Whoever reads what a command says may have enough of it (`| head`). There is nobody to tell the rest then, and nothing has
+/// gone wrong: it ends as by SIGPIPE, which no process of ours may be killed by, since it would come from any connection.
+fn end_with_the_reader() {
+    const BY_SIGPIPE: i32 = 128 + 13;
+    let otherwise = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>();
+        if text.is_some_and(|text| text.starts_with("failed printing to stdout: Broken pipe")) {
+            std::process::exit(BY_SIGPIPE);
+        }
+        otherwise(panic);
+    }));
 }
 
 async fn run(path: &Path, json: bool) -> ExitCode {

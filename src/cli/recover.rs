@@ -230,7 +230,7 @@ impl Recovery<'_> {
         let link = self.comparing.link;
         let mut question = Question {
             verification: "recover".to_owned(),
-            number: u64::from(rand::random::<u32>()),
+            number: 0,
             by: self.here.to_string(),
             stream: link.stream.clone(),
             about: about.clone(),

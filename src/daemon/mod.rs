@@ -64,7 +64,7 @@ async fn run_until_told(settings: Settings) -> Result<()> {
     let roster = Arc::new(Roster::new(settings.region.clone()));
     let metrics = Metrics::new(roster.clone());
     announce(&settings, &roster);
-    let listener = listen(&settings.http, &mut signals).await?;
+    let Some(listener) = listen(&settings.http, &mut signals).await? else { return Ok(()) };
     tracing::info!(region = %settings.region, http = %settings.http.listen, "landfall {}", env!("CARGO_PKG_VERSION"));
 
     let (stop_roads, roads_stop) = task::stopper();
@@ -105,14 +105,15 @@ async fn run_until_told(settings: Settings) -> Result<()> {
     Ok(())
 }
 
-/// Opens the listener; where its address is not there yet or still taken, as at a boot, it is tried for a while.
-async fn listen(settings: &HttpSettings, signals: &mut Signals) -> Result<api::Listening> {
+/// Opens the listener; where its address is not there yet or still taken, as at a boot, it is tried for a while. None where
+/// we are told to end meanwhile.
+async fn listen(settings: &HttpSettings, signals: &mut Signals) -> Result<Option<api::Listening>> {
     let since = Instant::now();
     let mut told = false;
     loop {
         let fault = match api::listen(settings).await {
             Err(fault) if fault.code() == Code::ListenerBusy && since.elapsed() < LISTEN_TIMEOUT => fault,
-            outcome => return outcome,
+            outcome => return outcome.map(Some),
         };
         if !std::mem::replace(&mut told, true) {
             tracing::warn!(code = %fault.code(), next = fault.remedy(), "{}", fault.message());
@@ -120,7 +121,8 @@ async fn listen(settings: &HttpSettings, signals: &mut Signals) -> Result<api::L
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => (),
             signal = signals.next() => {
-                return Err(Fault::new(Code::Stopping, format!("{signal} before it could listen")));
+                tracing::info!(signal, "ended before it could listen");
+                return Ok(None);
             }
         }
     }

@@ -212,7 +212,7 @@ pub fn refuse_differences(topic: &str, facts: &TopicFacts, rules: &TopicRules) -
     let mend: Vec<_> =
         differences.iter().filter_map(|(_, must)| must.contains('=').then_some(must.as_str())).collect();
     Err(Fault::new(Code::TopicSettings, format!("topic {topic}: {}", list.join("; "))).remedied_by(format!(
-        "kafka-configs --bootstrap-server … --alter --entity-type topics --entity-name {topic} --add-config {}",
+        "kafka-configs.sh --bootstrap-server … --alter --entity-type topics --entity-name {topic} --add-config {}",
         mend.join(",")
     )))
 }

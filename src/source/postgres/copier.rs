@@ -265,8 +265,9 @@ impl PostgresCopier {
         };
         let Some(share) = headroom(safe, kept) else {
             let why = format!(
-                "the slot: the server keeps {kept} bytes of log for it, and there is room for {safe} more (next: see with \
-                 `landfall status` what the source waits for; it goes on by itself once the slot has room{otherwise})"
+                "the slot: the server keeps {kept} bytes of log for it, and there is room for {} more (next: see with \
+                 `landfall status` what the source waits for; it goes on by itself once the slot has room{otherwise})",
+                safe.max(0)
             );
             self.note_wait(&why).await?;
             return Ok(false);
