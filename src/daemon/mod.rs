@@ -1,8 +1,8 @@
 //! The daemon: starts everything, owns every task, ends everything in order.
 //!
-//! On SIGTERM or SIGINT (and SIGHUP, from the terminal it was started at): ready goes false, the roads are asked to end and finish what is in hand within
-//! [`ROADS_TIMEOUT`]; health is served until they have. What is cut off then is taken up again at the
-//! next start, from progress that lives with the rows.
+//! On SIGTERM or SIGINT (and SIGHUP, from the terminal it was started at): ready goes false, the roads are asked to end
+//! and finish what is in hand within [`ROADS_TIMEOUT`]; health is served until they have. What is cut off then is taken up
+//! again at the next start, from progress that lives with the rows.
 
 mod logs;
 mod manager;
