@@ -17,7 +17,8 @@ pub fn address(url: &str) -> Result<Address, Vec<String>> {
     else {
         return Err(vec!["expected postgres://role@host:port/database".to_owned()]);
     };
-    // Behind a `/` or `?` of a password comes an `@` too late: what stands before it would be shown as a host, a port, a database.
+    // Behind a `/` or `?` of a password comes an `@` too late: what stands before it would be shown as a host, a port, a
+    // database.
     if rest.split_once(['/', '?']).is_some_and(|(_, behind)| behind.contains('@')) {
         return Err(vec![
             "there is an `@` behind the first `/` or `?`: in a password write `/` as %2F and `?` as %3F, in any other part `@` as %40"
