@@ -173,12 +173,12 @@ impl ProducerContext for Acks {
         match result {
             Err((error, _)) if records == CHECKPOINT => {
                 self.0.kept_ended.fetch_add(1, Ordering::Relaxed);
-                // Where there is no such topic, the next checkpoint will do. What is refused for good has ended the producer.
-                let gone = matches!(
-                    error.rdkafka_error_code(),
-                    Some(K::UnknownTopic | K::UnknownTopicOrPartition | K::UnknownPartition)
-                );
-                if given_up(error) || gone {
+                // Where there is no such topic, the next checkpoint will do. What is refused for good has ended the
+                // producer. `BrokerDestroy` is what the client says of a record that came to a partition it was just forgetting
+                // (`rd_kafka_toppar_destroy_final`).
+                let gone =
+                    [K::UnknownTopic, K::UnknownTopicOrPartition, K::UnknownPartition, K::BrokerDestroy];
+                if given_up(error) || error.rdkafka_error_code().is_some_and(|code| gone.contains(&code)) {
                     return;
                 }
                 let _ = self.0.failed.set((Of::Checkpoint, error.clone()));
