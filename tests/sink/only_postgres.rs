@@ -10,6 +10,7 @@ use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
     fault::{Code, Fault},
     position::Sequence,
+    postgres::connect,
     sink::{PARKED_CHANGES_MAX, Sink, Wish, postgres::PostgresSink},
 };
 
@@ -598,9 +599,18 @@ async fn a_target_whose_standby_does_not_answer_is_waited_for_before_long() {
     // Whoever commits and waits for the disk waits for a standby that never comes from now on.
     target.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     target.run("SELECT pg_reload_conf()").await;
-    while target.ask("SHOW synchronous_standby_names").await.unwrap() != "nobody" {
+    // From when the checkpointer has read that, which nobody is told.
+    let onlooker = connect(&target.database.address, "test").await.unwrap();
+    let commits = tokio::spawn(async move {
+        loop {
+            onlooker.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
+        }
+    });
+    let waits = "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    while target.ask(waits).await.unwrap() == "0" {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    commits.abort();
     // Applied all the same, and not told; what is not told of is kept, so this has an end.
     let began = Instant::now();
     let mut applied = 0;
@@ -624,15 +634,17 @@ async fn a_target_that_gives_no_second_session_is_flushed_by_the_first() {
     sink.claim().await.unwrap();
     target.run("ALTER ROLE landfall CONNECTION LIMIT 1").await;
     let mut log = Log::new();
-    for id in 0..20 {
-        let batch = log.one(vec![insert(&shape(), row([&id.to_string(), "x"]))]);
-        let told = sink.apply(&batch).await.unwrap().flushed;
-        if told == batch.through.sequence {
-            return;
+    let told = async {
+        loop {
+            let id = log.sequence.to_string();
+            let batch = log.one(vec![insert(&shape(), row([&id, "x"]))]);
+            if sink.apply(&batch).await.unwrap().flushed == batch.through.sequence {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("nothing is told");
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("something is told");
 }
 
 #[tokio::test]
@@ -788,34 +800,45 @@ async fn nothing_at_the_target_acts_a_second_time() {
 async fn rows_are_found_through_the_index_whatever_the_keys_type() {
     let target = PostgresTarget::new("rows_are_found_through_the_index").await;
     // An extension is often put where nobody's path leads.
-    let types = "CREATE TYPE mood AS ENUM ('x', 'y'); CREATE DOMAIN code AS varchar(4);
+    let types = "CREATE TYPE mood AS ENUM ('x1', 'x2', 'x3'); CREATE DOMAIN code AS varchar(4);
+        CREATE TYPE pair AS (a int4, b text); CREATE DOMAIN codes AS int4[];
         CREATE SCHEMA \"Ext\"; CREATE EXTENSION citext SCHEMA \"Ext\"; CREATE EXTENSION ltree SCHEMA \"Ext\"";
     target.run(types).await;
     let types = [
-        "int8",
-        "text",
-        "varchar(9)",
-        "char(5)",
-        "numeric(9,2)",
-        "mood",
-        "code",
-        "name",
-        "text[]",
-        "\"Ext\".citext",
-        "\"Ext\".ltree",
+        ("int8", "#"),
+        ("text", "x#"),
+        ("varchar(9)", "x#"),
+        ("char(5)", "x#   "),
+        ("numeric(9,2)", "#.00"),
+        ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1#"),
+        ("mood", "x#"),
+        ("code", "x#"),
+        ("name", "x#"),
+        ("text[]", "{x#}"),
+        ("codes", "{1,#}"),
+        ("pair", "(#,x)"),
+        ("int4range", "[#,7)"),
+        ("\"Ext\".citext", "x#"),
+        ("\"Ext\".ltree", "x.y#"),
     ];
-    let keys = ["1", "x", "x", "x    ", "1.00", "x", "x", "x", "{x}", "x", "x.y"];
     let mut log = Log::new();
     let mut sink = claimed(&target).await;
-    for (at, (ty, key)) in types.into_iter().zip(keys).enumerate() {
-        let table = format!("by_{at}");
-        target.run(&format!("CREATE TABLE {table} (k {ty} PRIMARY KEY, v text)")).await;
+    for (at, (ty, key)) in types.into_iter().enumerate() {
+        let (table, keys) = (format!("by_{at}"), ["1", "2", "3"].map(|number| key.replace('#', number)));
+        // Analyzed with none but dead rows, a table is one row to the planner, whatever it holds later.
+        let made = format!(
+            "CREATE TABLE {table} (k {ty} PRIMARY KEY, v text) WITH (autovacuum_enabled = off);
+             INSERT INTO {table} VALUES ('{}'); DELETE FROM {table}; ANALYZE {table}",
+            keys[0]
+        );
+        target.run(&made).await;
         let shape = shape_of(&target, &table).await;
-        sink.apply(&log.one(vec![insert(&shape, row([key, "a"]))])).await.unwrap();
+        let all = |v: &'static str| keys.iter().map(move |key| row([key.as_str(), v]));
+        sink.apply(&log.one(all("a").map(|row| insert(&shape, row)).collect())).await.unwrap();
         for _ in 0..3 {
-            sink.apply(&log.one(vec![update(&shape, None, row([key, "b"]))])).await.unwrap();
+            sink.apply(&log.one(all("b").map(|row| update(&shape, None, row)).collect())).await.unwrap();
         }
-        let applied = sink.apply(&log.one(vec![delete(&shape, row([key, ""]))])).await.unwrap();
+        let applied = sink.apply(&log.one(all("").map(|row| delete(&shape, row)).collect())).await.unwrap();
         assert!(!applied.redone);
     }
     // A backend reports its figures at the latest when it ends.
@@ -825,9 +848,13 @@ async fn rows_are_found_through_the_index_whatever_the_keys_type() {
     while target.ask(gone).await.unwrap() != "0" {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // Making the primary key reads the empty table once.
+    // Making the primary key and the DELETE read the table once each. Each of three rows is looked up four times.
+    // By a key that is an array they may be found in one walk through the index.
     let scanned = "SELECT string_agg(format('%s: %s %s', relname, seq_scan, idx_scan), ', ' ORDER BY relname)
-                     FROM pg_stat_user_tables WHERE relname LIKE 'by%' AND (seq_scan > 1 OR idx_scan < 4)";
+                     FROM pg_stat_user_tables s
+                    WHERE relname LIKE 'by%' AND (seq_scan > 2 OR idx_scan < CASE WHEN EXISTS (
+                          SELECT FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                           WHERE a.attrelid = s.relid AND a.attname = 'k' AND t.typcategory = 'A') THEN 4 ELSE 12 END)";
     assert_eq!(target.ask(scanned).await, None);
 }
 

@@ -96,9 +96,6 @@ impl Server {
             "listen_addresses=127.0.0.1".to_owned(),
             format!("unix_socket_directories={}", sockets.display()),
             "fsync=off".to_owned(),
-            // By chance it looks at a table that holds only dead rows; then an update of many is planned badly
-            // (docs/operating.md, LandfallLagOverBudget), and a test of tens of thousands takes ten minutes.
-            "autovacuum=off".to_owned(),
             "wal_level=logical".to_owned(),
             // Each origin ever used keeps one.
             "max_replication_slots=100".to_owned(),

@@ -48,7 +48,7 @@ pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
         format!("SELECT {} FROM unnest({}) AS v ({})", given.join(", "), arrays.join(", "), names.join(", "));
     let wanted: Vec<String> = (rows.set.iter().len()..rows.width())
         .zip(&*rows.locate)
-        .map(|(at, &column)| format!("t.{} = u.c{at}", table.column_name(column)))
+        .map(|(at, &column)| table.is_at(column, &format!("u.c{at}")))
         .collect();
     let wanted = wanted.join(" AND ");
     match rows.operation {

@@ -30,6 +30,8 @@ pub(super) struct Table {
     /// How a row is found.
     pub(super) locator: Locator,
     columns: Box<[Column]>,
+    /// Of each column, whether it holds arrays.
+    arrays: Box<[bool]>,
 }
 
 /// Types of `pg_catalog` whose values travel in an array of the type itself. Everything else travels
@@ -95,6 +97,22 @@ impl Table {
         self.direct(at).is_some_and(|name| EXACT_TYPES.contains(&name))
     }
 
+    /// The condition that a row of `t` has `given` in this column, as a key has.
+    ///
+    /// Not by `=` alone where that can be helped: with it the server may as well go through the whole index and look for
+    /// each row of ours, and it does where it takes the table for one row. It takes it for that, however many there are
+    /// meanwhile, from the moment it is analyzed with none but dead rows (`estimate_rel_size`) to the next. By this, and
+    /// with the settings of the session, all it can do with an index is to look up what is given.
+    pub(super) fn is_at(&self, at: usize, given: &str) -> String {
+        let name = self.column_name(at);
+        // An array of arrays is one of their elements.
+        if self.arrays[at] {
+            format!("t.{name} = {given}")
+        } else {
+            format!("t.{name} = ANY (ARRAY[{given}])")
+        }
+    }
+
     fn direct(&self, at: usize) -> Option<&str> {
         let column = &self.columns[at];
         (&*column.type_schema == "pg_catalog" && DIRECT_TYPES.contains(&&*column.type_name))
@@ -121,7 +139,7 @@ const COLUMNS: &str = concat!(
     SELECT a.attname::text, a.attgenerated::text, a.attidentity::text,
            a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = '',
            a.atttypmod, base.typmod, bn.nspname::text, bt.typname::text,
-           format_type(a.atttypid, a.atttypmod)
+           format_type(a.atttypid, a.atttypmod), bt.typcategory = 'A'
       FROM pg_attribute a
 ",
     base_type!(),
@@ -151,6 +169,7 @@ struct Found {
     type_schema: String,
     type_name: String,
     definition: String,
+    is_array: bool,
 }
 
 /// What keeps a target's table from taking a shape's rows.
@@ -199,6 +218,7 @@ pub struct Judgement {
     /// How a row is found; none where there is no table.
     pub locator: Option<Locator>,
     partitioned: bool,
+    arrays: Box<[bool]>,
 }
 
 /// Looks at the target's table for `shape`.
@@ -215,6 +235,7 @@ pub(super) async fn inspect(client: &Client, shape: &Shape) -> Result<Table> {
             partitioned: judgement.partitioned,
             locator,
             columns: shape.columns.clone(),
+            arrays: judgement.arrays,
         }),
         _ => Err(judgement.obstacles.swap_remove(0).into()),
     }
@@ -241,7 +262,7 @@ pub async fn judge(client: &Client, shape: &Shape) -> Result<Judgement> {
         }
         let sql = format!("CREATE TABLE {name} ({})", columns.join(", "));
         obstacle(ObstacleKind::Missing, format!("table {shape} does not exist at the target"), sql);
-        return Ok(Judgement { obstacles, locator: None, partitioned: false });
+        return Ok(Judgement { obstacles, locator: None, partitioned: false, arrays: Box::default() });
     };
     let (oid, kind): (u32, String) = (row.get(0), row.get(1));
     let schemas: Vec<String> = row.get(4);
@@ -271,13 +292,16 @@ pub async fn judge(client: &Client, shape: &Shape) -> Result<Judgement> {
             type_schema: row.get(6),
             type_name: row.get(7),
             definition: row.get(8),
+            is_array: row.get(9),
         })
         .collect();
     let keys = client.query(KEYS, &[&oid]).await.map_err(failed)?;
     let keys: Vec<Vec<String>> = keys.iter().map(|row| row.get(0)).collect();
     let locator = locator(shape, &keys);
     obstacles.extend(compare(client, shape, &name, &found, &locator).await?);
-    Ok(Judgement { obstacles, locator: Some(locator), partitioned: kind == "p" })
+    let is_array = |column: &Column| found.iter().any(|it| it.is_array && *it.name == *column.name);
+    let arrays = shape.columns.iter().map(is_array).collect();
+    Ok(Judgement { obstacles, locator: Some(locator), partitioned: kind == "p", arrays })
 }
 
 async fn compare(
