@@ -307,7 +307,7 @@ async fn every_query_moves(prometheus: &Prometheus, [us, eu]: [&Daemon; 2]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_of_every_panel_returns_data_that_moves() {
-    let mut regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let mut regions = TwoRegions::start_both(15, 18).await.unwrap();
     regions.set_rtt(Duration::from_millis(40));
     for region in [&mut regions.us, &mut regions.eu] {
         region.postgres.set("max_slot_wal_keep_size", "1GB").await.unwrap();

@@ -303,7 +303,7 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_regions_linked_both_ways_do_not_echo() {
-    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let regions = TwoRegions::start_both(15, 18).await.unwrap();
     regions
         .execute_both("create table ours (id int8 primary key); create table theirs (id int8 primary key)")
         .await

@@ -34,7 +34,7 @@ fn assert_under(cap_kib: u64, daemon: &Daemon, after: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_does_not_grow_with_a_transaction_or_a_backlog() {
-    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let regions = TwoRegions::start_both(15, 18).await.unwrap();
     regions.execute_both(TABLES).await.unwrap();
     let us = regions.us.config().source(&["public.ours"]).link(&regions.eu).to_toml();
     let eu = regions.eu.config().source(&["public.theirs"]).link(&regions.us).to_toml();

@@ -22,7 +22,7 @@ const PHONE: Screen = Screen { width: 390, height: 844, phone: true, dark: true 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_how_things_stand() {
-    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let regions = TwoRegions::start_both(15, 18).await.unwrap();
     regions.execute_both("create table t (id int8 primary key, n int4)").await.unwrap();
     let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
     let both = regions.eu.config().source(&["public.own"]).link(&regions.us).to_toml();

@@ -293,7 +293,7 @@ async fn a_row_that_is_not_shown_yet_where_it_was_written_is_put_in_nobodys_plac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_is_not_told_what_its_own_rows_are() {
-    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let regions = TwoRegions::start_both(15, 18).await.unwrap();
     let table = "(id int8 primary key, note text)";
     regions.execute_both(&format!("create table ours {table}; create table theirs {table}")).await.unwrap();
     // Both publish both tables: only the origin tells what was written here.

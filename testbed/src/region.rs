@@ -37,7 +37,7 @@ pub struct Region {
 
 impl Region {
     /// Starts a region's servers: this major version of Postgres, and 1 or 3
-    /// brokers.
+    /// brokers; 0 where it only receives.
     pub async fn start(name: &str, major: u16, brokers: usize) -> Result<Region> {
         let postgres = Postgres::start(major, name);
         Region::with(name, postgres, Kafka::start(brokers)).await
@@ -199,13 +199,15 @@ impl Config<'_> {
         };
         line(format!("region = {}", quoted(&self.region.name)));
         line(format!("\n[database]\nurl = {}", quoted(&self.database_url)));
-        line(format!(
-            "\n[kafka]\nbrokers = {}\nreplication_factor = {}\nmin_insync_replicas = {}{}",
-            list(self.kafka.0.split(',')),
-            kafka.replication_factor(),
-            kafka.min_insync_replicas(),
-            on_lines_of_its_own(&self.kafka.1),
-        ));
+        if !self.kafka.0.is_empty() {
+            line(format!(
+                "\n[kafka]\nbrokers = {}\nreplication_factor = {}\nmin_insync_replicas = {}{}",
+                list(self.kafka.0.split(',')),
+                kafka.replication_factor(),
+                kafka.min_insync_replicas(),
+                on_lines_of_its_own(&self.kafka.1),
+            ));
+        }
         if let Some(tables) = &self.source {
             let tables = list(tables.iter().map(String::as_str));
             line(format!("\n[source]\ntables = {tables}"));
@@ -254,12 +256,21 @@ pub struct TwoRegions {
 }
 
 impl TwoRegions {
-    /// Starts `us-east-1` and `eu-west-1` with these major versions of
-    /// Postgres, and 1 or 3 brokers each.
+    /// Starts `us-east-1` with 1 or 3 brokers, and `eu-west-1`, which only
+    /// receives, with these major versions of Postgres.
     pub async fn start(us_major: u16, eu_major: u16, brokers: usize) -> Result<TwoRegions> {
         let (us, eu) = tokio::try_join!(
             Region::start("us-east-1", us_major, brokers),
-            Region::start("eu-west-1", eu_major, brokers),
+            Region::start("eu-west-1", eu_major, 0),
+        )?;
+        Ok(TwoRegions { us, eu })
+    }
+
+    /// The same, where both send: a broker each.
+    pub async fn start_both(us_major: u16, eu_major: u16) -> Result<TwoRegions> {
+        let (us, eu) = tokio::try_join!(
+            Region::start("us-east-1", us_major, 1),
+            Region::start("eu-west-1", eu_major, 1),
         )?;
         Ok(TwoRegions { us, eu })
     }

@@ -7,7 +7,7 @@ use testbed::{TwoRegions, checksum};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_regions_come_up() {
     let started = std::time::Instant::now();
-    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    let regions = TwoRegions::start_both(15, 18).await.unwrap();
     println!("started in {:?}", started.elapsed());
     regions.execute_both("create table t(id int primary key)").await.unwrap();
 

@@ -73,7 +73,7 @@ impl Demo {
     /// Starts servers and daemons.
     pub async fn start(binary: &Path) -> Result<Demo> {
         let screen = Arc::new(Screen::new());
-        screen.say("starting us-east-1 (Postgres 15, Kafka) and eu-west-1 (Postgres 18, Kafka)");
+        screen.say("starting us-east-1 (Postgres 15, Kafka) and eu-west-1 (Postgres 18)");
         let regions = TwoRegions::start(15, 18, 1).await?;
         let plan = Plan { writers: 4, accounts: 200, rate: Some(TRANSFERS), ..Plan::default() };
         for region in [&regions.us, &regions.eu] {

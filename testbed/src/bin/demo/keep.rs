@@ -64,7 +64,14 @@ fn guide(binary: &Path, regions: &TwoRegions, daemons: [&Daemon; 2]) -> String {
     say("\nServers and logs".to_owned());
     for (region, daemon) in both {
         say(format!("  {:<10} {}", region.name, region.postgres.url(DATABASE)));
-        say(format!("  {:<10} Kafka {}, over the WAN {}", "", region.kafka.local(), region.kafka.remote()));
+        if !region.kafka.local().is_empty() {
+            say(format!(
+                "  {:<10} Kafka {}, over the WAN {}",
+                "",
+                region.kafka.local(),
+                region.kafka.remote()
+            ));
+        }
         say(format!("  {:<10} {}", "", daemon.log_path().display()));
     }
     guide
