@@ -200,7 +200,7 @@ async fn what_happens_between_the_watermarks_is_what_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn held_back_let_go_on_and_ended_it_says_so() {
-    let (regions, mut us, eu) = stage(20_000).await;
+    let (regions, mut us, mut eu) = stage(20_000).await;
     allow(&regions, &us).await;
     let run = async |args: &[&str]| {
         let output = us.command(&[&["backfill"], args].concat()).await.unwrap();
@@ -234,6 +234,18 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
         assert!(copied(&noted(&us).await[0]) < 20_000, "it went on to its end");
     };
     stands_still().await;
+    // From its first answer on, readers are kept away by a daemon that can ask nothing of the other region.
+    regions.cut();
+    eu.kill9().unwrap();
+    eu.start_again().unwrap();
+    eventually(PATIENCE, "it says again that tables are to be filled", async || {
+        let (code, page) = eu.http_get("/health/ready").await?;
+        assert_eq!(code, 503, "{page}");
+        Ok(page.contains("tables still to fill"))
+    })
+    .await
+    .unwrap();
+    regions.heal();
     assert_eq!(run(&["resume"]).await.0, Some(0));
     // Held back once more, it is let go on by a second that asks for the same, and follows the first: as fast as it
     // goes, since the second asks for no limit.
@@ -322,7 +334,7 @@ async fn an_empty_region_is_filled_while_the_other_is_written() {
 async fn two_regions_are_filled_by_one() {
     let (regions, us, eu) = stage(5_000).await;
     allow(&regions, &us).await;
-    let ap = Region::start("ap-south-1", 18, 1).await.unwrap();
+    let ap = Region::start("ap-south-1", 18, 0).await.unwrap();
     ap.execute(TABLES).await.unwrap();
     let receives = ap.config().link(&regions.us).to_toml();
     let other = ap.start_daemon(LANDFALL, &receives).await.unwrap();

@@ -138,6 +138,7 @@ mod tests {
         roster.database_healthy(true, "");
         assert_eq!(seen(&roster), GOOD);
         let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+        link.fill(0, clock::now());
         assert_eq!(seen(&roster), FOUND, "it only starts");
         link.set(State::standby("another holds it"));
         assert_eq!(seen(&roster), GOOD);

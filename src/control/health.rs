@@ -132,6 +132,7 @@ mod tests {
         }
         for (at, beat) in beats.iter().enumerate() {
             let link = roster.link(&format!("r{at}").parse().unwrap(), "main");
+            link.fill(0, NOW);
             if let Some(seconds) = beat {
                 let sent = Micros((seconds * 1e6) as i64);
                 link.heartbeat.set(Heartbeat { sent, appended: None, arrived: sent });
@@ -189,6 +190,11 @@ mod tests {
         );
         let silent = "link r1/main: no heartbeat was applied yet, ready.max_lag is 2 s";
         assert_eq!(json(&roster(None, &[Some(5.0), None]), Some(2)), degraded("healthy", silent, "active"));
+        let unread = Roster::new("eu-west-1".parse().unwrap());
+        unread.database_healthy(true, "");
+        unread.link(&"r0".parse().unwrap(), "main");
+        let nobody = "link r0/main: whether tables are still to be filled has not been read yet";
+        assert_eq!(json(&unread, None), degraded("healthy", nobody, "joining"));
         let joining = roster(None, &[Some(9.9)]);
         joining.links()[0].fill(3, NOW);
         let filling = "link r0/main: 3 tables still to fill, or to compare: where no backfill or recovery is under way, \

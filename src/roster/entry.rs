@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Figure, History, Tally};
+use super::{
+    Figure, History, Tally,
+    clocks::{Between, Clocks},
+};
 use crate::{
     clock,
     fault::{Code, Fault},
@@ -191,8 +194,11 @@ pub struct Slot {
 
 /// A slot is known for so long after a look: twice what lies between two looks where whoever looked gives it up.
 const SLOT_KNOWN: Duration = Duration::from_secs(20);
-/// Two looks that lie closer together tell of no rate: whoever looks may have taken over just now.
-const RATE_MIN: Duration = Duration::from_secs(1);
+/// Two looks that lie closer together tell of no rate: a server moves what it keeps for a slot in steps, up to fifteen
+/// seconds apart, and in between it looks as if all that is written were kept.
+const RATE_MIN: Duration = Duration::from_secs(15);
+/// Once there are looks so far back, the rate is taken over so long at least, and twice that at most.
+const RATE_OVER: Duration = Duration::from_secs(120);
 
 /// The source's place on the board.
 #[derive(Debug)]
@@ -206,6 +212,8 @@ pub struct SourceEntry {
     pub confirmed: Figure<Lsn>,
     /// What was seen of the slot, and when.
     slot: Figure<(Slot, Instant)>,
+    /// What might still be written at two earlier looks: a rate is told from the first to now.
+    written: Figure<[(u64, Instant); 2]>,
     /// The last record given to Kafka.
     pub appended: Figure<Sequence>,
     /// The last record Kafka has acknowledged, with all before it.
@@ -234,6 +242,7 @@ impl SourceEntry {
             captured: Figure::default(),
             confirmed: Figure::default(),
             slot: Figure::default(),
+            written: Figure::default(),
             appended: Figure::default(),
             acked: Figure::default(),
             queue_fill: Figure::default(),
@@ -262,15 +271,18 @@ impl SourceEntry {
 
     /// The slot was looked at, `now`: the log it retains, and what may still be written where the server sets a limit.
     pub fn see_slot(&self, retained_bytes: Option<u64>, safe_bytes: Option<u64>, now: Instant) {
-        let before = self.slot.get().and_then(|(slot, at)| Some((slot, slot.safe_bytes?, at)));
-        let seconds_to_invalidation = safe_bytes.zip(before).and_then(|(safe, (slot, before, at))| {
+        let before = safe_bytes.and(self.written.get());
+        let seconds_to_invalidation = safe_bytes.zip(before).and_then(|(safe, [(before, at), _])| {
             let passed = now.duration_since(at);
-            if passed < RATE_MIN {
-                return slot.seconds_to_invalidation;
-            }
             let rate = before.saturating_sub(safe) as f64 / passed.as_secs_f64();
-            (rate > 0.0).then(|| safe as f64 / rate)
+            (passed >= RATE_MIN && rate > 0.0).then(|| safe as f64 / rate)
         });
+        let looks = safe_bytes.map(|safe| match before {
+            None => [(safe, now); 2],
+            Some([_, last]) if now.duration_since(last.1) >= RATE_OVER => [last, (safe, now)],
+            Some(looks) => looks,
+        });
+        self.written.replace(looks);
         self.slot.set((Slot { retained_bytes, safe_bytes, seconds_to_invalidation }, now));
     }
 
@@ -329,6 +341,8 @@ pub struct LinkEntry {
     /// How far the source's clock goes ahead of ours, in seconds: from heartbeats that came back. Unknown
     /// on a one-way link.
     pub clock_offset_seconds: Figure<f64>,
+    /// What they have told of the two clocks. Kept over sessions: a link that has fallen behind learns nothing new.
+    clocks: Figure<Clocks>,
     /// Where the topic ends.
     pub end_offset: Figure<i64>,
     /// How many records of the topic, by offset, this link has not applied.
@@ -362,6 +376,7 @@ impl LinkEntry {
             headroom_looked: Figure::default(),
             retention_seconds: Figure::default(),
             clock_offset_seconds: Figure::default(),
+            clocks: Figure::default(),
             end_offset: Figure::default(),
             offset_lag: Figure::default(),
             transaction_open: Figure::default(),
@@ -382,13 +397,49 @@ impl LinkEntry {
         &self.stream
     }
 
+    /// A beat came back, `now`.
+    pub fn compare_clocks(&self, told: Between, now: Micros) {
+        let clocks = match self.clocks.get() {
+            Some(mut clocks) => {
+                clocks.hear(told, now);
+                clocks
+            }
+            None => Clocks::new(told, now),
+        };
+        self.clock_offset_seconds.replace(clocks.told());
+        self.clocks.set(clocks);
+    }
+
+    /// What the target holds of the link, whoever has applied it, `now`: the last heartbeat, tables begun and not ended, and
+    /// what is parked.
+    pub fn stands(&self, heartbeat: Option<Heartbeat>, (joining, parked): (usize, usize), now: Micros) {
+        if let Some(beat) = heartbeat
+            && self.heartbeat.get().is_none_or(|known| known.sent < beat.sent)
+        {
+            self.heartbeat.set(beat);
+        }
+        self.parked.set(parked);
+        self.fill(joining, now);
+    }
+
+    /// Another daemon applies: what was known of this one's place in the log tells nobody anything.
+    pub fn stand_by(&self) {
+        let times =
+            [&self.headroom_seconds, &self.retention_seconds, &self.source_seconds, &self.line_seconds];
+        times.into_iter().chain([&self.apply_seconds]).for_each(Figure::forget);
+        self.headroom_looked.forget();
+        self.end_offset.forget();
+        self.offset_lag.forget();
+        self.transaction_open.forget();
+    }
+
     /// A heartbeat was applied and flushed, `now`.
     pub fn beat(&self, beat: Heartbeat, now: Micros) {
         if let Some(lag) = self.lag_seconds(now) {
             let worst = self.worst_lag_seconds.get().map_or(lag, |worst| worst.max(lag));
             self.worst_lag_seconds.set(worst);
         }
-        let offset = self.clock_offset_seconds.get().unwrap_or(0.0);
+        let offset = self.clocks.get().map_or(0.0, |clocks| clocks.offset());
         if let Some(appended) = beat.appended {
             self.source_seconds.set(appended.seconds_since(beat.sent).max(0.0));
             self.line_seconds.set((beat.arrived.seconds_since(appended) + offset).max(0.0));
@@ -426,9 +477,9 @@ impl LinkEntry {
         }
     }
 
-    /// Why the region is none that readers may see yet: it has nothing of the stream; tables have been begun here, by a
-    /// backfill or a recovery, and not ended; or they have, and what was written meanwhile is still to come. The last is
-    /// not kept beyond the process.
+    /// Why the region is none that readers may see yet: nobody has looked; it has nothing of the stream; tables have been
+    /// begun here, by a backfill or a recovery, and not ended; or they have, and what was written meanwhile is still to
+    /// come. The last is not kept beyond the process.
     pub fn joining(&self) -> Option<String> {
         match self.filling.get() {
             Some(tables) if tables > 0 => Some(format!(
@@ -437,6 +488,7 @@ impl LinkEntry {
             _ if self.catching_up.load(Ordering::Relaxed) => Some(format!(
                 "its tables are filled or compared; what was written meanwhile comes, to within {JOINED_LAG_SECONDS} s"
             )),
+            None => Some("whether tables are still to be filled has not been read yet".to_owned()),
             _ if matches!(self.state(), State::Halted { code: Code::GenesisGone, .. }) => Some(
                 "nothing of the stream is here, and its beginning is gone: a backfill fills this region"
                     .to_owned(),
@@ -449,7 +501,7 @@ impl LinkEntry {
     /// was then. None before the first. Its time is on the source's clock: corrected by the offset
     /// between the two where heartbeats come back, else taken as it is; never negative.
     pub fn lag_seconds(&self, now: Micros) -> Option<f64> {
-        let offset = self.clock_offset_seconds.get().unwrap_or(0.0);
+        let offset = self.clocks.get().map_or(0.0, |clocks| clocks.offset());
         self.heartbeat.get().map(|beat| (now.seconds_since(beat.sent) + offset).max(0.0))
     }
 

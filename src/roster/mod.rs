@@ -3,6 +3,7 @@
 //!
 //! A figure that nobody has written yet is unknown, not 0: see [`Figure`].
 
+mod clocks;
 mod entry;
 mod figure;
 mod history;
@@ -12,6 +13,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+pub use clocks::Between;
 pub use entry::{LastError, LinkEntry, Slot, SourceEntry, State, StateEntry};
 pub use figure::{Figure, Tally};
 pub use history::{HISTORY_SECONDS, History, Sample};
@@ -188,6 +190,9 @@ mod tests {
         assert_eq!(roster.database(), DatabaseHealth::Unhealthy("refused".into()));
         roster.database_healthy(true, "");
         let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+        assert_eq!(roster.mode(), Mode::Joining, "nobody has looked yet");
+        link.fill(0, Micros(0));
+        assert_eq!(roster.mode(), Mode::Active);
         link.fill(2, Micros(0));
         assert_eq!(roster.mode(), Mode::Joining);
         link.fill(0, Micros(0));
@@ -232,17 +237,34 @@ mod tests {
         source.see_slot(Some(10_000), Some(8_000), start);
         let slot = Slot { retained_bytes: Some(10_000), safe_bytes: Some(8_000), ..Slot::default() };
         assert_eq!(source.slot(start), slot, "one look tells no rate");
-        source.see_slot(Some(12_000), Some(6_000), at(2));
-        assert_eq!(source.slot(at(7)).seconds_to_invalidation, Some(6.0));
-        source.see_slot(Some(12_000), Some(5_990), at(2) + Duration::from_millis(1));
-        assert_eq!(source.slot(at(7)).seconds_to_invalidation, Some(6.0), "too soon to tell a rate");
-        assert_eq!(source.slot(at(22)).retained_bytes, Some(12_000));
-        assert_eq!(source.slot(at(23)), Slot::default());
-        source.see_slot(Some(12_000), Some(6_000), at(30));
+        source.see_slot(Some(11_000), Some(7_000), at(2));
+        assert_eq!(source.slot(at(2)).seconds_to_invalidation, None, "too soon to tell a rate");
+        source.see_slot(Some(12_000), Some(6_000), at(20));
+        assert_eq!(source.slot(at(25)).seconds_to_invalidation, Some(60.0));
+        assert_eq!(source.slot(at(40)).retained_bytes, Some(12_000));
+        assert_eq!(source.slot(at(41)), Slot::default());
+        for look in 20..300 {
+            source.see_slot(Some(12_000), Some(6_000), at(look));
+        }
         let slot = Slot { retained_bytes: Some(12_000), safe_bytes: Some(6_000), ..Slot::default() };
-        assert_eq!(source.slot(at(30)), slot, "nothing is written any more");
-        source.see_slot(None, None, at(32));
-        assert_eq!((source.slot(at(32)), source.slot_seen()), (Slot::default(), Some(at(32))));
+        assert_eq!(source.slot(at(300)), slot, "nothing is written any more");
+        source.see_slot(None, None, at(302));
+        assert_eq!((source.slot(at(302)), source.slot_seen()), (Slot::default(), Some(at(302))));
+    }
+
+    #[test]
+    fn a_slot_that_releases_in_steps_what_it_kept_is_hardly_in_danger() {
+        let source = roster().source();
+        let start = Instant::now();
+        for look in (0..3_600).step_by(2) {
+            // A thousand bytes a second, of which all but the last steps are released.
+            let kept = (look % 15) * 1_000;
+            let at = start + Duration::from_secs(look);
+            source.see_slot(Some(kept), Some(10_000_000 - kept), at);
+            // It would take ten thousand seconds, were nothing released.
+            let left = source.slot(at).seconds_to_invalidation;
+            assert!(look < 240 || left.is_none_or(|left| left > 80_000.0), "{left:?} after {look} s");
+        }
     }
 
     #[test]

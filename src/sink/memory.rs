@@ -15,8 +15,8 @@ use bytes::Bytes;
 
 use self::aside::{Aside, Parked, locators, overtake, retry, with_parts};
 use super::{
-    Applied, Attended, Batch, Claim, Comparison, Conflict, ConflictKind, Inspected, Inspector, OnRefusal,
-    PARKED_CHANGES_MAX, Replayed, Sink, Step, Verification, Wish,
+    Applied, Attended, Batch, Claim, Comparison, Conflict, ConflictKind, Inspected, Inspector, LinkStanding,
+    OnRefusal, PARKED_CHANGES_MAX, Replayed, Sink, Step, Verification, Wish,
 };
 use crate::{
     change::{Cell, Change, Fingerprint, Mark, Meanwhile, Row, Shape, copy_text},
@@ -598,6 +598,10 @@ impl Drop for MemorySink {
 pub struct MemoryInspector;
 
 impl Inspector for MemoryInspector {
+    async fn standing(&mut self) -> Result<LinkStanding> {
+        Ok(LinkStanding::default())
+    }
+
     async fn take_up(&mut self) -> Result<Option<Verification>> {
         Ok(None)
     }

@@ -284,8 +284,22 @@ pub enum Comparison {
     GivenUp(String),
 }
 
-/// Looks into a target beside the sink, on a connection of its own, for whoever verifies.
+/// What a target holds of a link, whoever has applied it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStanding {
+    /// The last heartbeat that was applied.
+    pub heartbeat: Option<Heartbeat>,
+    /// Tables that a backfill or a recovery has begun and not ended.
+    pub joining: usize,
+    /// Transactions that are parked.
+    pub parked: usize,
+}
+
+/// Looks into a target beside the sink, on a connection of its own, without taking hold of it.
 pub trait Inspector: Send {
+    /// What the target holds of the link; nothing, where our tables are not there or not ours to read.
+    fn standing(&mut self) -> impl Future<Output = Result<LinkStanding>> + Send;
+
     /// The oldest verification of this link that is not over.
     fn take_up(&mut self) -> impl Future<Output = Result<Option<Verification>>> + Send;
 

@@ -152,8 +152,9 @@ mod tests {
         roster.database_healthy(true, "");
         let source = roster.source();
         source.set(State::Running);
-        source.see_slot(Some(3 << 30), Some(7_002_000), Instant::now());
+        source.see_slot(Some(3 << 30), Some(7_020_000), Instant::now());
         let link = roster.link(&"us-east-1".parse().unwrap(), "main");
+        link.fill(0, clock::now());
         link.set(State::Running);
         let now = clock::now().0;
         let sent = Micros(now - 1_400_000);
@@ -197,10 +198,12 @@ mod tests {
         let text = table(&status(&roster, None, clock::now()), false);
         assert!(text.contains("last error, 0 ms ago: [LF-KAFKA-UNREACHABLE] ask the brokers"), "{text}");
         link.set(State::halted(&Fault::new(Code::SequenceBroken, message)));
-        roster.link(&"a-region-name-of-32-bytes-exactly".get(..32).unwrap().parse().unwrap(), "main");
+        let other =
+            roster.link(&"a-region-name-of-32-bytes-exactly".get(..32).unwrap().parse().unwrap(), "main");
+        other.fill(0, clock::now());
         roster.source().warnings.set(vec!["public.t\u{1b}[31m is in scope and not published".into()]);
         let source = roster.source();
-        let soon = source.slot_seen().unwrap() + Duration::from_secs(2);
+        let soon = source.slot_seen().unwrap() + Duration::from_secs(20);
         source.see_slot(Some(3 << 30), Some(7_000_000), soon);
         let text = table(&status(&roster, None, clock::now()), false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");

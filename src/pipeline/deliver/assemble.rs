@@ -25,6 +25,7 @@ use crate::{
     position::{Incarnation, Offset, Position, Sequence},
     progress::{Arrival, Cursor, Heartbeat},
     region::Region,
+    roster::Between,
     sink::{Batch, Grouping, Step},
     stamp::Micros,
     verify::Answer,
@@ -75,14 +76,14 @@ pub struct Assembler {
     parts_begin: bool,
     /// The answer that is the open transaction.
     answer: Option<Arc<Answer>>,
-    /// What this target already has: an anchor made the source send it again.
+    /// What this target already has: behind an anchor it is sent again. No place goes back before it.
     has: Option<Position>,
     items: VecDeque<Item>,
     changes: usize,
     bytes: usize,
     heartbeat: Option<Heartbeat>,
-    /// How far the source's clock goes ahead of ours, by the last beat that came back.
-    clock_offset_seconds: Option<f64>,
+    /// What the last beat that came back says of the two clocks, until it is taken.
+    clocks: Option<Between>,
     /// This region: whose beats come back.
     here: Region,
     /// When a place was last given.
@@ -122,12 +123,12 @@ impl Assembler {
             parts: Vec::new(),
             parts_begin: false,
             answer: None,
-            has: None,
+            has: cursor.position,
             items: VecDeque::new(),
             changes: 0,
             bytes: 0,
             heartbeat: None,
-            clock_offset_seconds: None,
+            clocks: None,
             here,
             placed_at: Instant::now(),
         }
@@ -138,9 +139,9 @@ impl Assembler {
         &self.cursor
     }
 
-    /// How far the source's clock goes ahead of ours, where a beat has come back.
-    pub fn clock_offset_seconds(&self) -> Option<f64> {
-        self.clock_offset_seconds
+    /// What the source's clock goes ahead of ours, where a beat has come back since this was last asked.
+    pub fn take_clocks(&mut self) -> Option<Between> {
+        self.clocks.take()
     }
 
     /// A writer's barrier was passed.
@@ -153,7 +154,8 @@ impl Assembler {
     pub fn anchored(&mut self, next: Sequence) {
         self.cursor.sequence = Sequence(next.0 - 1);
         self.has = self.cursor.position;
-        self.forget_open();
+        self.parts.clear();
+        self.abandon_open();
     }
 
     /// Whether as much waits as a batch may hold.
@@ -164,11 +166,17 @@ impl Assembler {
     /// Whether [`Assembler::give`] gives something.
     pub fn is_ready(&self) -> bool {
         // Behind a transaction that is not complete there is no place to tell, so a beat waits for its end.
-        !self.items.is_empty() || self.open.is_none() && (self.heartbeat.is_some() || self.is_place_due())
+        !self.items.is_empty() || self.is_between() && (self.heartbeat.is_some() || self.is_place_due())
     }
 
     fn is_place_due(&self) -> bool {
-        self.open.is_none() && self.cursor.sequence > self.after && self.placed_at.elapsed() >= PLACE_INTERVAL
+        self.is_between() && self.cursor.sequence > self.after && self.placed_at.elapsed() >= PLACE_INTERVAL
+    }
+
+    /// Whether whoever goes on behind the last record lacks nothing: no transaction is open, and no value that came in part
+    /// is about to open one.
+    fn is_between(&self) -> bool {
+        self.open.is_none() && self.parts.is_empty()
     }
 
     /// Takes the next record that counts, where it stood, and whether more stand there behind it.
@@ -189,6 +197,10 @@ impl Assembler {
         };
         let mut position = self.cursor.position;
         let mut ended = false;
+        if header.kind != Kind::Part {
+            // Its writer died in the middle of a value; who came after it sends the whole, or nothing.
+            self.parts.clear();
+        }
         match header.kind {
             Kind::Change => {
                 ended = self.change(decode::change(value, &self.shapes).map_err(corrupt)?, header, offset)?;
@@ -211,7 +223,10 @@ impl Assembler {
                     (true, _) if for_us => {
                         self.begin(body.position, body.origin.as_bytes(), header, offset)?
                     }
-                    (true, _) => position = Some(body.position),
+                    (true, None) => position = Some(body.position),
+                    (true, Some(_)) => {
+                        return Err(misplaced(header, offset, "it begins a transaction inside another"));
+                    }
                     // Behind rows that come with it.
                     (false, Some(open)) => open.head.position = body.position,
                     (false, None) => return Err(misplaced(header, offset, "no transaction is open")),
@@ -241,14 +256,13 @@ impl Assembler {
                 let body: Commit = body::from_value(value).map_err(|error| corrupt(error.into()))?;
                 let open =
                     self.open.as_mut().ok_or_else(|| misplaced(header, offset, "no transaction is open"))?;
+                require_same(open, body.position, header, offset)?;
                 open.head.position = body.position;
                 ended = true;
             }
             Kind::Abort => {
                 body::from_value::<Abort>(value).map_err(|error| corrupt(error.into()))?;
-                if self.forget_open().is_some_and(|open| !open.first) {
-                    self.items.push_back(Item::Abandon);
-                }
+                self.abandon_open();
             }
             Kind::Schema => {
                 let (fingerprint, shape) = decode::schema(value).map_err(corrupt)?;
@@ -260,8 +274,7 @@ impl Assembler {
                 let body: HeartbeatBody = body::from_value(value).map_err(|error| corrupt(error.into()))?;
                 self.heartbeat =
                     Some(Heartbeat { sent: body.beat.sent, appended: Some(arrival.appended), arrived: now });
-                self.clock_offset_seconds =
-                    offset_of(&body.beat, &self.here, now).or(self.clock_offset_seconds);
+                self.clocks = clocks_of(&body.beat, &self.here, now).or(self.clocks);
                 position = Some(body.position);
             }
             Kind::Idle => {
@@ -276,6 +289,7 @@ impl Assembler {
         }
         // While more stand there, whoever begins at this place has not passed the offset.
         let offset = if more { Offset(offset.0 - 1) } else { offset };
+        let position = self.has.filter(|has| position.is_none_or(|at| has.covers(&at))).or(position);
         self.cursor = Cursor { sequence: header.sequence, epoch: header.epoch, offset, position };
         if ended {
             self.end(arrival);
@@ -285,12 +299,14 @@ impl Assembler {
         Ok(())
     }
 
-    /// The open transaction is void: what of it was not given counts no more.
-    fn forget_open(&mut self) -> Option<Open> {
-        let open = self.open.take()?;
+    /// The open transaction, where there is one, is void: what of it was not given counts no more, and what was is undone.
+    fn abandon_open(&mut self) {
+        let Some(open) = self.open.take() else { return };
         self.changes -= open.changes.len();
         self.bytes -= open.bytes;
-        Some(open)
+        if !open.first {
+            self.items.push_back(Item::Abandon);
+        }
     }
 
     /// Whether the open transaction alone fills a batch.
@@ -325,19 +341,11 @@ impl Assembler {
 
     /// Adds a change to its transaction; says whether it was the last.
     fn change(&mut self, decoded: Decoded, header: &Header, offset: Offset) -> Result<bool> {
-        let Position::Postgres(at) = decoded.position;
         if header.flags.has(Flags::FIRST) {
             self.begin(decoded.position, &decoded.origin, header, offset)?;
         }
         let open = self.open.as_mut().ok_or_else(|| misplaced(header, offset, "no transaction is open"))?;
-        let Position::Postgres(begun) = open.head.position;
-        if (begun.commit, begun.xid) != (at.commit, at.xid) {
-            return Err(misplaced(
-                header,
-                offset,
-                "it belongs to another transaction than the one that is open",
-            ));
-        }
+        require_same(open, decoded.position, header, offset)?;
         let first = open.first && open.changes.is_empty();
         if !first && decoded.ordinal <= open.last_ordinal {
             return Err(misplaced(header, offset, "its ordinal goes back within its transaction"));
@@ -362,10 +370,10 @@ impl Assembler {
     fn end(&mut self, arrival: Arrival) {
         let answer = self.answer.take();
         let Some(open) = self.open.take() else { return };
-        self.cursor.position = Some(open.head.position);
         if open.skip {
             return;
         }
+        self.cursor.position = Some(open.head.position);
         let frame = Frame { head: open.head, changes: open.changes, first: open.first, last: true };
         self.items.push_back(Item::Step(Step { frame, through: self.cursor, arrival, answer }));
     }
@@ -408,7 +416,7 @@ impl Assembler {
                 break;
             }
         }
-        let all_given = self.items.is_empty() && self.open.is_none();
+        let all_given = self.items.is_empty() && self.is_between();
         let through = match steps.last() {
             // Records that change nothing have followed: the place behind them is as good.
             _ if all_given => self.cursor,
@@ -444,12 +452,19 @@ impl Assembler {
     }
 }
 
-/// How far a peer's clock goes ahead of ours: half of what there and back differ by, as NTP has it. Right
-/// where both ways take equally long.
-fn offset_of(beat: &Beat, here: &Region, now: Micros) -> Option<f64> {
+/// What a peer's clock goes ahead of ours: nothing arrives before it was sent, neither there nor back.
+fn clocks_of(beat: &Beat, here: &Region, now: Micros) -> Option<Between> {
     let echo = beat.echo.iter().find(|echo| echo.region == here.as_str())?;
-    let (there, back) = (echo.arrived.seconds_since(echo.sent), beat.sent.seconds_since(now));
-    Some(f64::midpoint(there, back))
+    Some(Between { least: beat.sent.seconds_since(now), most: echo.arrived.seconds_since(echo.sent) })
+}
+
+/// Refuses what is of another transaction than the one that is open.
+fn require_same(open: &Open, position: Position, header: &Header, offset: Offset) -> Result<()> {
+    let (Position::Postgres(begun), Position::Postgres(at)) = (open.head.position, position);
+    if (begun.commit, begun.xid) == (at.commit, at.xid) {
+        return Ok(());
+    }
+    Err(misplaced(header, offset, "it belongs to another transaction than the one that is open"))
 }
 
 fn weight(change: &Change) -> usize {
@@ -469,18 +484,19 @@ mod tests {
         envelope::body::Echo,
         lsn::Lsn,
         position::{PostgresPosition, WriterEpoch},
+        verify::Found,
     };
 
     #[test]
-    fn the_offset_between_two_clocks_is_what_there_and_back_differ_by() {
+    fn two_clocks_differ_by_what_there_and_back_allow() {
         // Ours says 1,000 s when theirs says 1,005; each way takes 0.1 s; it lay there for 2 s.
         let seconds = |seconds: f64| Micros((seconds * 1e6) as i64);
         let echo = Echo { region: "eu-west-1".into(), sent: seconds(1000.0), arrived: seconds(1005.1) };
         let beat = Beat { sent: seconds(1007.1), echo: vec![echo] };
         let here = "eu-west-1".parse().unwrap();
-        let offset = offset_of(&beat, &here, seconds(1002.2)).unwrap();
-        assert!((offset - 5.0).abs() < 1e-6, "{offset}");
-        assert_eq!(offset_of(&beat, &"us-east-1".parse().unwrap(), seconds(1002.2)), None);
+        let Between { least, most } = clocks_of(&beat, &here, seconds(1002.2)).unwrap();
+        assert!((least - 4.9).abs() < 1e-6 && (most - 5.1).abs() < 1e-6, "{least} {most}");
+        assert_eq!(clocks_of(&beat, &"us-east-1".parse().unwrap(), seconds(1002.2)), None);
     }
 
     fn assembler(here: Region) -> Assembler {
@@ -529,6 +545,105 @@ mod tests {
         assert_eq!(shapes(&mut assembler), Some(0));
         step(&mut assembler, true, true);
         assert_eq!(shapes(&mut assembler), Some(0), "once it has ended they are kept");
+    }
+
+    /// Whoever goes on there has lost the parts before it, and takes the rest for the whole.
+    #[test]
+    fn no_place_is_told_in_the_middle_of_a_value_that_comes_in_parts() {
+        let here: Region = "eu-west-1".parse().unwrap();
+        let mut assembler = assembler(here.clone());
+        let take = |assembler: &mut Assembler, kind, flags, value: Vec<u8>| {
+            let sequence = assembler.cursor.sequence.next();
+            let header = Header { kind, flags, epoch: WriterEpoch(1), incarnation: Incarnation(1), sequence };
+            let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
+            let offset = Offset(sequence.0 as i64);
+            assembler.take(&header, (offset, false), &Bytes::from(value), arrival).unwrap();
+        };
+        let position = head(here.clone()).position;
+        let beat = || {
+            let beat = Beat { sent: Micros(1), echo: Vec::new() };
+            body::to_value(&HeartbeatBody { position, beat })
+        };
+        let through = |assembler: &mut Assembler| match assembler.give() {
+            Some(Output::Batch(batch)) => Some((batch.through.sequence, batch.heartbeat.is_some())),
+            _ => None,
+        };
+        take(&mut assembler, Kind::Heartbeat, Flags::NONE, beat());
+        assert_eq!(through(&mut assembler), Some((Sequence(1), true)));
+
+        // A transaction that is whole, a beat, and the first half of what begins the next.
+        let frame = Frame { head: head(here), changes: Vec::new(), first: true, last: true };
+        let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
+        let step = Step { frame, through: assembler.cursor, arrival, answer: None };
+        take(&mut assembler, Kind::Heartbeat, Flags::NONE, beat());
+        assembler.items.push_back(Item::Step(step));
+        take(&mut assembler, Kind::Part, Flags::PART_FIRST.with(Flags::FIRST), b"half of ".to_vec());
+        assembler.placed_at -= 2 * PLACE_INTERVAL;
+        assert_eq!(through(&mut assembler), Some((Sequence(1), false)), "the place of the step");
+        assembler.placed_at -= 2 * PLACE_INTERVAL;
+        assert!(!assembler.is_ready(), "neither for the beat nor for the place");
+        assert_eq!(through(&mut assembler), None);
+
+        // Its writer died; the next says that nothing more comes.
+        take(&mut assembler, Kind::Idle, Flags::NONE, body::to_value(&Idle { position }));
+        assert!(assembler.is_ready());
+        assert_eq!(through(&mut assembler), Some((Sequence(4), true)));
+    }
+
+    /// Neither at once nor by whoever goes on in the middle of it.
+    #[test]
+    fn what_is_sent_again_behind_an_anchor_is_not_applied_again() {
+        let here: Region = "eu-west-1".parse().unwrap();
+        let place = |commit, end| {
+            let at = PostgresPosition { commit: Lsn(commit), end: Lsn(end), xid: 3, time: Micros(4) };
+            Position::Postgres(at)
+        };
+        let take = |assembler: &mut Assembler, kind, flags, value: Vec<u8>| {
+            let sequence = assembler.cursor.sequence.next();
+            let header = Header { kind, flags, epoch: WriterEpoch(1), incarnation: Incarnation(1), sequence };
+            let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
+            let offset = Offset(sequence.0 as i64);
+            assembler.take(&header, (offset, false), &Bytes::from(value), arrival).unwrap();
+        };
+        // A transaction that is one record.
+        let transaction = |assembler: &mut Assembler, position| {
+            let answer = Answer {
+                verification: "v".to_owned(),
+                number: 1,
+                took_micros: 1,
+                layout: None,
+                found: Found::Keys(Vec::new()),
+                unsure: Vec::new(),
+                all_unsure: false,
+            };
+            let (origin, to) = ("us-east-1".to_owned(), vec!["eu-west-1".to_owned()]);
+            let value = body::to_value(&Answered { position, ordinal: 0, origin, to, answer });
+            take(assembler, Kind::Answer, Flags::FIRST.with(Flags::LAST), value);
+        };
+        let mut first = assembler(here.clone());
+        first.cursor.position = Some(place(190, 200));
+        first.anchored(Sequence(10));
+        transaction(&mut first, place(100, 110));
+        assert!(!first.is_ready(), "it is here");
+        let beat = Beat { sent: Micros(1), echo: Vec::new() };
+        let beat = body::to_value(&HeartbeatBody { position: place(110, 120), beat });
+        take(&mut first, Kind::Heartbeat, Flags::NONE, beat);
+        let Some(Output::Batch(batch)) = first.give() else { panic!("a beat is told") };
+        assert_eq!(
+            (batch.steps.len(), batch.through.position),
+            (0, Some(place(190, 200))),
+            "no place goes back"
+        );
+
+        let limits = BatchLimits { changes: 10, bytes: 1_000 };
+        let (incarnation, after) = (Incarnation(1), batch.through.sequence);
+        let mut next = Assembler::new(incarnation, batch.through, after, Vec::new(), limits, here);
+        transaction(&mut next, place(150, 160));
+        transaction(&mut next, place(190, 200));
+        assert!(!next.is_ready(), "they are here as well");
+        transaction(&mut next, place(200, 210));
+        let Some(Output::Batch(batch)) = next.give() else { panic!("this one is not") };
+        assert_eq!((batch.steps.len(), batch.through.position), (1, Some(place(200, 210))));
     }
 
     /// Whoever reads asks before each turn, and would turn for ever.

@@ -17,18 +17,24 @@ mod verify;
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::timeout;
+
 pub use assemble::BatchLimits;
 
 use crate::{
     changelog::Log,
-    fault::Fault,
+    clock,
+    fault::{Code, Fault},
     metrics::Metrics,
     pipeline::setback::Setback,
     region::Region,
     roster::LinkEntry,
-    sink::{Conflict, Inspector, Sink},
+    sink::{Conflict, Inspector, LinkStanding, Sink},
     task::Stop,
 };
+
+/// How long a target may take to tell how a link stands, before the session that asks for more is begun.
+const STANDING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a link delivers.
 #[derive(Clone, Debug)]
@@ -59,10 +65,18 @@ pub async fn run<L: Log, S: Sink, I: Inspector>(
     // The conflict this link stands at. It meets it again at each look, and it is still one.
     let mut stands_at: Option<String> = None;
     while !stop.is_asked() {
+        // Whatever keeps a session from it, or another daemon that applies: readers of this region are told how it stands.
+        tokio::select! {
+            () = show(&mut inspector, &entry) => (),
+            () = stop.asked() => return,
+        }
         let mut running = false;
         let target = (&mut sink, &mut inspector);
         let outcome = session::run(&params, &log, target, &entry, &metrics, stop.clone(), &mut running).await;
         let Err(fault) = outcome else { return };
+        if matches!(fault.code(), Code::TargetHeld | Code::Superseded) {
+            entry.stand_by();
+        }
         if let Some(conflict) = conflict_of(&fault)
             && stands_at.as_ref() != Some(&fault.message())
         {
@@ -70,6 +84,22 @@ pub async fn run<L: Log, S: Sink, I: Inspector>(
             stands_at = Some(fault.message());
         }
         setback.meet(&fault, running, &entry, &metrics, &mut stop).await;
+    }
+}
+
+/// Shows how the link stands in the target, where that answers soon.
+async fn show<I: Inspector>(inspector: &mut I, entry: &LinkEntry) {
+    let told = timeout(STANDING_TIMEOUT, inspector.standing()).await;
+    // Whoever applies comes first, where the role may have few sessions.
+    inspector.let_go();
+    match told {
+        Ok(Ok(standing)) => {
+            let LinkStanding { heartbeat, joining, parked } = standing;
+            entry.stands(heartbeat, (joining, parked), clock::now());
+        }
+        // The session meets the same, and says so.
+        Ok(Err(fault)) => tracing::debug!(%fault, "where the link stands is not known"),
+        Err(_) => tracing::debug!("where the link stands was not told in time"),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -33,7 +33,7 @@ use crate::{
     metrics::{DeliverMeter, Metrics},
     position::{Offset, Position, Sequence, WriterEpoch},
     progress::{Arrival, Cursor, Heartbeat, Progress},
-    roster::{LinkEntry, State},
+    roster::{Between, LinkEntry, State},
     sink::{Applied, Batch, Claim, Inspector, Sink, Step},
     stamp::Micros,
     task::{self, Stop},
@@ -41,11 +41,16 @@ use crate::{
 
 /// How often the log is looked at: partitions, and what retention is about to take.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// And how often it is asked how long it keeps a record: somebody may give the links more time. Each answer takes
+/// connections of its own.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(55);
 /// How often, at least, what is flushed is asked for, and the target shown that this sink lives.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon what was committed is flushed where no batch follows: what is told to others is older by so much,
 /// and an idle target's disk is not asked more often.
 const FLUSH_SOON: Duration = Duration::from_millis(20);
+/// How long a target may take to roll a transaction back that nothing more comes of for now.
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is asked, while something is parked, whether somebody wants something done with it.
 const ATTEND_INTERVAL: Duration = Duration::from_secs(1);
 /// The same where there was no time for all of it: the stream has a turn in between.
@@ -78,8 +83,9 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
         Reading::new(params, reader, claim.clone(), start, meter.clone(), give, Arc::clone(&oldest));
     let reading = Guarded(task::spawn("link reader", reading.run()));
     let (seen, watched) = mpsc::channel(1);
-    let _watching = Guarded(task::spawn("link watch", watch(Arc::clone(log), Arc::clone(&next), seen)));
     let retention = log.retention().await?;
+    let watching = watch(Arc::clone(log), Arc::clone(&next), retention, seen);
+    let _watching = Guarded(task::spawn("link watch", watching));
     *running = true;
     let meeting = &Meeting::default();
     let mut applying = Applying {
@@ -104,11 +110,15 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     entry.retention_seconds.replace(retention.map(|kept| kept.as_secs_f64()));
     let meter = metrics.verify(&params.from, &params.stream);
     let outcome = tokio::select! {
-        outcome = applying.run(stop, retention) => outcome,
+        outcome = applying.run(stop) => outcome,
         never = verify::run(params, log.as_ref(), inspector, meeting, meter) => match never {},
     };
-    // Wherever it was: a transaction left open would keep the target from cleaning up.
+    // Wherever it was: a transaction left open would keep the target from cleaning up, and others from their rows. Where it
+    // cannot be told to end, its session is given up.
     inspector.let_go();
+    if outcome.is_err() && applying.open_since.is_some() {
+        let _ = timeout(ABANDON_TIMEOUT, applying.sink.abandon()).await;
+    }
     let outcome = match outcome {
         // The reader went away: it knows why.
         Err(fault) if fault.code() == Code::Stopping => reading.join().await,
@@ -140,18 +150,31 @@ struct Look {
     /// taken: to hold it against a later place would be to find the log too short.
     next: Offset,
     bounds: Result<Option<Bounds>>,
+    /// How long the topic keeps a record, as it was last known.
+    retention: Option<Duration>,
 }
 
 /// Asks for the log's bounds again and again. On a task of its own: over a cut line an answer takes
 /// seconds, and applying does not wait for it.
-async fn watch<L: Log>(log: Arc<L>, next: Arc<AtomicI64>, seen: mpsc::Sender<Look>) -> Result<()> {
+async fn watch<L: Log>(
+    log: Arc<L>,
+    next: Arc<AtomicI64>,
+    mut retention: Option<Duration>,
+    seen: mpsc::Sender<Look>,
+) -> Result<()> {
+    let mut asked = Instant::now();
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let next = Offset(next.load(Relaxed));
         let bounds = log.bounds().await;
-        if seen.send(Look { next, bounds }).await.is_err() {
+        if bounds.is_ok() && asked.elapsed() >= RETENTION_INTERVAL {
+            // Where there is no answer, what was known stays.
+            retention = log.retention().await.unwrap_or(retention);
+            asked = Instant::now();
+        }
+        if seen.send(Look { next, bounds, retention }).await.is_err() {
             return Ok(());
         }
     }
@@ -178,7 +201,7 @@ struct Reading<R> {
 struct Read {
     output: Output,
     appended: Micros,
-    clock_offset_seconds: Option<f64>,
+    clocks: Option<Between>,
 }
 
 impl<R: Reader> Reading<R> {
@@ -236,8 +259,8 @@ impl<R: Reader> Reading<R> {
                     let Ok(permit) = permit else { return Ok(()) };
                     let Some(assembler) = &mut self.assembler else { continue };
                     if let Some(output) = assembler.give() {
-                        let clock_offset_seconds = assembler.clock_offset_seconds();
-                        permit.send(Read { output, appended, clock_offset_seconds });
+                        let clocks = assembler.take_clocks();
+                        permit.send(Read { output, appended, clocks });
                     }
                 }
                 _ = due.tick() => self.meter.received(self.reader.received()),
@@ -378,7 +401,7 @@ struct Untold {
 }
 
 impl<S: Sink, L: Log> Applying<'_, S, L> {
-    async fn run(&mut self, mut stop: Stop, retention: Option<Duration>) -> Result<()> {
+    async fn run(&mut self, mut stop: Stop) -> Result<()> {
         let mut flush_at = Instant::now();
         loop {
             let stalled = self.open_since.map(|since| since + self.params.open_transaction_timeout);
@@ -386,7 +409,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                 biased;
                 () = stop.asked() => return self.finish().await,
                 // Before what is read: under load there is always more of that.
-                Some(look) = self.watched.recv() => self.look(look, retention)?,
+                Some(look) = self.watched.recv() => self.look(look)?,
                 () = until(self.attend_at), if self.attend_at.is_some() && self.open_since.is_none() => {
                     self.attend().await?;
                 }
@@ -414,6 +437,9 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 
     async fn apply(&mut self, read: Read) -> Result<()> {
+        if let Some(clocks) = read.clocks {
+            self.entry.compare_clocks(clocks, clock::now());
+        }
         let batch = match read.output {
             Output::Batch(batch) => batch,
             Output::Abandon => {
@@ -437,7 +463,6 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         self.note_parked(&applied);
         self.count(&batch, &applied.aside);
         self.entry.fill(applied.joining, clock::now());
-        self.entry.clock_offset_seconds.replace(read.clock_offset_seconds);
         if !open {
             self.appended = Some(read.appended);
             self.next.store(batch.through.offset.0 + 1, Relaxed);
@@ -535,8 +560,8 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     }
 
     /// Looks whether the log is still one, and how long what is not applied yet will be kept.
-    fn look(&mut self, look: Look, retention: Option<Duration>) -> Result<()> {
-        let next = look.next;
+    fn look(&mut self, look: Look) -> Result<()> {
+        let (next, retention) = (look.next, look.retention);
         let bounds = match look.bounds {
             Ok(bounds) => bounds,
             // The reader goes on by itself when the line is back, or the topic's new leader knows where it ends.

@@ -108,6 +108,14 @@ impl Meeting {
         }
     }
 
+    /// From here on this answer is waited for: also where it came a moment ago, and nobody was there in time.
+    fn expect(&self, verification: &str, number: u64) {
+        let mut state = self.state();
+        if !matches!(&*state, State::Met(_)) {
+            *state = State::Expecting(verification.to_owned(), number);
+        }
+    }
+
     /// Lets delivering go on; false where it has gone on already.
     fn release(&self) -> bool {
         let waits = matches!(&*self.state(), State::Met(_));
@@ -421,10 +429,10 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             about: about.clone(),
         };
         let text = serde_json::to_vec(&question).expect("text keys, text and numbers");
-        self.meeting.set(State::Expecting(id.to_owned(), self.number));
         let (since, mut interval) = (Instant::now(), ASK_INTERVAL);
         loop {
             let again = Instant::now() + interval;
+            self.meeting.expect(id, self.number);
             // Where the link lags, each comes back as late as the first.
             interval = (2 * interval).min(ASK_INTERVAL_MAX);
             if let Err(fault) = self.log.ask(&text).await {
@@ -478,7 +486,7 @@ mod tests {
     async fn delivering_waits_for_nobody_but_whoever_expects_the_answer() {
         let meeting = Meeting::default();
         assert!(meeting.pass(&answer(1)).now_or_never().is_some(), "nobody verifies");
-        meeting.set(State::Expecting("v".to_owned(), 2));
+        meeting.expect("v", 2);
         assert!(meeting.pass(&answer(1)).now_or_never().is_some(), "an answer to an earlier question");
         let expected = answer(2);
         let mut passing = std::pin::pin!(meeting.pass(&expected));
@@ -487,5 +495,13 @@ mod tests {
         passing.await;
         assert!(!meeting.release(), "delivering has gone on");
         assert!(meeting.pass(&expected).now_or_never().is_some(), "the same once more");
+        // Nobody was there in time, or it is asked for a second time: the next that comes is waited for again.
+        meeting.set(State::Idle);
+        meeting.expect("v", 2);
+        let mut passing = std::pin::pin!(meeting.pass(&expected));
+        assert!(passing.as_mut().now_or_never().is_none());
+        meeting.expect("v", 2);
+        assert!(meeting.release(), "it has come, and is waited for no more");
+        passing.await;
     }
 }

@@ -4,13 +4,13 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio_postgres::{error::SqlState, types::ToSql};
 
-use super::PostgresSinkConfig;
+use super::{PostgresSinkConfig, standing::link_standing};
 use crate::{
     fault::{Code, Fault, Result},
     names::qualified,
     postgres::{Connection, Digest, Lookout, connect, fault_of},
     scope::Pattern,
-    sink::{Comparison, Inspected, Inspector, Verification},
+    sink::{Comparison, Inspected, Inspector, LinkStanding, Verification},
     stamp::Micros,
     verify::{About, Answer, FINDINGS_MAX, Found, Key, Options, Settled, Sum, TableName},
 };
@@ -191,6 +191,11 @@ impl PostgresInspector {
 }
 
 impl Inspector for PostgresInspector {
+    async fn standing(&mut self) -> Result<LinkStanding> {
+        let (from, stream) = (self.config.from.clone(), self.config.stream.clone());
+        link_standing(self.connection().await?, &from, &stream).await
+    }
+
     async fn take_up(&mut self) -> Result<Option<Verification>> {
         let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
         if let Some(interval) = self.config.verify_interval {

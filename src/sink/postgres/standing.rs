@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+use super::wire::Timestamp;
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
     position::Offset,
     postgres::fault_of,
+    progress::Heartbeat,
     region::Region,
+    sink::LinkStanding,
+    stamp::Micros,
 };
 
 /// What a target keeps of one stream.
@@ -26,11 +30,7 @@ pub struct Standing {
 /// # Errors
 /// Where the target does not answer.
 pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<Standing> {
-    let failed = |error: tokio_postgres::Error| fault_of(&error).at("read where the link stands");
-    let readable =
-        "SELECT bool_and(coalesce(has_table_privilege(to_regclass('landfall.' || t), 'SELECT'), false))
-                      FROM unnest('{progress,shape}'::text[]) t";
-    if !client.query_one(readable, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+    if !are_readable(client, &["progress", "shape"]).await? {
         return Ok(Standing::default());
     }
     let link = from.as_str();
@@ -45,4 +45,39 @@ pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<St
             .map_err(|error| Fault::new(Code::Internal, "read a shape from landfall.shape").because(error))
     });
     Ok(Standing { applied: applied.map(|row| Offset(row.get(0))), shapes: shapes.collect::<Result<_>>()? })
+}
+
+/// Reads what the target holds of a link; nothing, where our tables are not there or not ours to read.
+pub(super) async fn link_standing(client: &Client, from: &Region, stream: &str) -> Result<LinkStanding> {
+    if !are_readable(client, &["progress", "joining", "parked"]).await? {
+        return Ok(LinkStanding::default());
+    }
+    // A table that was dropped has nothing to be filled with any more.
+    let standing = "SELECT (SELECT count(*) FROM landfall.joining
+                             WHERE link = $1 AND stream = $2
+                               AND to_regclass(format('%I.%I', schema_name, table_name)) IS NOT NULL),
+                           (SELECT count(*) FROM landfall.parked WHERE link = $1 AND stream = $2),
+                           p.heartbeat_sent, p.heartbeat_arrived
+                      FROM (SELECT) one LEFT JOIN landfall.progress p ON p.link = $1 AND p.stream = $2";
+    let row = client.query_one(standing, &[&from.as_str(), &stream]).await.map_err(failed)?;
+    let count = |at| usize::try_from(row.get::<_, i64>(at)).unwrap_or(usize::MAX);
+    let time = |at| row.get::<_, Option<Timestamp>>(at).map(|it| Micros(it.0));
+    let heartbeat = time(2).zip(time(3));
+    Ok(LinkStanding {
+        heartbeat: heartbeat.map(|(sent, arrived)| Heartbeat { sent, appended: None, arrived }),
+        joining: count(0),
+        parked: count(1),
+    })
+}
+
+/// Whether tables of ours are there, and ours to read.
+async fn are_readable(client: &Client, tables: &[&str]) -> Result<bool> {
+    let readable =
+        "SELECT bool_and(coalesce(has_table_privilege(to_regclass('landfall.' || t), 'SELECT'), false))
+           FROM unnest($1::text[]) t";
+    Ok(client.query_one(readable, &[&tables]).await.map_err(failed)?.get(0))
+}
+
+fn failed(error: tokio_postgres::Error) -> Fault {
+    fault_of(&error).at("read where the link stands")
 }
