@@ -66,6 +66,16 @@ async fn every_kind_of_statement_arrives() {
         regions.equal(PATIENCE, &[&eu]).await.unwrap();
         run("truncate parent, child restart identity; insert into parent values (1, 'anew', null)").await;
         run("truncate plain; truncate parts").await;
+        // Messages of somebody else's under names that are ours: what is beside them is carried, and they are nothing.
+        for prefix in ["landfall.watermark", "landfall.heartbeat"] {
+            run(&format!("select pg_logical_emit_message(true, '{prefix}', 'x')")).await;
+            run(&format!(
+                "begin; update parent set name = '{prefix}'; select pg_logical_emit_message(true, '{prefix}', '{{}}'); commit;
+                 begin; insert into plain values ('beside', '{prefix}'); select pg_logical_emit_message(true, '{prefix}', 'x');
+                 insert into plain values ('behind', '{prefix}'); commit"
+            ))
+            .await;
+        }
         regions.equal(PATIENCE, &[&eu]).await.unwrap();
         // A table that could not be carried is left alone, and its application works on.
         run("insert into keyless values (1); update keyless set n = 2; delete from keyless").await;
@@ -343,7 +353,6 @@ async fn two_regions_linked_both_ways_do_not_echo() {
         let metric = format!("replication_captured_changes_total{{table=\"public.{table}\"}}");
         assert_eq!(daemon.metric(&metric).await.unwrap(), Some(500.0));
         // One machine, one clock: what comes back over both links says so.
-        // A heartbeat that waited on one way only tells another offset: the next one does not.
         let mut offset = None;
         eventually(PATIENCE, "the clocks are told to agree", async || {
             offset = daemon.metric("replication_clock_offset_seconds").await?;

@@ -346,6 +346,16 @@ fn of_publication(
             format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"),
         ));
     }
+    if published.generated {
+        findings.push(error(
+            Kind::PublicationColumns,
+            format!(
+                "the publication {} publishes generated columns, which each region computes itself",
+                source.publication
+            ),
+            format!("ALTER PUBLICATION {name} SET (publish_generated_columns = none);"),
+        ));
+    }
     let parted = tables.iter().find(|table| table.partitioned);
     if let Some(table) = parted.filter(|_| !published.via_root) {
         findings.push(error(
@@ -362,8 +372,9 @@ fn of_publication(
         let (said, sql) =
             (format!("{}.{}", table.schema, table.table), qualified(&table.schema, &table.table));
         let facts = tables.iter().find(|facts| facts.schema == table.schema && facts.table == table.table);
-        let anew =
-            format!("ALTER PUBLICATION {name} DROP TABLE {sql}; ALTER PUBLICATION {name} ADD TABLE {sql};");
+        let anew = format!(
+            "BEGIN; ALTER PUBLICATION {name} DROP TABLE {sql}; ALTER PUBLICATION {name} ADD TABLE {sql}; COMMIT;"
+        );
         if facts.is_some()
             && let Some(filter) = &table.row_filter
         {

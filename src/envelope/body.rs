@@ -139,8 +139,9 @@ pub struct Truncate {
     pub restart_identity: bool,
 }
 
-/// Rows a backfill copied.
+/// Rows a backfill copied. A field that is not known may say that they are to be taken otherwise: it is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Chunk<'a> {
     /// Its transaction: the one that carried the high watermark.
     pub position: Position,

@@ -395,6 +395,8 @@ pub struct PublicationFacts {
     pub operations_missing: Vec<&'static str>,
     /// `publish_via_partition_root`.
     pub via_root: bool,
+    /// `publish_generated_columns`, from PostgreSQL 18 on.
+    pub generated: bool,
     /// What it publishes now.
     pub tables: Vec<PublishedTable>,
 }
@@ -481,14 +483,15 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
             .map(|(name, _)| name)
             .collect(),
         via_root: row.get(6),
+        generated: row.get(7),
         tables: tables.collect(),
     }))
 }
 
 const PUBLICATION: &str = "
     SELECT pg_get_userbyid(pubowner)::text, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate,
-           pubviaroot
-      FROM pg_publication WHERE pubname = $1";
+           pubviaroot, coalesce(to_jsonb(p) ->> 'pubgencols' <> 'n', false)
+      FROM pg_publication p WHERE pubname = $1";
 
 const PUBLISHED_TABLES: &str = "
     SELECT t.schemaname::text, t.tablename::text, t.rowfilter,

@@ -267,6 +267,12 @@ impl Copier for MemoryCopier {
         Ok(())
     }
 
+    fn written_by(&mut self, _epoch: WriterEpoch) {}
+
+    async fn begin_anew(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     async fn starts(&mut self) -> Result<Vec<(String, String)>> {
         Ok(Vec::new())
     }

@@ -250,6 +250,13 @@ pub trait Copier: Send + 'static {
     /// A table must be copied from its first row on. Kept before it returns.
     fn restart(&mut self, table: &str) -> impl Future<Output = Result<()>> + Send;
 
+    /// What is given from here on is written by the writer of this epoch: where a later one has taken the stream over, nothing
+    /// of it is kept.
+    fn written_by(&mut self, epoch: WriterEpoch);
+
+    /// What was given may be gone from the log: every backfill that is not done begins anew, with all its tables.
+    fn begin_anew(&mut self) -> impl Future<Output = Result<()>> + Send;
+
     /// Where regions may begin the stream, of backfills that are not done: the region, and what
     /// [`Copier::done`] was given.
     fn starts(&mut self) -> impl Future<Output = Result<Vec<(String, String)>>> + Send;

@@ -93,15 +93,14 @@ impl Source for PostgresSource {
 
     async fn open(&mut self) -> Result<(Opened, PostgresKeeper, PostgresCopier)> {
         self.session = None;
-        let (mut opened, keeper) = setup::prepare(&self.config).await?;
+        let prepared = setup::prepare(&self.config).await?;
         let config = &self.config;
         let application = names::capture_session(&config.stream);
         let replication =
             Replication::start(&config.address, &config.slot, &config.publication, &application)
                 .await
                 .map_err(|error| start_fault(error, &config.slot))?;
-        // Now that it is ours: whoever held the slot until a moment ago may have confirmed more than was there before.
-        (opened.confirmed, opened.written) = keeper.stands().await?;
+        let (opened, keeper) = prepared.opened().await?;
         let tables = Tables {
             scope: self.config.scope.clone(),
             relations: foldhash::HashMap::default(),
@@ -271,28 +270,36 @@ impl Tables {
 }
 
 fn start_fault(error: PgWireError, slot: &str) -> Fault {
-    let text = error.to_string();
-    if text.contains("is active for PID") {
+    if has_state(&error, "55006") {
         return Fault::new(Code::SlotBusy, format!("slot `{slot}` is held by another session"))
             .because(error);
     }
-    stream_fault(error, slot)
+    slot_fault(error, slot)
 }
 
 fn stream_fault(error: PgWireError, slot: &str) -> Fault {
-    let text = error.to_string();
-    let lost = text.contains("can no longer get changes from replication slot")
-        || text.contains("requested WAL segment") && text.contains("has already been removed");
-    if lost {
-        return Fault::new(Code::SlotLost, format!("read slot `{slot}`")).because(error);
-    }
-    // It looks for the publication as it was at each change.
-    if text.contains("publication \"") && text.contains("\" does not exist") {
+    // The server looks for the publication as it was at each change, and (but for a type) for nothing else by a name.
+    if has_state(&error, "42704") {
         let message = format!("slot `{slot}` holds changes from when the publication was not there");
         return Fault::new(Code::PublicationChanged, message).because(error).remedied_by(
             "the server (before Postgres 18) cannot give them: `landfall recover --source` here begins the stream anew, then \
              `landfall recover --execute` in each region that receives it finds what differs",
         );
     }
+    slot_fault(error, slot)
+}
+
+fn slot_fault(error: PgWireError, slot: &str) -> Fault {
+    let text = error.to_string();
+    let lost = text.contains("can no longer get changes from replication slot")
+        || text.contains("requested WAL segment") && text.contains("has already been removed");
+    if lost {
+        return Fault::new(Code::SlotLost, format!("read slot `{slot}`")).because(error);
+    }
     wire_fault(error).at(format_args!("read slot `{slot}`"))
+}
+
+/// Whether the server gave this SQLSTATE: what it says beside it is in its own language. The library keeps both in one text.
+fn has_state(error: &PgWireError, state: &str) -> bool {
+    matches!(error, PgWireError::Server(text) if text.contains(&format!("(SQLSTATE {state})")))
 }

@@ -72,6 +72,7 @@ fn published(names: &[&str]) -> PublicationFacts {
         all_tables: false,
         operations_missing: Vec::new(),
         via_root: false,
+        generated: false,
         tables: names.iter().map(table).collect(),
     }
 }
@@ -181,6 +182,9 @@ fn a_publication_lets_everything_in_scope_through() {
     narrow.tables[1].columns_left_out = vec!["v".into()];
     let narrow: Vec<_> = ids(Some(&narrow), &role()).into_iter().map(|(id, ..)| id).collect();
     assert_eq!(narrow, ["publication-operations", "publication-row-filter", "publication-columns"]);
+    let generated = PublicationFacts { generated: true, ..published(&["a", "b"]) };
+    let generated: Vec<_> = ids(Some(&generated), &role()).into_iter().map(|(id, ..)| id).collect();
+    assert_eq!(generated, ["publication-columns"]);
     let parted = [TableFacts { partitioned: true, ..table("a") }];
     let unlike = |fault| {
         let unlike = UnlikePartition { name: "public.a_1".into(), more: 0, fault };

@@ -31,6 +31,8 @@ const UNSHOWN: &str = "a transaction that had committed was not shown yet";
 
 /// The columns, or what tells rows apart, are others than those that were read.
 const RESHAPED: &str = "the table's shape changed meanwhile";
+/// Its rows are read again from the first on, and these with them.
+const TO_BEGIN: &str = "the table is to be begun anew";
 /// What was read is gone, and what came after it may be there.
 const TRUNCATED: &str = "the table was truncated meanwhile";
 
@@ -267,6 +269,9 @@ impl Aside {
             return self.under_snapshot(watermark, &rows);
         }
         let window = self.taken(watermark, &rows.shape, &rows.seen)?;
+        if self.to_begin.contains(&window.table) {
+            return Err(TO_BEGIN);
+        }
         let fates = fates(&rows.key, window.changes)?;
         let texts = rows.texts.iter().map(|text| match fates.is_empty() {
             true => text.clone(),

@@ -68,7 +68,9 @@ pub(super) async fn run<S: Source, L: Log>(
 ) -> Result<()> {
     let entry = &roster.source();
     let (opened, mut keeper, mut copier) = source.open().await?;
-    let (appender, tail, epoch) = begin(params, log, &opened, &mut keeper, &mut left.checkpoint).await?;
+    let beside = (&mut keeper, &mut copier);
+    let (appender, tail, epoch) = begin(params, log, &opened, beside, &mut left.checkpoint).await?;
+    copier.written_by(epoch);
     let desk = &Desk::new();
     let aside = Aside::new(copier.filling().await?);
     // What was kept there is durable.
@@ -108,6 +110,8 @@ pub(super) async fn run<S: Source, L: Log>(
     };
     left.ran = true;
     entry.unkept.forget();
+    // Of the last session, whose numbers may have been others: what is durable is told by the records of this one.
+    entry.acked.forget();
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
         fault = keep(&mut keeper, params.heartbeat_interval, entry, roster) => Err(fault),
@@ -120,11 +124,11 @@ pub(super) async fn run<S: Source, L: Log>(
 
 /// Raises the writer epoch, puts the barrier, reads the tail up to it; begins the stream where it has
 /// not begun.
-async fn begin<L: Log, K: Keeper>(
+async fn begin<L: Log, K: Keeper, C: Copier>(
     params: &CaptureParams,
     log: &L,
     opened: &Opened,
-    keeper: &mut K,
+    (keeper, copier): (&mut K, &mut C),
     remembered: &mut Option<Checkpoint>,
 ) -> Result<(Appender<L::Writer>, Tail, WriterEpoch)> {
     log.ensure(!opened.live).await?;
@@ -198,7 +202,9 @@ async fn begin<L: Log, K: Keeper>(
     };
     appender.continue_after(end.sequence);
     if end.lost {
-        // Retention took the tail. What the slot confirmed was in it; the sinks know whether they have it.
+        // Retention took the tail. What the slot confirmed was in it; the sinks know whether they have it. Of what was put
+        // into it beside the database's log they do not.
+        copier.begin_anew().await?;
         let anchor = Anchor { after: opened.confirmed, next: end.sequence.next() };
         appender.barrier(&barrier(Some(anchor))).await?;
         appender.settle().await?;
@@ -290,6 +296,8 @@ struct Transaction {
     empty: Option<Diverged>,
     /// Whether its first record stands in the log.
     begun: bool,
+    /// Whether a change of the stream was read: then it is one, whatever messages stand beside it.
+    changed: bool,
     /// The last change read: held back until it is known whether another follows, because the last one
     /// is marked.
     held: Option<Ordered>,
@@ -406,6 +414,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             complete_after,
             empty,
             begun,
+            changed: false,
             held: None,
             beat: None,
             watermark: None,
@@ -415,6 +424,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
 
     async fn change(&mut self, mut ordered: Ordered) -> Result<()> {
         let transaction = self.transaction.as_mut().ok_or_else(outside)?;
+        transaction.changed = true;
         let stands = transaction.complete_after.flatten().is_some_and(|last| ordered.ordinal <= last);
         if transaction.skip || stands {
             return Ok(());
@@ -449,13 +459,14 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             return Ok(());
         }
         let read = clock::now();
-        if let Some(content) = transaction.watermark.take() {
+        // In one of ours there is nothing else; anybody may write such a message into one of theirs.
+        if let Some(content) = transaction.watermark.take().filter(|_| !transaction.changed) {
             return self.watermark(transaction, &content, end).await;
         }
-        if let Some(otherwise) = transaction.empty.filter(|_| transaction.beat.is_some()) {
+        let beat = transaction.beat.take().and_then(|content| serde_json::from_slice::<Beat>(&content).ok());
+        if let Some(otherwise) = transaction.empty.filter(|_| beat.is_some()) {
             return Err(diverged(otherwise));
         }
-        let beat = transaction.beat.take().and_then(|content| serde_json::from_slice::<Beat>(&content).ok());
         match (transaction.held.take(), beat) {
             (Some(last), _) => {
                 self.transaction = Some(transaction);

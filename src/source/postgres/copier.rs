@@ -29,6 +29,7 @@ use crate::{
     change::Mark,
     fault::{Fault, Result},
     names::WATERMARK_PREFIX,
+    position::WriterEpoch,
     postgres::{Connection, catalog, connect, fault_of},
     source::{Content, Copier, Portion, Rows},
     verify::Question,
@@ -65,6 +66,8 @@ pub struct PostgresCopier {
     work: Option<Work>,
     /// Given and not told of, oldest first.
     given: VecDeque<Ticket>,
+    /// Whose stream it is put into.
+    epoch: Option<WriterEpoch>,
     /// Tables that this copier has begun: what it gives of them nobody gave before.
     known: HashSet<(String, i32)>,
     /// Why the newest portion was not taken, and how often in a row.
@@ -134,6 +137,7 @@ impl PostgresCopier {
             looked: None,
             work: None,
             given: VecDeque::new(),
+            epoch: None,
             known: HashSet::new(),
             refused: None,
             not_before: Instant::now(),
@@ -207,13 +211,15 @@ impl PostgresCopier {
         let tables = "select place, schema_name, table_name, state <> 'waiting', state = 'done', after, key
               from landfall.backfill_table where backfill = $1 order by place";
         let tables = connection.query(tables, &[&id]).await.map_err(&failed)?;
+        // Where all of them are to wait, what was copied before that mark counts no more: it was held back before it was
+        // kept that it had begun.
         let tables = tables.iter().map(|row| WorkTable {
             place: row.get(0),
             schema: row.get(1),
             table: row.get(2),
-            begun: row.get(3),
-            done: row.get(4),
-            after: row.get(5),
+            begun: !waits && row.get(3),
+            done: !waits && row.get(4),
+            after: row.get::<_, Option<_>>(5).filter(|_| !waits),
             key: row.get(6),
         });
         let tables = tables.collect();
@@ -642,7 +648,7 @@ impl Copier for PostgresCopier {
         let Some((ticket, connection)) = self.given.front().zip(self.connection.as_ref()) else {
             return Ok(());
         };
-        let kept = ticket.keep(connection, start).await;
+        let kept = ticket.keep(connection, start, self.epoch.map(|epoch| i64::from(epoch.0))).await;
         if kept.is_ok() {
             // Not before: what is not kept is kept when this is called again.
             self.given.pop_front();
@@ -681,7 +687,8 @@ impl Copier for PostgresCopier {
               from landfall.backfill b
              where b.id = t.backfill and b.stream = $1 and b.state in ('requested', 'running', 'paused')
                and t.state <> 'done' and t.schema_name || '.' || t.table_name = $2
-            returning t.backfill, t.place";
+            returning t.backfill, t.place, set_config('synchronous_commit', 'local', true)";
+        // Capture waits for it, and a standby that is waited for may be capture itself: forgotten, it is said again.
         let rows = connection
             .query(restart, &[&stream, &table])
             .await
@@ -698,6 +705,30 @@ impl Copier for PostgresCopier {
                 self.reading = self.reading.take().filter(|(of, _)| *of != place);
             }
         }
+        Ok(())
+    }
+
+    fn written_by(&mut self, epoch: WriterEpoch) {
+        self.epoch = Some(epoch);
+    }
+
+    async fn begin_anew(&mut self) -> Result<()> {
+        let stream = self.config.stream.clone();
+        let connection = self.connection().await?;
+        let anew = "with anew as (
+                 update landfall.backfill
+                    set state = case state when 'paused' then state else 'requested' end, begun = null, start = null
+                  where stream = $1 and state in ('requested', 'running', 'paused') returning id)
+             update landfall.backfill_table set state = 'waiting', after = null
+              where backfill in (select id from anew)";
+        let begun = connection.execute(anew, &[&stream]).await.map_err(sql("begin backfills anew"))?;
+        if begun > 0 {
+            tracing::warn!(
+                tables = begun,
+                "what a backfill gave may be gone with the topic's tail: it begins anew"
+            );
+        }
+        self.put_down();
         Ok(())
     }
 

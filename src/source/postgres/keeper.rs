@@ -1,6 +1,10 @@
 //! Beside the stream: writer epochs, heartbeats, and a look at the slot and the publication.
 
-use super::{PostgresSourceConfig, publication, setup, slot};
+use super::{
+    PostgresSourceConfig,
+    publication::{self, Published},
+    setup, slot,
+};
 use crate::{
     fault::{Code, Fault, Result},
     lsn::Lsn,
@@ -8,13 +12,14 @@ use crate::{
     position::{Position, WriterEpoch},
     postgres::{Connection, catalog, fault_of},
     source::{Keeper, Vitals},
+    verify::TableName,
 };
 
 /// Works on a connection of its own, so that it never waits for the stream.
 pub struct PostgresKeeper {
     connection: Connection,
     config: PostgresSourceConfig,
-    /// The tables the stream began with.
+    /// The tables the stream has carried so far.
     scope: Vec<String>,
 }
 
@@ -28,6 +33,20 @@ impl PostgresKeeper {
         let slot = catalog::slot(&self.connection, &self.config.slot).await?;
         let confirmed = slot.and_then(|slot| slot.confirmed_flush).unwrap_or(Lsn::INVALID);
         Ok((setup::at(confirmed), setup::at(catalog::current_lsn(&self.connection).await?)))
+    }
+
+    /// Notes tables that the stream carries from now on: none of them may be lost again unsaid.
+    async fn carries(&mut self, tables: &[TableName]) -> Result<()> {
+        let names = tables.iter().map(ToString::to_string);
+        let new: Vec<String> = names.filter(|name| !self.scope.contains(name)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let sql = "update landfall.stream set scope = scope || $2::text[] where stream = $1";
+        let done = self.connection.execute(sql, &[&self.config.stream, &new]).await;
+        done.map_err(|error| fault_of(&error).at("note which tables the stream carries"))?;
+        self.scope.extend(new);
+        Ok(())
     }
 }
 
@@ -63,7 +82,9 @@ impl Keeper for PostgresKeeper {
             ));
         };
         slot::refuse_lost(&slot, name)?;
-        let mut amiss = publication::glance(&self.connection, &self.config, &self.scope).await?;
+        let Published { tables, mut amiss } =
+            publication::glance(&self.connection, &self.config, &self.scope).await?;
+        self.carries(&tables).await?;
         if slot::is_standby(&self.connection, &self.config).await? {
             amiss.push(slot::standby_warning(&self.config));
         }

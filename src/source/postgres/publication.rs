@@ -13,6 +13,9 @@ use crate::{
     verify::TableName,
 };
 
+/// What is mended by SQL here is whole again only with this.
+const COMPARE: &str = "-- What was written meanwhile is not in the stream: once it runs, `landfall verify` and `landfall repair --execute` in each \
+    region that receives it.";
 /// Heartbeats wait as long as a look at the publication does.
 const LOCK_TIMEOUT: &str = "500ms";
 
@@ -26,13 +29,13 @@ pub(super) struct Published {
 /// Checks the publication, and creates it where the stream is not `live`.
 ///
 /// # Errors
-/// [`Code::PublicationChanged`] where it is gone, or a table the stream began with is no longer
+/// [`Code::PublicationChanged`] where it is gone, or a table the stream has carried is no longer
 /// published as a whole.
 pub(super) async fn check(
     connection: &Connection,
     config: &PostgresSourceConfig,
     live: bool,
-    begun_with: &[String],
+    carried: &[String],
 ) -> Result<Published> {
     let name = &config.publication;
     let in_scope = catalog::tables_in_scope(connection, &config.scope).await?;
@@ -44,6 +47,12 @@ pub(super) async fn check(
             format!("publication `{name}` does not publish {}", publication.operations_missing.join(", "));
         let mend =
             format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');", quoted(name));
+        return refuse(message, mend);
+    }
+    if publication.generated {
+        let message =
+            format!("publication `{name}` publishes generated columns, which each region computes itself");
+        let mend = format!("ALTER PUBLICATION {} SET (publish_generated_columns = none);", quoted(name));
         return refuse(message, mend);
     }
     let parted = in_scope.iter().find(|table| table.partitioned);
@@ -58,7 +67,7 @@ pub(super) async fn check(
     let tables = published(&publication, config)?;
     let is_published = |table: &TableFacts| tables.contains(&table_name(table));
     let lost: Vec<_> =
-        in_scope.iter().filter(|table| begun_with.contains(&table.name()) && !is_published(table)).collect();
+        in_scope.iter().filter(|table| carried.contains(&table.name()) && !is_published(table)).collect();
     if live && !lost.is_empty() {
         let list = lost.iter().map(|table| table.name()).collect::<Vec<_>>().join(", ");
         let add = lost.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
@@ -80,19 +89,26 @@ pub(super) async fn check(
 pub(super) async fn glance(
     connection: &Connection,
     config: &PostgresSourceConfig,
-    begun_with: &[String],
-) -> Result<Vec<String>> {
+    carried: &[String],
+) -> Result<Published> {
     let run = async |sql: &str| {
         connection.batch_execute(sql).await.map_err(|error| fault_of(&error).at("look at the publication"))
     };
     run(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
-    let checked = check(connection, config, true, begun_with).await;
+    let checked = check(connection, config, true, carried).await.map_err(|fault| match fault.code() {
+        Code::PublicationChanged => {
+            let remedy = format!("{} {COMPARE}", fault.remedy());
+            fault.remedied_by(remedy)
+        }
+        _ => fault,
+    });
     let ended = run("COMMIT").await;
     match checked {
-        Ok(published) => ended.map(|()| published.amiss),
+        Ok(published) => ended.map(|()| published),
         Err(fault) if fault.code() == Code::TargetBusy => {
             let name = &config.publication;
-            ended.map(|()| vec![format!("publication `{name}` cannot be looked at now: {fault}")])
+            let amiss = vec![format!("publication `{name}` cannot be looked at now: {fault}")];
+            ended.map(|()| Published { tables: Vec::new(), amiss })
         }
         Err(fault) => Err(fault),
     }
@@ -116,7 +132,7 @@ fn published(publication: &PublicationFacts, config: &PostgresSourceConfig) -> R
                 format!("publication `{name}` publishes {schema}.{table} with a row filter or a column list");
             let (publication, table) = (quoted(name), qualified(schema, table));
             let mend = format!(
-                "ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table};"
+                "BEGIN; ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table}; COMMIT;"
             );
             return refuse(message, mend);
         }

@@ -44,7 +44,26 @@ struct StreamRow {
     scope: Vec<String>,
 }
 
-pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, PostgresKeeper)> {
+/// A stream and its slot, as they were found before the slot is ours.
+pub(super) struct Prepared {
+    server: Server,
+    stream: StreamRow,
+    keeper: PostgresKeeper,
+}
+
+impl Prepared {
+    /// What there is to know once the slot is ours: whoever held it until a moment ago may have confirmed more meanwhile.
+    pub(super) async fn opened(self) -> Result<(Opened, PostgresKeeper)> {
+        let Self { server, stream, keeper } = self;
+        let (confirmed, written) = keeper.stands().await?;
+        let StreamRow { incarnation, live, consistent, scope, .. } = stream;
+        let consistent = at(consistent);
+        let opened = Opened { server, incarnation, live, consistent, confirmed, written, scope };
+        Ok((opened, keeper))
+    }
+}
+
+pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<Prepared> {
     let connection = connect(&config.address, &format!("landfall source {}", config.stream)).await?;
     let server = server(&connection).await?;
     if slot::is_standby(&connection, config).await? {
@@ -74,17 +93,8 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<(Opened, Po
     })?;
     slot::refuse_lost(&slot, &config.slot)?;
     slot::refuse_foreign(&slot, config)?;
-    let written = catalog::current_lsn(&connection).await?;
-    let opened = Opened {
-        server,
-        incarnation: stream.incarnation,
-        live: stream.live,
-        consistent: at(stream.consistent),
-        confirmed: at(slot.confirmed_flush.unwrap_or(Lsn::INVALID)),
-        written: at(written),
-        scope: stream.scope.clone(),
-    };
-    Ok((opened, PostgresKeeper::new(connection, config.clone(), stream.scope)))
+    let keeper = PostgresKeeper::new(connection, config.clone(), stream.scope.clone());
+    Ok(Prepared { server, stream, keeper })
 }
 
 async fn server(connection: &Connection) -> Result<Server> {

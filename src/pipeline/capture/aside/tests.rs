@@ -175,6 +175,16 @@ fn a_table_is_to_be_begun_anew_once_until_it_is() {
 }
 
 #[test]
+fn nothing_of_a_table_is_taken_until_it_is_begun_anew() {
+    // Its last rows, were they taken, would have it whole without row 9; and of another row 2, deleted, its values.
+    let read = || rows("1\ta\tb\n2\ta\tb\n", &[0]);
+    assert_eq!(laid_over(read(), &[], &[(101, "1>9 x -")]), Err(TO_BEGIN));
+    assert_eq!(laid_over(read(), &[], &[(101, "-2"), (102, "1>2 x -")]), Err(TO_BEGIN));
+    assert_eq!(laid_over(read(), &[(90, "1>9 x -")], &[]), Err(TO_BEGIN));
+    assert!(laid_over(read(), &[], &[(101, "1>9 x y")]).is_ok());
+}
+
+#[test]
 fn so_many_transactions_are_remembered_and_no_more() {
     let mut aside = Aside::new(Vec::new());
     (0..2 * RECENT).for_each(|xid| aside.note(u32::try_from(xid).unwrap()));

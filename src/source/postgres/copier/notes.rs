@@ -93,36 +93,66 @@ pub(super) fn held_to(row: &Row, at: usize) -> (Limits, Option<Duration>, u64) {
     (limits, lag_max, row.get::<_, i64>(at + 4).max(1).unsigned_abs())
 }
 
+/// That the stream is still this writer's: of one that was frozen, readers drop what it gave since.
+fn is_ours(epoch: usize) -> String {
+    format!(
+        "(${epoch}::int8 is null or exists (
+             select from landfall.stream s join landfall.backfill b using (stream)
+              where b.id = $1 and s.writer_epoch = ${epoch} for share of s))"
+    )
+}
+
 impl Ticket {
-    /// Keeps what is to be kept, in one commit.
-    pub(super) async fn keep(&self, connection: &Client, start: Option<&str>) -> Result<()> {
+    /// Keeps what is to be kept, where the stream is still of this writer epoch.
+    pub(super) async fn keep(
+        &self,
+        connection: &Client,
+        start: Option<&str>,
+        epoch: Option<i64>,
+    ) -> Result<()> {
         let (id, place) = (&self.backfill, &self.place);
         let failed = sql("keep how far a backfill has come");
         match &self.kept {
             Kept::Nothing => Ok(()),
             Kept::Begun => {
-                let begun = "update landfall.backfill
-                       set state = 'running', begun = now(), start = $2, waits_for = null
-                     where id = $1 and state = 'requested'";
-                connection.execute(begun, &[id, &start]).await.map(drop).map_err(failed)
+                // All of them are begun behind it, also those that were before.
+                let begun = format!(
+                    "with begun as (
+                         update landfall.backfill
+                            set state = case state when 'requested' then 'running' else state end,
+                                begun = coalesce(begun, now()), start = $2, waits_for = null
+                          where id = $1 and state in ('requested', 'running', 'paused') and {}
+                         returning id)
+                     update landfall.backfill_table set state = 'waiting', after = null
+                      where backfill in (select id from begun)",
+                    is_ours(3)
+                );
+                connection.execute(&begun, &[id, &start, &epoch]).await.map(drop).map_err(failed)
             }
             Kept::TableBegun(key) | Kept::BothBegun(key) => {
                 if matches!(self.kept, Kept::BothBegun(_)) {
-                    let begun = "update landfall.backfill
-                           set state = case state when 'requested' then 'running' else state end,
-                               begun = coalesce(begun, now()), waits_for = null
-                         where id = $1 and state in ('requested', 'running', 'paused')";
-                    connection.execute(begun, &[id]).await.map_err(&failed)?;
+                    let begun = format!(
+                        "update landfall.backfill
+                            set state = case state when 'requested' then 'running' else state end,
+                                begun = coalesce(begun, now()), waits_for = null
+                          where id = $1 and state in ('requested', 'running', 'paused') and {}",
+                        is_ours(2)
+                    );
+                    connection.execute(&begun, &[id, &epoch]).await.map_err(&failed)?;
                 }
-                let begun = "update landfall.backfill_table
-                       set state = 'copying', after = null, key = $3, rows = 0, bytes = 0, chunks = 0,
-                           begun = now(), ended = null
-                     where backfill = $1 and place = $2";
-                connection.execute(begun, &[id, place, key]).await.map(drop).map_err(failed)
+                let begun = format!(
+                    "update landfall.backfill_table
+                        set state = 'copying', after = null, key = $3, rows = 0, bytes = 0, chunks = 0,
+                            begun = now(), ended = null
+                      where backfill = $1 and place = $2 and {}",
+                    is_ours(4)
+                );
+                connection.execute(&begun, &[id, place, key, &epoch]).await.map(drop).map_err(failed)
             }
             Kept::Chunk(chunk) => {
                 // Held back meanwhile, it is over all the same where this was its last.
-                let kept = "with kept as (
+                let kept = format!(
+                    "with ours as (select {} as so), kept as (
                          update landfall.backfill_table
                             set state = case when $3 then 'done' else 'copying' end, after = $4,
                                 rows = case when $7 then 0 else rows end + $5,
@@ -130,7 +160,7 @@ impl Ticket {
                                 chunks = case when $7 then 0 else chunks end + 1,
                                 key = case when $7 then null else key end, begun = coalesce(begun, now()),
                                 ended = case when $3 then now() end
-                          where backfill = $1 and place = $2)
+                          where backfill = $1 and place = $2 and (select so from ours))
                      update landfall.backfill
                         set waits_for = case when not over then $8 end,
                             state = case when over then 'done' else state end,
@@ -138,10 +168,12 @@ impl Ticket {
                        from (select $3 and not exists (
                                  select from landfall.backfill_table
                                   where backfill = $1 and place <> $2 and state <> 'done') as over) o
-                      where id = $1 and state in ('running', 'paused')";
+                      where id = $1 and state in ('running', 'paused') and (select so from ours)",
+                    is_ours(9)
+                );
                 connection
                     .execute(
-                        kept,
+                        &kept,
                         &[
                             id,
                             place,
@@ -151,6 +183,7 @@ impl Ticket {
                             &chunk.bytes,
                             &chunk.first,
                             &chunk.waits_for,
+                            &epoch,
                         ],
                     )
                     .await
