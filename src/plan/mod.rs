@@ -26,7 +26,10 @@ pub mod parked;
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::change::{Cell, Change, Fingerprint, Meanwhile, Operation, Row, Shape};
+use crate::{
+    change::{Cell, Change, Fingerprint, Meanwhile, Operation, Row, Shape},
+    names::qualified,
+};
 
 #[cfg(test)]
 mod tests;
@@ -62,8 +65,13 @@ pub enum Joining {
     Snapshot,
 }
 
-/// The tables a backfill has begun and not ended, by name (`schema.table`).
+/// The tables a backfill has begun and not ended, by their names as [`table_key`] has them.
 pub type JoiningTables = HashMap<String, Joining>;
+
+/// A table's name, as no other has it: unquoted, `"a.b"."c"` and `"a"."b.c"` read the same.
+pub fn table_key(shape: &Shape) -> String {
+    qualified(&shape.schema, &shape.table)
+}
 
 /// What is known of the target's tables.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +85,7 @@ pub struct Tables<'t> {
 impl Tables<'_> {
     fn joining(&self, shape: &Shape) -> Option<Joining> {
         // Asked for with every change, and nearly always in vain.
-        if self.joining.is_empty() { None } else { self.joining.get(&shape.to_string()).copied() }
+        if self.joining.is_empty() { None } else { self.joining.get(&table_key(shape)).copied() }
     }
 }
 

@@ -285,7 +285,7 @@ fn random_histories_end_as_they_do_one_by_one() {
 fn what_changes_under_a_snapshot_is_kept_and_not_done() {
     let (bare, other) = (shape("bare", &[("a", true), ("b", true)]), keyed());
     let locators = locators(&[(&bare, Locator::WholeRow), (&other, by_id())]);
-    let joining = JoiningTables::from([("public.bare".to_owned(), Joining::Snapshot)]);
+    let joining = JoiningTables::from([(r#""public"."bare""#.to_owned(), Joining::Snapshot)]);
     let tables = Tables { locators: &locators, joining: &joining };
     let come = |text| Change::Insert { shape: bare.clone(), new: row(text) };
     let go = |text| Change::Delete { shape: bare.clone(), old: row(text) };

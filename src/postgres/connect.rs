@@ -125,9 +125,11 @@ pub async fn connect(address: &Address, application: &str) -> Result<Connection>
     session.map_err(place)
 }
 
-/// The settings a value's text depends on, pinned the same on both ends (case T17).
+/// The settings a value's text depends on, and what is made of it, pinned the same on both ends (case T17); and that a
+/// statement sees what was committed before it.
 pub const OUTPUT_SETTINGS: &str = "-c timezone=UTC -c datestyle=ISO,YMD -c intervalstyle=postgres \
-     -c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C -c xmlbinary=base64";
+     -c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C -c xmlbinary=base64 -c xmloption=content \
+     -c array_nulls=on -c default_transaction_isolation=read\\ committed";
 
 /// Has the server ask as we do ([`watch_over`]) whether the other end is there: what a daemon holds whose host is gone (locks,
 /// a snapshot, a replication origin) is let go half a minute later, not two hours.

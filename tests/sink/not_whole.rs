@@ -256,11 +256,18 @@ async fn a_row_that_went_meanwhile_and_is_not_there_stops_the_stream() {
     let done = log.one(vec![keyless_mark(Mark::Done)]);
     let fault = sink.apply(&done).await.unwrap_err();
     assert_eq!(fault.code(), Code::TableDiffers, "{fault}");
-    let remedy = fault.remedy().to_owned();
-    let sql = remedy.split("run: ").nth(1).and_then(|tail| tail.split(';').next()).unwrap();
+    assert!(fault.remedy().contains("landfall recover") && fault.remedy().contains("--again"), "{fault}");
     assert_eq!(sink.claim().await.unwrap().joining, 1);
-    target.run(sql).await;
-    assert_eq!(sink.apply(&done).await.unwrap().joining, 0);
+    // Behind the place that a recovery begins at, it is filled once more: what was kept of it counts no more.
+    log.after = done.after;
+    for changes in [
+        vec![keyless_mark(Mark::Stale)],
+        vec![keyless_mark(Mark::Snapshot), portion("2\tb\n", None)],
+        vec![keyless_mark(Mark::Done)],
+    ] {
+        sink.apply(&log.one(changes)).await.unwrap();
+    }
+    assert_eq!(target.rows().await, [(2, "b".to_owned())]);
     // What is kept of a table that nobody fills any more is forgotten.
     let again = vec![keyless_mark(Mark::Snapshot), portion("3\tc\n", Some(Meanwhile::Came))];
     sink.apply(&log.one(again)).await.unwrap();

@@ -26,7 +26,6 @@ use super::{
 use crate::{
     change::{Cell, Meanwhile, Shape},
     fault::{Code, Fault},
-    names::literal,
     plan::Keep,
 };
 
@@ -149,13 +148,8 @@ pub(super) async fn make_up(
             );
             return Err(Fault::new(Code::TableDiffers, message)
                 .remedied_by(format!(
-                    "end what else writes to it; then, at the target, run: DELETE FROM landfall.meanwhile WHERE \
-                     (link, stream, schema_name, table_name) = ({}, {}, {}, {}); it goes on by itself, and the table is \
-                     to be copied once more: landfall backfill --table {shape} --again",
-                    literal(link),
-                    literal(stream),
-                    literal(&shape.schema),
-                    literal(&shape.table),
+                    "end what else writes to it; then bring the link past this place by `landfall recover --execute` in \
+                     this region, and copy the table once more: `landfall backfill --table {shape} --again` in the other"
                 ))
                 .into());
         }

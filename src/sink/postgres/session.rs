@@ -25,7 +25,7 @@ use super::{
 use crate::{
     change::Shape,
     fault::{Code, Fault, Result},
-    names::{self, literal},
+    names::{self, literal, qualified},
     plan::{Joining, JoiningTables},
     position::{ApplyEpoch, Incarnation, Offset, Sequence, WriterEpoch},
     postgres::{
@@ -131,7 +131,7 @@ async fn take_hold(
     abandoned.map_err(sql("forget what was kept of tables that are filled no more"))?;
     let rows = connection
         .query(
-            "SELECT schema_name || '.' || table_name, mark FROM landfall.joining
+            "SELECT schema_name, table_name, mark FROM landfall.joining
               WHERE link = $1 AND stream = $2",
             &[&link, &config.stream],
         )
@@ -143,7 +143,7 @@ async fn take_hold(
         "stale" => Joining::Stale,
         _ => Joining::Copying,
     };
-    let joining = rows.iter().map(|row| (row.get(0), standing(row.get(1)))).collect();
+    let joining = rows.iter().map(|row| (qualified(row.get(0), row.get(1)), standing(row.get(2)))).collect();
     let recovers = "SELECT EXISTS (SELECT FROM landfall.recovery WHERE link = $1 AND stream = $2)";
     let recovers = connection
         .query_one(recovers, &[&link, &config.stream])

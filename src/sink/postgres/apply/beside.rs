@@ -9,6 +9,7 @@ use super::{Session, alone::InTheWay, into_fault};
 use crate::{
     change::{Change, Ordered},
     fault::Result,
+    plan::table_key,
     position::Position,
     sink::{
         Step,
@@ -43,7 +44,7 @@ impl Session {
             replaces: *again || self.is_touched(shape),
             origin: Origin::of(Some(head.position), Some(head.time)),
         };
-        self.brought.insert(shape.to_string());
+        self.brought.insert(table_key(shape));
         let texts = &Texts::new(&step.frame.changes[..count]);
         let work = lanes.into_iter().map(async |mut lane| {
             let mut taken = Vec::new();

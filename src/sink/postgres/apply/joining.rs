@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Session;
 use crate::{
     change::{Change, Mark, Shape},
-    plan::Joining,
+    plan::{Joining, table_key},
     sink::{
         Step,
         postgres::trouble::{self, Attempt},
@@ -25,14 +25,14 @@ impl Session {
                 _ => false,
             };
             if brings {
-                self.touched.insert(change.shape().to_string());
+                self.touched.insert(table_key(change.shape()));
             }
         }
     }
 
     /// Whether a table being filled may hold rows of a chunk that has not come.
     pub(super) fn is_touched(&self, shape: &Shape) -> bool {
-        !self.is_emptied_now(shape) && self.touched.contains(&shape.to_string())
+        !self.is_emptied_now(shape) && self.touched.contains(&table_key(shape))
     }
 
     /// Whether a table holds rows as they were under one snapshot.
@@ -57,7 +57,7 @@ impl Session {
         if self.marked.is_empty() && self.known.joining.is_empty() {
             return false;
         }
-        let table = shape.to_string();
+        let table = table_key(shape);
         match self.marked.iter().rev().find(|(marked, _)| *marked == table) {
             Some((_, last)) => *last == mark,
             None => self.known.joining.get(&table) == Some(&joining),
@@ -66,7 +66,7 @@ impl Session {
 
     /// Whether the transaction that is open begins with this table.
     pub(super) fn is_emptied_now(&self, shape: &Shape) -> bool {
-        let table = shape.to_string();
+        let table = table_key(shape);
         self.marked.iter().any(|(marked, mark)| *marked == table && *mark == Mark::Begin)
     }
 
@@ -100,7 +100,7 @@ impl Session {
                 }
             };
             done.map_err(|error| trouble::of_guard(&error))?;
-            self.marked.push((shape.to_string(), mark));
+            self.marked.push((table_key(shape), mark));
         }
         for shape in shapes {
             self.overtake_table(shape, mark).await?;
