@@ -86,13 +86,13 @@ async fn a_chunk_comes_in_by_several_sessions_under_origins_of_their_own() {
     has(&target, 0..16 * ROWS).await;
     let lanes = "SELECT count(*)::text FROM pg_stat_activity
                   WHERE application_name LIKE 'landfall copy%' AND datname = current_database()";
-    for _ in 0..100 {
-        if target.ask(lanes).await.unwrap() == "0" {
-            return;
+    let gone = async {
+        while target.ask(lanes).await.unwrap() != "0" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("sessions that copied are there when nothing is copied any more");
+    };
+    let gone = tokio::time::timeout(Duration::from_secs(60), gone).await;
+    gone.expect("sessions that copied are there when nothing is copied any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]
