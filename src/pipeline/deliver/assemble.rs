@@ -506,6 +506,15 @@ mod tests {
         Assembler::new(Incarnation(1), start, Sequence(0), Vec::new(), limits, here)
     }
 
+    /// The next record comes.
+    fn take(assembler: &mut Assembler, kind: Kind, flags: Flags, value: Vec<u8>) {
+        let sequence = assembler.cursor.sequence.next();
+        let header = Header { kind, flags, epoch: WriterEpoch(1), incarnation: Incarnation(1), sequence };
+        let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
+        let offset = Offset(sequence.0 as i64);
+        assembler.take(&header, (offset, false), &Bytes::from(value), arrival).unwrap();
+    }
+
     fn head(origin: Region) -> TransactionHead {
         let at = PostgresPosition { commit: Lsn(1), end: Lsn(2), xid: 3, time: Micros(4) };
         TransactionHead { position: Position::Postgres(at), time: at.time, origin }
@@ -552,13 +561,6 @@ mod tests {
     fn no_place_is_told_in_the_middle_of_a_value_that_comes_in_parts() {
         let here: Region = "eu-west-1".parse().unwrap();
         let mut assembler = assembler(here.clone());
-        let take = |assembler: &mut Assembler, kind, flags, value: Vec<u8>| {
-            let sequence = assembler.cursor.sequence.next();
-            let header = Header { kind, flags, epoch: WriterEpoch(1), incarnation: Incarnation(1), sequence };
-            let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
-            let offset = Offset(sequence.0 as i64);
-            assembler.take(&header, (offset, false), &Bytes::from(value), arrival).unwrap();
-        };
         let position = head(here.clone()).position;
         let beat = || {
             let beat = Beat { sent: Micros(1), echo: Vec::new() };
@@ -597,13 +599,6 @@ mod tests {
         let place = |commit, end| {
             let at = PostgresPosition { commit: Lsn(commit), end: Lsn(end), xid: 3, time: Micros(4) };
             Position::Postgres(at)
-        };
-        let take = |assembler: &mut Assembler, kind, flags, value: Vec<u8>| {
-            let sequence = assembler.cursor.sequence.next();
-            let header = Header { kind, flags, epoch: WriterEpoch(1), incarnation: Incarnation(1), sequence };
-            let arrival = Arrival { appended: Micros(1), fetched: Micros(2) };
-            let offset = Offset(sequence.0 as i64);
-            assembler.take(&header, (offset, false), &Bytes::from(value), arrival).unwrap();
         };
         // A transaction that is one record.
         let transaction = |assembler: &mut Assembler, position| {
