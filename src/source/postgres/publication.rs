@@ -75,7 +75,11 @@ pub(super) async fn check(
             "publication `{name}` no longer publishes {list}, which stream `{}` carries",
             config.stream
         );
-        return refuse(message, format!("ALTER PUBLICATION {} ADD TABLE {add};", quoted(name)));
+        let mend = format!(
+            "ALTER PUBLICATION {} ADD TABLE {add}; -- Or, what is to be carried no more: out of source.tables, and restart.",
+            quoted(name)
+        );
+        return refuse(message, mend);
     }
     let amiss = amiss(&in_scope, name, is_published);
     Ok(Published { tables, amiss })
