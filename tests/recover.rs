@@ -240,3 +240,55 @@ async fn killed_on_either_side_it_is_carried_to_its_end_and_every_table_flows_me
     regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     ready(&eu).await;
 }
+
+/// Both regions publish everything, and one has written to a table that the other has had nothing of yet: whose rows it
+/// holds, only they know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_takes_no_row_that_only_this_region_can_have() {
+    let regions = TwoRegions::start_both(15, 18).await.unwrap();
+    regions
+        .execute_both("create table ours (id int8 primary key, note text); grant all on ours to public")
+        .await
+        .unwrap();
+    let us = regions.us.config().source(&["public.*"]).link(&regions.eu).to_toml();
+    let eu = regions.eu.config().source(&["public.*"]).link(&regions.us).to_toml();
+    let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
+    let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
+    for daemon in [&us, &eu] {
+        daemon.wait_heartbeat(PATIENCE).await.unwrap();
+    }
+    regions.us.execute("insert into ours values (1, 'ours')").await.unwrap();
+    let arrived = async |region: &Region, sql: &str| {
+        eventually(PATIENCE, sql, async || {
+            Ok(region.postgres.query_text("shop", sql).await?.as_deref() == Some("1"))
+        })
+        .await
+        .unwrap();
+    };
+    arrived(&regions.eu, "select count(*)::text from ours").await;
+    // Of a region that only receives there is nothing to compare, and the link begins anew all the same.
+    let recovered = us.command(&["recover", "--execute"]).await.unwrap();
+    let told = said(&recovered);
+    assert!(recovered.status.success() && told.contains("recovered: 0 tables"), "{told}\n{}", eu.log_tail());
+    arrived(&regions.us, "select (count(*) + 1)::text from landfall.recovery").await;
+
+    let young = "create table young (id int8 primary key, note text); grant all on young to public";
+    regions.execute_both(young).await.unwrap();
+    for region in [&regions.us, &regions.eu] {
+        let publish = "alter publication landfall add table young";
+        region.postgres.execute("shop", publish).await.unwrap();
+    }
+    // What eu writes does not come to us.
+    regions.us.execute("alter table young add check (note = 'nothing')").await.unwrap();
+    regions.eu.execute("insert into young values (1, 'newest')").await.unwrap();
+    halts(&us, "LF-ROW-REJECTED").await;
+    for _ in 0..2 {
+        let recovered = eu.command(&["recover", "--execute"]).await.unwrap();
+        let told = said(&recovered);
+        let left = told.contains("left as they are") && told.contains("public.young");
+        assert!(recovered.status.code() == Some(1) && left, "{told}");
+        assert!(told.contains("recovered: 1 tables"), "{told}");
+    }
+    arrived(&regions.eu, "select count(*)::text from young where note = 'newest'").await;
+    ready(&eu).await;
+}

@@ -154,6 +154,9 @@ pub enum Mark {
     Stale,
     /// Every row of the table has come.
     Done,
+    /// The table was compared, and what differed has come. Of one that is not [`Mark::Stale`] it says nothing: a backfill has
+    /// begun it since, or it is whole.
+    Settled,
 }
 
 impl Mark {
@@ -165,6 +168,7 @@ impl Mark {
             Self::Snapshot => "snapshot",
             Self::Stale => "stale",
             Self::Done => "done",
+            Self::Settled => "settled",
         }
     }
 }

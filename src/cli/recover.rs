@@ -23,6 +23,7 @@ use crate::{
         kafka::{KafkaLog, Topics, WriterLimits},
     },
     config::Settings,
+    envelope::body::Start,
     fault::{Code, Fault, Result},
     kafka::{Cluster, TopicRules},
     names,
@@ -94,11 +95,18 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     if !arguments.execute {
         return recovery.plan(&stale).await;
     }
+    // Before what came from there is forgotten with a stream that was begun anew.
+    let ours = match &settings.source {
+        Some(source) => {
+            let published = (&*source.publication, &source.scope);
+            verification::published_only_by_us(&recovery.comparing.connection, from, published).await?
+        }
+        None => Vec::new(),
+    };
     recovery.allow().await?;
     recovery.say(&format!("asking {from} where the stream may be begun"));
-    // Anew each time: the link may stand again before something it cannot pass.
-    recovery.until(&About::Recover, |now| now.since > stale.since).await?;
-    recovery.compare().await
+    let left_out = recovery.begin(ours).await?;
+    recovery.compare(&left_out).await
 }
 
 /// What is gone between what was applied and what a topic keeps (from its first offset to behind its last): how many
@@ -220,47 +228,64 @@ impl Recovery<'_> {
         }
     }
 
-    async fn stale(&self) -> Result<Stale> {
-        let Comparing { connection, link, .. } = &self.comparing;
-        verification::stale(connection, &link.from, &link.stream).await
+    /// Where this region may begin the stream, as the other last said.
+    async fn start(&self) -> Result<Option<Start>> {
+        let Some(kept) = self.log.start(self.here.as_str()).await? else { return Ok(None) };
+        serde_json::from_slice(&kept).map(Some).map_err(|error| {
+            Fault::new(Code::RecordCorrupt, "read where the stream may be begun").because(error)
+        })
     }
 
-    /// Asks the other region again and again, until what is stale is as it should be.
-    async fn until(&self, about: &About, is_so: impl Fn(&Stale) -> bool) -> Result<()> {
-        let link = self.comparing.link;
-        let mut question = Question {
-            verification: "recover".to_owned(),
-            number: 0,
-            by: self.here.to_string(),
-            stream: link.stream.clone(),
-            about: about.clone(),
-        };
-        let (since, mut asked, mut anew) = (Instant::now(), None::<Instant>, None::<Instant>);
+    /// Asks the other region where the stream may be begun, and waits until the link has begun there; gives the tables that
+    /// are left as they are. Anew each time: the link may stand again before something it cannot pass.
+    async fn begin(&self, ours: Vec<TableName>) -> Result<Vec<TableName>> {
+        let Comparing { connection, link, .. } = &self.comparing;
+        let before = self.start().await?;
+        let mut asking = self.asking(About::Recover { ours });
         loop {
-            if asked.is_none_or(|asked| asked.elapsed() >= ASK) {
-                if anew.is_none_or(|anew| anew.elapsed() >= ANEW) {
-                    question.number = u64::from(rand::random::<u32>());
-                    anew = Some(Instant::now());
+            asking.go_on().await?;
+            if let Some(start) = self.start().await?.filter(|start| before.as_ref() != Some(start)) {
+                let incarnation = verification::incarnation(connection, &link.from, &link.stream).await?;
+                let applied = verification::standing(connection, &link.from, &link.stream).await?.applied;
+                if incarnation == Some(start.incarnation.to_string()) && applied >= Some(start.offset.0) {
+                    return Ok(start.left_out);
                 }
-                self.log.ask(&serde_json::to_vec(&question).expect("text keys, text and numbers")).await?;
-                asked = Some(Instant::now());
-            }
-            if is_so(&self.stale().await?) {
-                return Ok(());
-            }
-            if since.elapsed() >= self.comparing.patience {
-                let message = format!("{} has not answered for {} s", link.from, since.elapsed().as_secs());
-                return Err(Fault::new(Code::NotServed, message).remedied_by(
-                    "see that its daemon runs, whether its log says `what another region asks cannot be answered`, and with \
-                     `landfall status` what this region's link waits for; then ask again",
-                ));
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
+    async fn stale(&self) -> Result<Stale> {
+        let Comparing { connection, link, .. } = &self.comparing;
+        verification::stale(connection, &link.from, &link.stream).await
+    }
+
+    /// Asks the other region to settle a table, and waits until it does not count as stale any more.
+    async fn settle(&self, table: &TableName) -> Result<Stale> {
+        let mut asking = self.asking(About::Settle { table: table.clone() });
+        loop {
+            asking.go_on().await?;
+            let stale = self.stale().await?;
+            if !stale.tables.contains(table) {
+                return Ok(stale);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn asking(&self, about: About) -> Asking<'_> {
+        let question = Question {
+            verification: "recover".to_owned(),
+            number: 0,
+            by: self.here.to_string(),
+            stream: self.comparing.link.stream.clone(),
+            about,
+        };
+        Asking { recovery: self, question, since: Instant::now(), asked: None, anew: None }
+    }
+
     /// Compares and mends what may be stale, until nothing differs.
-    async fn compare(&self) -> Result<u8> {
+    async fn compare(&self, left_out: &[TableName]) -> Result<u8> {
         let (mut mended, mut recovered) = (0, Vec::new());
         // A row that took a key in a range already compared is found by the next comparison.
         let mut compared: HashMap<String, u32> = HashMap::new();
@@ -303,8 +328,9 @@ impl Recovery<'_> {
                     "equal" => {
                         let is_it = |it: &&TableName| it.to_string() == table.table;
                         let Some(name) = tables.iter().find(is_it) else { continue };
-                        let settled = About::Settle { table: name.clone() };
-                        self.until(&settled, |stale| !stale.tables.contains(name)).await?;
+                        if self.settle(name).await?.filling.contains(name) {
+                            continue;
+                        }
                         self.say(&format!("  {}: equal, {} rows", table.table, table.rows));
                         recovered.push(table.table);
                     }
@@ -323,15 +349,22 @@ impl Recovery<'_> {
                 break;
             }
         }
-        let still = self.stale().await?.tables;
+        let Comparing { connection, link, .. } = &self.comparing;
+        verification::end_recovery(connection, &link.from, &link.stream).await?;
+        let Stale { tables: still, filling, .. } = self.stale().await?;
         if self.comparing.json {
-            let left: Vec<String> = still.iter().map(ToString::to_string).collect();
-            let report = serde_json::json!({ "recovered": recovered, "mended": mended, "left": left });
+            let names = |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let report = serde_json::json!({
+                "recovered": recovered, "mended": mended, "left": names(&still), "filling": names(&filling),
+                "left_out": names(left_out),
+            });
             println!("{report}");
         } else {
             self.tell(mended, recovered.len(), &still, &left, &compared);
+            self.tell_of_others(&filling, left_out);
         }
-        Ok(if still.is_empty() { GOOD } else { FOUND })
+        let all = still.is_empty() && filling.is_empty() && left_out.is_empty();
+        Ok(if all { GOOD } else { FOUND })
     }
 
     fn tell(
@@ -364,6 +397,62 @@ impl Recovery<'_> {
             "next: in {from}, `landfall backfill --to {}` with --table for each of them, or mend what stands in the way and ask again",
             self.here
         );
+    }
+
+    /// Tables that were not compared, or whatever was compared of them does not count.
+    fn tell_of_others(&self, filling: &[TableName], left_out: &[TableName]) {
+        let (from, here) = (&self.comparing.link.from, self.here);
+        let list =
+            |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if !filling.is_empty() {
+            println!("not whole: {}, which a backfill of {from} is to fill", list(filling));
+            println!("next: in {from}, `landfall backfill status`; this region is joining until it is done");
+        }
+        if !left_out.is_empty() {
+            println!("left as they are, since nothing tells which region has their rows: {}", list(left_out));
+            println!(
+                "next: those that {from} writes, `landfall repair --from {from} --execute` with --table for each; those \
+                 that {here} writes, nothing"
+            );
+        }
+    }
+}
+
+/// A question that is asked again and again: whoever is to answer it may not have listened.
+struct Asking<'a> {
+    recovery: &'a Recovery<'a>,
+    question: Question,
+    since: Instant,
+    asked: Option<Instant>,
+    /// Since when it is this question.
+    anew: Option<Instant>,
+}
+
+impl Asking<'_> {
+    /// Asks where it is time to.
+    ///
+    /// # Errors
+    /// The other region has not done what it was asked for within the patience there is.
+    async fn go_on(&mut self) -> Result<()> {
+        let Comparing { link, patience, .. } = &self.recovery.comparing;
+        if self.since.elapsed() >= *patience {
+            let message = format!("{} has not answered for {} s", link.from, self.since.elapsed().as_secs());
+            return Err(Fault::new(Code::NotServed, message).remedied_by(
+                "see that its daemon runs, whether its log says `what another region asks cannot be answered`, and with \
+                 `landfall status` what this region's link waits for; then ask again",
+            ));
+        }
+        if self.asked.is_some_and(|asked| asked.elapsed() < ASK) {
+            return Ok(());
+        }
+        if self.anew.is_none_or(|anew| anew.elapsed() >= ANEW) {
+            self.question.number = u64::from(rand::random::<u32>());
+            self.anew = Some(Instant::now());
+        }
+        let question = serde_json::to_vec(&self.question).expect("text keys, text and numbers");
+        self.recovery.log.ask(&question).await?;
+        self.asked = Some(Instant::now());
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     change::{Mark, Meanwhile, Shape},
     position::{Incarnation, Offset, Position, Sequence, WriterEpoch},
     stamp::Micros,
-    verify::Answer,
+    verify::{Answer, TableName},
 };
 
 /// Every value of ours is a JSON object with our block under this name.
@@ -208,7 +208,7 @@ pub struct Answered {
 
 /// Where a stream may be begun in its middle: every table it carries is copied, or compared, from here on. Kept in the state
 /// topic for each region that was to be filled ([`crate::names::start_key`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// The stream's life.
     pub incarnation: Incarnation,
@@ -221,6 +221,9 @@ pub struct Start {
     /// Set where no rows follow but those in which one target differs: only who asked for it may begin there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovery: bool,
+    /// In a recovery, tables the stream carries that are not compared: nothing tells which of the two regions has their rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<TableName>,
 }
 
 /// A table's shape, and the fingerprint changes name it by.

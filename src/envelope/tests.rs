@@ -103,7 +103,7 @@ fn what_a_backfill_brings_survives() {
         meanwhile: Some(meanwhile),
         text: Bytes::copy_from_slice(text.as_bytes()),
     };
-    let marks = [Mark::Wait, Mark::Begin, Mark::Snapshot, Mark::Done];
+    let marks = [Mark::Wait, Mark::Begin, Mark::Snapshot, Mark::Stale, Mark::Done, Mark::Settled];
     let changes = marks.map(|mark| Change::Watermark { shapes: vec![shape()], mark });
     for change in changes.into_iter().chain([
         chunk(text, 2, false),

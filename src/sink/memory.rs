@@ -341,8 +341,12 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
         Change::Watermark { shapes, mark } => {
             for shape in shapes {
                 let name = shape.to_string();
+                if *mark == Mark::Settled && state.joining.get(&name) != Some(&Joining::Stale) {
+                    continue;
+                }
                 let kept = state.meanwhile.remove(&name).unwrap_or_default();
                 match mark {
+                    Mark::Settled => drop(state.joining.remove(&name)),
                     Mark::Done => {
                         make_up(state, before, shape, kept)?;
                         state.joining.remove(&name);

@@ -12,7 +12,7 @@ use crate::{
     envelope::body::Server,
     fault::Result,
     position::{Incarnation, Position, WriterEpoch},
-    verify::{Answer, Key, Question},
+    verify::{Answer, Key, Question, TableName},
 };
 
 /// What a source sends.
@@ -142,6 +142,13 @@ pub enum With {
         shapes: Vec<Arc<Shape>>,
         /// How it stands with them.
         mark: Mark,
+    },
+    /// A place to begin the stream at, with the rows that the other region has.
+    Recovery {
+        /// The tables whose rows may be stale there.
+        shapes: Vec<Arc<Shape>>,
+        /// Tables of which that is not known ([`Start::left_out`](crate::envelope::body::Start::left_out)).
+        left_out: Vec<TableName>,
     },
 }
 

@@ -63,7 +63,10 @@ impl Question {
             About::Sums { after, .. } => texts.extend(after.iter().flatten()),
             About::Rows { after, upto, .. } => texts.extend(after.iter().chain(upto).flatten()),
             About::Keys { keys, .. } | About::Mend { keys, .. } => texts.extend(keys.iter().flatten()),
-            About::Tables | About::Recover | About::Settle { .. } => (),
+            About::Recover { ours } => {
+                texts.extend(ours.iter().flat_map(|table| [&table.schema, &table.table]));
+            }
+            About::Tables | About::Settle { .. } => (),
         }
         self.by.parse::<Region>().is_ok()
             && self.verification.len() <= NAME_MAX
@@ -122,7 +125,11 @@ pub enum About {
     },
     /// To begin the stream in its middle, with the rows there are: they may be older than that, until they are
     /// compared and mended.
-    Recover,
+    Recover {
+        /// Tables that who asks publishes as well, and has no row of from there: what it holds of them may well be newer, and
+        /// they are left as they are.
+        ours: Vec<TableName>,
+    },
     /// That a table's rows are as they are there.
     Settle {
         /// The table.
@@ -134,7 +141,7 @@ impl About {
     /// The table it is about.
     pub fn table(&self) -> Option<&TableName> {
         match self {
-            Self::Tables | Self::Recover => None,
+            Self::Tables | Self::Recover { .. } => None,
             Self::Sums { table, .. }
             | Self::Rows { table, .. }
             | Self::Keys { table, .. }

@@ -35,7 +35,7 @@ impl Held {
     /// As the region that is asked finds it: it chooses the ranges.
     fn asked(&self, about: &About) -> Found {
         match about {
-            About::Tables | About::Mend { .. } | About::Recover | About::Settle { .. } => {
+            About::Tables | About::Mend { .. } | About::Recover { .. } | About::Settle { .. } => {
                 unreachable!("a survey knows its table, and only looks")
             }
             About::Sums { after, range_rows, ranges, .. } => {

@@ -367,6 +367,9 @@ pub(crate) async fn a_table_that_may_be_stale_keeps_its_rows_and_is_lenient(targ
     sink.claim().await.unwrap();
     target.put(1, "old").await;
     target.put(2, "old").await;
+    // Whoever settled it had compared it before a backfill asked for it.
+    sink.apply(&log.one(vec![mark(Mark::Wait)])).await.unwrap();
+    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Settled)])).await.unwrap().joining, 1);
     assert_eq!(sink.apply(&log.one(vec![mark(Mark::Stale)])).await.unwrap().joining, 1);
     assert_eq!(target.rows().await, rows(&[(1, "old"), (2, "old")]));
     sink.apply(&log.one(vec![become_("1", "a"), come("2", "b"), become_("7", "x"), go("8")])).await.unwrap();
@@ -376,7 +379,7 @@ pub(crate) async fn a_table_that_may_be_stale_keeps_its_rows_and_is_lenient(targ
     let moves = update(&shape(), Some(row(["1", ""])), row(["3", "c"]));
     sink.apply(&log.one(vec![moves, come("4", "d"), go("4"), go("4")])).await.unwrap();
     assert_eq!(target.rows().await, rows(&[(2, "b"), (3, "c")]));
-    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Done)])).await.unwrap().joining, 0);
+    assert_eq!(sink.apply(&log.one(vec![mark(Mark::Settled)])).await.unwrap().joining, 0);
     let fault = sink.apply(&log.one(vec![go("4")])).await.unwrap_err();
     assert_eq!(conflict(&fault).kind, ConflictKind::DeleteMissing);
 }

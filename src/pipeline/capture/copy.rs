@@ -210,7 +210,7 @@ impl Watermark {
 /// How long an answer is remembered.
 fn holds_for(about: &About) -> Duration {
     match about {
-        About::Recover | About::Settle { .. } => MARKED_FOR,
+        About::Recover { .. } | About::Settle { .. } => MARKED_FOR,
         About::Tables | About::Sums { .. } | About::Rows { .. } | About::Keys { .. } | About::Mend { .. } => {
             ANSWERED_FOR
         }
@@ -457,17 +457,18 @@ mod tests {
             stream: "main".to_owned(),
             about,
         };
+        let recover = || About::Recover { ours: Vec::new() };
         let wait = || desk.state().questions.iter().map(|(it, _)| it.number).collect::<Vec<_>>();
-        for (number, about) in [(1, About::Tables), (2, About::Recover)] {
+        for (number, about) in [(1, About::Tables), (2, recover())] {
             desk.answered(question(number, about), now);
         }
         desk.ask(question(1, About::Tables), now);
         assert_eq!(wait(), [0; 0], "its answer is on its way");
         let later = now + 2 * ANSWERED_FOR;
         desk.ask(question(1, About::Tables), later);
-        desk.ask(question(2, About::Recover), later);
+        desk.ask(question(2, recover()), later);
         assert_eq!(wait(), [1], "it was lost; the mark was not");
-        desk.ask(question(3, About::Recover), later);
+        desk.ask(question(3, recover()), later);
         assert_eq!(wait(), [1, 3]);
     }
 }

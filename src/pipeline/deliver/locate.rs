@@ -125,6 +125,7 @@ mod tests {
             sequence: Sequence(10),
             offset: Offset(12),
             recovery: true,
+            left_out: Vec::new(),
         };
         let at = |epoch, sequence| Cursor {
             sequence: Sequence(sequence),

@@ -100,7 +100,7 @@ pub(super) fn overtake(state: &mut State, change: &Change) {
     let name = |shape: &Shape| TableName { schema: shape.schema.to_string(), table: shape.table.to_string() };
     let tables: Vec<TableName> = change.shapes().iter().map(|shape| name(shape)).collect();
     if let Change::Watermark { mark, .. } = change {
-        if *mark != Mark::Done {
+        if !matches!(mark, Mark::Done | Mark::Settled) {
             state.aside.overtake(|part| tables.contains(&part.table));
         }
     } else if !state.aside.rows.is_whole(&tables[0]) {

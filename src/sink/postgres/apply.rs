@@ -306,14 +306,16 @@ impl Session {
             // A table that keeps its rows may hold any of them.
             match mark {
                 Mark::Stale => drop(self.touched.insert(table.clone())),
-                Mark::Wait | Mark::Begin | Mark::Snapshot | Mark::Done => drop(self.touched.remove(&table)),
+                Mark::Wait | Mark::Begin | Mark::Snapshot | Mark::Done | Mark::Settled => {
+                    self.touched.remove(&table);
+                }
             }
             match mark {
                 Mark::Wait => drop(self.known.joining.insert(table, Joining::Waiting)),
                 Mark::Begin => drop(self.known.joining.insert(table, Joining::Copying)),
                 Mark::Stale => drop(self.known.joining.insert(table, Joining::Stale)),
                 Mark::Snapshot => drop(self.known.joining.insert(table, Joining::Snapshot)),
-                Mark::Done => drop(self.known.joining.remove(&table)),
+                Mark::Done | Mark::Settled => drop(self.known.joining.remove(&table)),
             }
         }
     }

@@ -2,15 +2,20 @@
 //! tables beside it. The daemon that applies the link does the work.
 
 use serde::Serialize;
-use tokio_postgres::{Client, types::ToSql};
+use tokio_postgres::{Client, Row, types::ToSql};
 
 use crate::{
     fault::{Code, Fault, Result},
     postgres::fault_of,
     region::Region,
-    scope::Pattern,
+    scope::{Pattern, Scope},
     verify::TableName,
 };
+
+/// With its last table a link's recovery is over.
+pub(super) const END_RECOVERY: &str = "DELETE FROM landfall.recovery
+      WHERE link = $1 AND stream = $2 AND NOT EXISTS (
+            SELECT FROM landfall.joining j WHERE j.link = $1 AND j.stream = $2 AND j.mark = 'stale')";
 
 /// What somebody wants compared.
 #[derive(Clone, Debug)]
@@ -232,6 +237,8 @@ pub async fn cancel(client: &Client, id: &str) -> Result<()> {
 pub struct Stale {
     /// The tables, in the order of their names.
     pub tables: Vec<TableName>,
+    /// Those a backfill is filling, or is to fill: what they hold is not looked at.
+    pub filling: Vec<TableName>,
     /// When the last of them was marked so, on the server's clock; 0 where none is.
     pub since: f64,
 }
@@ -241,13 +248,18 @@ pub struct Stale {
 /// # Errors
 /// Where the server does not answer, or the role may not.
 pub async fn stale(client: &Client, from: &Region, stream: &str) -> Result<Stale> {
-    let stale = "SELECT schema_name, table_name, extract(epoch FROM since)::float8 FROM landfall.joining
-                  WHERE link = $1 AND stream = $2 AND mark = 'stale' ORDER BY 1, 2";
-    let rows = client.query(stale, &[&from.as_str(), &stream]).await;
+    let joining = "SELECT schema_name, table_name, mark = 'stale', extract(epoch FROM since)::float8
+                     FROM landfall.joining WHERE link = $1 AND stream = $2 ORDER BY 1, 2";
+    let rows = client.query(joining, &[&from.as_str(), &stream]).await;
     let rows = rows.map_err(sql("read which tables may be stale"))?;
+    let (stale, filling): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.get(2));
+    let names = |rows: &[&Row]| {
+        rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect::<Vec<_>>()
+    };
     Ok(Stale {
-        tables: rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect(),
-        since: rows.iter().map(|row| row.get::<_, f64>(2)).fold(0.0, f64::max),
+        tables: names(&stale),
+        filling: names(&filling),
+        since: stale.iter().map(|row| row.get::<_, f64>(3)).fold(0.0, f64::max),
     })
 }
 
@@ -295,6 +307,34 @@ pub async fn allow_recovery(client: &Client, from: &Region, stream: &str) -> Res
     let allow = "INSERT INTO landfall.recovery (link, stream) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     let allowed = client.execute(allow, &[&from.as_str(), &stream]).await;
     allowed.map(drop).map_err(sql("let a link be recovered"))
+}
+
+/// The tables this region's own stream carries, and of which no row has come by the link.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn published_only_by_us(
+    client: &Client,
+    from: &Region,
+    (publication, scope): (&str, &Scope),
+) -> Result<Vec<TableName>> {
+    let ours = "SELECT schemaname::text, tablename::text FROM pg_publication_tables p
+                 WHERE pubname = $1 AND NOT EXISTS (
+                       SELECT FROM landfall.shape
+                        WHERE link = $2 AND body ->> 'schema' = schemaname AND body ->> 'table' = tablename)";
+    let rows = client.query(ours, &[&publication, &from.as_str()]).await;
+    let rows = rows.map_err(sql("ask which tables are this region's own"))?;
+    let ours = rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) });
+    Ok(ours.filter(|table| scope.holds(&table.schema, &table.table)).collect())
+}
+
+/// A recovery is over, where no table may be stale any more.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn end_recovery(client: &Client, from: &Region, stream: &str) -> Result<()> {
+    let ended = client.execute(END_RECOVERY, &[&from.as_str(), &stream]).await;
+    ended.map(drop).map_err(sql("end a recovery"))
 }
 
 /// The incarnation of the stream that the link has applied from; none where it has applied nothing.

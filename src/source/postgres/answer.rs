@@ -36,12 +36,12 @@ pub(super) async fn answer(
     let since = Instant::now();
     let read = match &question.about {
         About::Tables => tables(copier).await.map(|tables| (Found::Tables(tables), None, With::Nothing)),
-        About::Recover => match mark(copier, None, Mark::Stale).await {
+        About::Recover { ours } => match recovery(copier, &question.by, ours).await {
             // Not before it is known that the mark goes out: whoever is left out without it is filled by nobody.
             Ok(marked) => copier.leave_out(&question.by).await.map(|()| marked),
             refused => refused,
         },
-        About::Settle { table } => mark(copier, Some(table), Mark::Done).await,
+        About::Settle { table } => settled(copier, table).await,
         about @ (About::Sums { table, .. }
         | About::Rows { table, .. }
         | About::Keys { table, .. }
@@ -86,32 +86,47 @@ pub(super) async fn answer(
     Ok(Some(Portion { to: vec![question.by.clone()], content: Content::Answer { answer, read, with } }))
 }
 
-/// A mark on one table, or on every one that is carried.
-async fn mark(
-    copier: &mut PostgresCopier,
-    table: Option<&TableName>,
-    mark: Mark,
-) -> Result<(Found, Option<ReadFor>, With)> {
-    let carried = tables(copier).await?;
+type Told = (Found, Option<ReadFor>, With);
+
+/// Every table whose rows are this region's to tell may be stale where it is asked for, but for those of which neither
+/// region has a row from the other: where both publish them, it may be the other that has them.
+async fn recovery(copier: &mut PostgresCopier, by: &String, ours: &[TableName]) -> Result<Told> {
+    let carried = carried(copier).await?;
+    let told = tables(copier).await?;
     let connection = copier.connection().await?;
+    let from_there = backfill::received_from(connection, std::slice::from_ref(by)).await?;
+    let left_out = |table: &&TableName| match ours.contains(table) {
+        true => told.contains(table),
+        false => from_there.contains(table),
+    };
+    let left_out: Vec<TableName> = carried.iter().filter(left_out).cloned().collect();
     let mut shapes = Vec::new();
-    for name in carried.iter().filter(|name| table.is_none_or(|table| table == *name)) {
+    for name in told.iter().filter(|name| !left_out.contains(name)) {
         shapes.push(Table::look(connection, &name.schema, &name.table).await?.shape);
     }
-    if shapes.is_empty() {
-        let which = table.map_or_else(|| "no table".to_owned(), |table| format!("not table {table}"));
-        return Err(Fault::new(Code::TableDiffers, format!("the stream carries {which}")));
+    Ok((Found::Marked, None, With::Recovery { shapes, left_out }))
+}
+
+async fn settled(copier: &mut PostgresCopier, table: &TableName) -> Result<Told> {
+    if !tables(copier).await?.contains(table) {
+        return Err(Fault::new(Code::TableDiffers, format!("the stream carries not table {table}")));
     }
-    Ok((Found::Marked, None, With::Mark { shapes, mark }))
+    let connection = copier.connection().await?;
+    let shapes = vec![Table::look(connection, &table.schema, &table.table).await?.shape];
+    Ok((Found::Marked, None, With::Mark { shapes, mark: Mark::Settled }))
+}
+
+async fn carried(copier: &mut PostgresCopier) -> Result<Vec<TableName>> {
+    let config = copier.config.clone();
+    Ok(publication::check(copier.connection().await?, &config, true, &[]).await?.tables)
 }
 
 /// The tables whose rows are this region's to tell: those the stream carries, without those that come here from another. Of
 /// these this region has what has arrived, and nothing newer.
 async fn tables(copier: &mut PostgresCopier) -> Result<Vec<TableName>> {
-    let config = copier.config.clone();
-    let connection = copier.connection().await?;
-    let carried = publication::check(connection, &config, true, &[]).await?.tables;
-    let received = backfill::received_from(connection, &config.peers).await?;
+    let carried = carried(copier).await?;
+    let peers = copier.config.peers.clone();
+    let received = backfill::received_from(copier.connection().await?, &peers).await?;
     Ok(carried.into_iter().filter(|table| !received.contains(table)).collect())
 }
 
@@ -172,7 +187,11 @@ async fn tell(
         connection.batch_execute(ALONG_THE_INDEX).await.map_err(failed)?;
     }
     let found = match about {
-        About::Tables | About::Keys { .. } | About::Mend { .. } | About::Recover | About::Settle { .. } => {
+        About::Tables
+        | About::Keys { .. }
+        | About::Mend { .. }
+        | About::Recover { .. }
+        | About::Settle { .. } => {
             unreachable!("answered elsewhere")
         }
         About::Sums { after, range_rows, ranges, .. } => {

@@ -14,7 +14,7 @@ use crate::{
     pipeline::capture::copy::Watermark,
     position::{Offset, Position},
     source::{Content, Portion, ReadFor, Source, With},
-    verify::{Answer, Found},
+    verify::{Answer, Found, TableName},
 };
 
 impl<S: Source, W: Writer> Capture<'_, S, W> {
@@ -57,7 +57,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             }
             Content::Mark { shapes, mark, every } => {
                 if every {
-                    start = Some(self.begins_here(false));
+                    start = Some(self.begins_here(None));
                 }
                 self.aside.fill(&shapes);
                 vec![Change::Watermark { shapes, mark }]
@@ -103,8 +103,8 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         Ok(count > 0)
     }
 
-    /// Whoever begins at the next record; in a `recovery`, with the rows it has.
-    fn begins_here(&mut self, recovery: bool) -> Start {
+    /// Whoever begins at the next record; in a `recovery`, with the rows it has, and without the tables that are left out.
+    fn begins_here(&mut self, recovery: Option<Vec<TableName>>) -> Start {
         // It knows no shape.
         self.announced.clear();
         // Behind the last that is acknowledged: a link takes a start only where its offset is still there.
@@ -114,7 +114,8 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             epoch: self.epoch,
             sequence: self.appender.sequence().next(),
             offset: last.map_or(self.offset, |last| Offset(last.0 + 1)),
-            recovery,
+            recovery: recovery.is_some(),
+            left_out: recovery.unwrap_or_default(),
         }
     }
 
@@ -160,11 +161,15 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         (read, with): (Option<ReadFor>, With),
         end: Position,
     ) -> Result<bool> {
-        let (mut start, stale) = (None, matches!(with, With::Mark { mark: Mark::Stale, .. }));
+        let mut recovery = None;
         let prepared = match (&read, with) {
             (Some(read), With::Rows(mend)) => self.aside.mending(watermark, read, &mend).map(Some),
             (Some(read), _) => self.aside.note_unsure(watermark, read, &mut answer).map(|()| None),
             (None, With::Mark { shapes, mark }) => Ok(Some(Change::Watermark { shapes, mark })),
+            (None, With::Recovery { shapes, left_out }) => {
+                recovery = Some(left_out);
+                Ok((!shapes.is_empty()).then_some(Change::Watermark { shapes, mark: Mark::Stale }))
+            }
             (None, With::Nothing | With::Rows(_)) => Ok(None),
         };
         let change = match prepared {
@@ -174,9 +179,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
                 return Ok(false);
             }
         };
-        if stale {
-            start = Some(self.begins_here(true));
-        }
+        let start = recovery.map(|left_out| self.begins_here(Some(left_out)));
         if let Some(change) = &change {
             self.announce(change).await?;
             self.append_copied(change, (0, true, None), &to).await?;

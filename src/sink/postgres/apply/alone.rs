@@ -206,7 +206,10 @@ impl Session {
                 self.known.make_chunk_ready(&self.connection, shape, chunk).await?
             }
             Change::Watermark { shapes, mark } => {
-                for shape in shapes {
+                let settled = *mark == Mark::Settled;
+                let shapes: Vec<_> =
+                    shapes.iter().filter(|shape| !settled || self.is_stale(shape)).cloned().collect();
+                for shape in &shapes {
                     if *mark == Mark::Done && self.is_under_snapshot(shape) {
                         let table = self.known.table(shape);
                         meanwhile::make_up(&self.connection, &self.config, shape, table).await?;
@@ -214,12 +217,12 @@ impl Session {
                         meanwhile::forget(&self.connection, &self.config, shape).await?;
                     }
                 }
-                self.mark(shapes, *mark).await?;
+                self.mark(&shapes, *mark).await?;
                 match mark {
                     Mark::Begin | Mark::Snapshot => {
                         shapes.iter().map(|shape| self.known.empty(shape)).collect()
                     }
-                    Mark::Wait | Mark::Stale | Mark::Done => Vec::new(),
+                    Mark::Wait | Mark::Stale | Mark::Done | Mark::Settled => Vec::new(),
                 }
             }
             change => self.known.make_ready_alone(&self.connection, change).await?,

@@ -8,7 +8,10 @@ use crate::{
     plan::{Joining, table_key},
     sink::{
         Step,
-        postgres::trouble::{self, Attempt},
+        postgres::{
+            trouble::{self, Attempt},
+            verification::END_RECOVERY,
+        },
     },
 };
 
@@ -84,17 +87,12 @@ impl Session {
                                 DO UPDATE SET mark = excluded.mark, since = now()";
                     client.execute(keep, &[&link, &stream, &schema, &table, &mark.as_str()]).await
                 }
-                Mark::Done => {
+                Mark::Done | Mark::Settled => {
                     let forget = "DELETE FROM landfall.joining
                                    WHERE (link, stream, schema_name, table_name) = ($1, $2, $3, $4)";
                     let forgotten = client.execute(forget, &[&link, &stream, &schema, &table]).await;
-                    // With the last table a recovery is over.
-                    let over = "DELETE FROM landfall.recovery
-                                 WHERE link = $1 AND stream = $2 AND NOT EXISTS (
-                                       SELECT FROM landfall.joining j
-                                        WHERE j.link = $1 AND j.stream = $2 AND j.mark = 'stale')";
                     match forgotten {
-                        Ok(_) => client.execute(over, &[&link, &stream]).await,
+                        Ok(_) => client.execute(END_RECOVERY, &[&link, &stream]).await,
                         failed => failed,
                     }
                 }

@@ -327,7 +327,8 @@ impl Session {
     /// A backfill begins a table, or has its rows mended: whatever is parked of it is older than what comes.
     pub(super) async fn overtake_table(&mut self, shape: &Shape, mark: Mark) -> Attempt<()> {
         let table = TableName { schema: shape.schema.to_string(), table: shape.table.to_string() };
-        if mark == Mark::Done || self.kept.rows.holder(&Part { table: table.clone(), row: None }).is_none() {
+        let brings = !matches!(mark, Mark::Done | Mark::Settled);
+        if !brings || self.kept.rows.holder(&Part { table: table.clone(), row: None }).is_none() {
             return Ok(());
         }
         let overtaken = "UPDATE landfall.parked_row r SET overtaken = true FROM landfall.parked p
