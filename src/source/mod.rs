@@ -214,7 +214,7 @@ impl Snapshot {
 ///  log ──────┴── changes meanwhile ─────────┴──▶ capture ─────┘ durable
 /// ```
 pub trait Copier: Send + 'static {
-    /// Tables of backfills that are not done, `schema.table`.
+    /// Tables of backfills that are not done, by their quoted names.
     fn filling(&mut self) -> impl Future<Output = Result<Vec<String>>> + Send;
 
     /// The next portion; none where nothing is asked for now. Sends the low watermark `low` makes of a table's name
@@ -254,7 +254,7 @@ pub trait Copier: Send + 'static {
     /// The newest portion was not taken, for this reason: it is next again, smaller and later.
     fn again(&mut self, why: &'static str);
 
-    /// A table must be copied from its first row on. Kept before it returns.
+    /// A table, by its quoted name, must be copied from its first row on. Kept before it returns.
     fn restart(&mut self, table: &str) -> impl Future<Output = Result<()>> + Send;
 
     /// What is given from here on is written by the writer of this epoch: where a later one has taken the stream over, nothing

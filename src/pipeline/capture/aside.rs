@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::copy::Watermark;
 use crate::{
     change::{Cell, Change, Fingerprint, Meanwhile, Row, Shape, copy_text},
+    plan::table_key,
     source::{Mend, ReadFor, Rows, Snapshot},
     verify::{self, Answer, Found},
 };
@@ -96,7 +97,7 @@ impl Aside {
     /// These tables are filled from here on.
     pub(super) fn fill(&mut self, shapes: &[Arc<Shape>]) {
         for shape in shapes {
-            let table = shape.to_string();
+            let table = table_key(shape);
             self.to_begin.remove(&table);
             self.filling.insert(table);
         }
@@ -104,7 +105,7 @@ impl Aside {
 
     /// A table's last rows are in the log.
     pub(super) fn filled(&mut self, shape: &Shape) {
-        self.filling.remove(&shape.to_string());
+        self.filling.remove(&table_key(shape));
     }
 
     /// A low watermark has come.
@@ -124,7 +125,7 @@ impl Aside {
     /// say all it holds, so what was copied before may miss it. Gives it once until the table is begun: each time the stream
     /// waits until that is kept, and a statement may move a million rows.
     pub(super) fn change(&mut self, xid: u32, change: &mut Change) -> Option<String> {
-        let tables: Vec<String> = change.shapes().iter().map(|shape| shape.to_string()).collect();
+        let tables: Vec<String> = change.shapes().iter().map(|shape| table_key(shape)).collect();
         let filled = tables.iter().find(|table| self.filling.contains(*table));
         let read = self.window.as_ref().is_some_and(|window| tables.contains(&window.table));
         if filled.is_none() && !read {
@@ -296,14 +297,14 @@ impl Aside {
             let window = self.taken(watermark, &rows.shape, &rows.seen)?;
             let unseen = window.changes.iter().filter(|(xid, _)| !rows.seen.sees(*xid));
             changes.extend(came_and_went(rows, unseen.map(|(_, change)| change))?);
-            let (table, shape) = (rows.shape.to_string(), rows.shape.fingerprint());
+            let (table, shape) = (table_key(&rows.shape), rows.shape.fingerprint());
             self.under_snapshot = Some(UnderSnapshot { table, shape, spoiled: None });
             self.fill(std::slice::from_ref(&rows.shape));
         }
         let shape = rows.shape.fingerprint();
         match &self.under_snapshot {
             Some(UnderSnapshot { spoiled: Some(why), .. }) => return Err(why),
-            Some(copied) if copied.table == rows.shape.to_string() && copied.shape == shape => (),
+            Some(copied) if copied.table == table_key(&rows.shape) && copied.shape == shape => (),
             _ => return Err(RESHAPED),
         }
         if rows.done {

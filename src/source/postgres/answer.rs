@@ -11,6 +11,7 @@ use super::{
 use crate::{
     change::Mark,
     fault::{Code, Fault, Result},
+    names::qualified,
     postgres::{Connection, Digest, Lookout, fault_of},
     source::{Content, Mend, Portion, ReadFor, Snapshot, With},
     verify::{About, Answer, Found, Key, Layout, Question, RowHash, TableName},
@@ -145,7 +146,7 @@ async fn read(
     let address = copier.config.address.clone();
     let connection = copier.connection().await?;
     backfill::require_readable(connection, std::iter::once((&*table.schema, &*table.table))).await?;
-    let watermark = low(&table.to_string());
+    let watermark = low(&qualified(&table.schema, &table.table));
     copier::send(connection, &watermark).await?;
     // Behind the watermark: a change of shape before it is seen here, and one after it in the window.
     let found = Table::look(connection, &table.schema, &table.table).await?;

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     change::Mark,
     fault::{Fault, Result},
-    names::WATERMARK_PREFIX,
+    names::{WATERMARK_PREFIX, qualified},
     position::WriterEpoch,
     postgres::{Connection, catalog, connect, fault_of},
     source::{Content, Copier, Portion, Rows},
@@ -120,7 +120,7 @@ impl WorkTable {
     }
 
     fn name(&self) -> String {
-        format!("{}.{}", self.schema, self.table)
+        qualified(&self.schema, &self.table)
     }
 }
 
@@ -556,11 +556,11 @@ impl Copier for PostgresCopier {
     async fn filling(&mut self) -> Result<Vec<String>> {
         let stream = self.config.stream.clone();
         let connection = self.connection().await?;
-        let undone = "select distinct t.schema_name || '.' || t.table_name
+        let undone = "select distinct t.schema_name, t.table_name
               from landfall.backfill_table t join landfall.backfill b on b.id = t.backfill
              where b.stream = $1 and b.state in ('requested', 'running', 'paused') and t.state <> 'done'";
         let rows = connection.query(undone, &[&stream]).await.map_err(sql("list what is being copied"))?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        Ok(rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect())
     }
 
     async fn next(&mut self, low: impl Fn(&str) -> String + Send) -> Result<Option<Portion>> {
@@ -683,11 +683,12 @@ impl Copier for PostgresCopier {
     async fn restart(&mut self, table: &str) -> Result<()> {
         let stream = self.config.stream.clone();
         let connection = self.connection().await?;
-        let restart = "update landfall.backfill_table t set state = 'waiting', after = null
+        let restart = r#"update landfall.backfill_table t set state = 'waiting', after = null
               from landfall.backfill b
              where b.id = t.backfill and b.stream = $1 and b.state in ('requested', 'running', 'paused')
-               and t.state <> 'done' and t.schema_name || '.' || t.table_name = $2
-            returning t.backfill, t.place, set_config('synchronous_commit', 'local', true)";
+               and t.state <> 'done'
+               and $2 = '"' || replace(t.schema_name, '"', '""') || '"."' || replace(t.table_name, '"', '""') || '"'
+            returning t.backfill, t.place, set_config('synchronous_commit', 'local', true)"#;
         // Capture waits for it, and a standby that is waited for may be capture itself: forgotten, it is said again.
         let rows = connection
             .query(restart, &[&stream, &table])

@@ -77,9 +77,9 @@ fn laid_over(
     before: &[(u32, &str)],
     after: &[(u32, &str)],
 ) -> std::result::Result<Vec<String>, &'static str> {
-    let mut aside = Aside::new(vec!["public.t".into()]);
+    let mut aside = Aside::new(vec![r#""public"."t""#.into()]);
     before.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
-    let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+    let low = Watermark { session: 0, portion: 1, low: Some(r#""public"."t""#.into()) };
     aside.open(&low);
     after.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
     let changes = aside.lay_over(&Watermark { low: None, ..low }, read)?;
@@ -127,7 +127,7 @@ fn of_every_reader(mut aside: Aside) -> [std::result::Result<(), &'static str>; 
     let mut portion = 0;
     let mut high = |aside: &mut Aside| {
         portion += 1;
-        let low = Watermark { session: 0, portion, low: Some("public.t".into()) };
+        let low = Watermark { session: 0, portion, low: Some(r#""public"."t""#.into()) };
         aside.open(&low);
         aside.open(&low);
         Watermark { low: None, ..low }
@@ -157,7 +157,7 @@ fn whoever_reads_is_held_against_what_came_before_anybody_asked() {
     elsewhere.note(95);
     assert_eq!(of_every_reader(elsewhere), [Err(UNSHOWN); 3]);
     // A table that was filled meanwhile takes nothing along.
-    let mut filled = Aside::new(vec!["public.t".into()]);
+    let mut filled = Aside::new(vec![r#""public"."t""#.into()]);
     come(&mut filled, 95, "=1 x y");
     filled.filled(&shape());
     assert_eq!(of_every_reader(filled), [Err(UNSHOWN); 3]);
@@ -165,13 +165,13 @@ fn whoever_reads_is_held_against_what_came_before_anybody_asked() {
 
 #[test]
 fn a_table_is_to_be_begun_anew_once_until_it_is() {
-    let mut aside = Aside::new(vec!["public.t".into()]);
+    let mut aside = Aside::new(vec![r#""public"."t""#.into()]);
     let mut meets = |text: &str| aside.change(100, &mut change(text));
     assert_eq!(meets("1>9 x y"), None, "it says all it holds");
-    assert_eq!(meets("1>9 x -").as_deref(), Some("public.t"));
+    assert_eq!(meets("1>9 x -").as_deref(), Some(r#""public"."t""#));
     assert_eq!(meets("2>8 x -"), None);
     aside.fill(&[shape()]);
-    assert_eq!(aside.change(101, &mut change("3>7 x -")).as_deref(), Some("public.t"));
+    assert_eq!(aside.change(101, &mut change("3>7 x -")).as_deref(), Some(r#""public"."t""#));
 }
 
 #[test]
@@ -209,8 +209,8 @@ fn told(changes: &[Change]) -> String {
 fn rows_that_nothing_tells_apart_come_as_they_were_and_what_changed_since_besides() {
     let read = || Rows { first: true, ..rows("1\ta\tb\n1\ta\tb\n2\tc\td\n", &[]) };
     let laid = |after: &[(u32, Change)]| -> std::result::Result<String, &'static str> {
-        let mut aside = Aside::new(vec!["public.t".into()]);
-        let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+        let mut aside = Aside::new(vec![r#""public"."t""#.into()]);
+        let low = Watermark { session: 0, portion: 1, low: Some(r#""public"."t""#.into()) };
         aside.open(&low);
         after.iter().for_each(|(xid, change)| drop(aside.change(*xid, &mut change.clone())));
         Ok(told(&aside.lay_over(&Watermark { low: None, ..low }, read())?))
@@ -238,11 +238,11 @@ fn a_table_under_a_snapshot_goes_on_until_it_is_another() {
         columns.pop();
         Arc::new(Shape::new("public", "t", Identity::Default, columns))
     };
-    let mut aside = Aside::new(vec!["public.t".into()]);
+    let mut aside = Aside::new(vec![r#""public"."t""#.into()]);
     let watermark = |portion| Watermark { session: 0, portion, low: None };
     let more = |done| Rows { done, ..rows("1\ta\tb\n", &[]) };
     let begin = |aside: &mut Aside, portion| {
-        aside.open(&Watermark { session: 0, portion, low: Some("public.t".into()) });
+        aside.open(&Watermark { session: 0, portion, low: Some(r#""public"."t""#.into()) });
         let first = Rows { first: true, ..more(false) };
         assert_eq!(
             aside.lay_over(&watermark(portion), first).map(|changes| told(&changes)),
@@ -254,7 +254,7 @@ fn a_table_under_a_snapshot_goes_on_until_it_is_another() {
     for portion in 2..5 {
         // Whatever changes is kept elsewhere; and an answer is read in between.
         (0..2 * ASIDE_CHANGES as u32).for_each(|xid| drop(aside.change(200 + xid, &mut change("-1"))));
-        aside.open(&Watermark { session: 0, portion: 77, low: Some("public.other".into()) });
+        aside.open(&Watermark { session: 0, portion: 77, low: Some(r#""public"."other""#.into()) });
         let laid = aside.lay_over(&watermark(portion), more(false));
         assert_eq!(laid.map(|changes| told(&changes)), Ok("1 a b".into()));
     }
@@ -281,7 +281,7 @@ fn text_lines(change: &Change) -> Vec<String> {
 fn rows_that_mend_are_as_they_became_and_no_others() {
     let mend = |after: &[(u32, &str)]| {
         let mut aside = Aside::new(Vec::new());
-        let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+        let low = Watermark { session: 0, portion: 1, low: Some(r#""public"."t""#.into()) };
         aside.open(&low);
         after.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
         let Rows { shape, key, seen, texts, .. } = rows("1\ta\tb\n2\ta\tb\n", &[0]);
@@ -323,7 +323,7 @@ fn answer() -> Answer {
 fn an_answer_names_the_keys_its_reader_could_not_have_seen() {
     let note = |before: &[(u32, &str)], after: &[(u32, &str)], key: &[usize]| {
         let mut aside = Aside::new(Vec::new());
-        let low = Watermark { session: 0, portion: 1, low: Some("public.t".into()) };
+        let low = Watermark { session: 0, portion: 1, low: Some(r#""public"."t""#.into()) };
         // Sent twice: what committed before the first was seen.
         aside.open(&low);
         before.iter().for_each(|(xid, text)| come(&mut aside, *xid, text));
@@ -357,10 +357,10 @@ fn a_window_is_bounded_and_of_one_shape() {
 
 #[test]
 fn a_row_that_moves_without_all_it_holds_begins_its_table_anew() {
-    let mut aside = Aside::new(vec!["public.t".into()]);
+    let mut aside = Aside::new(vec![r#""public"."t""#.into()]);
     assert_eq!(aside.change(1, &mut change("2>9 x y")), None);
     assert_eq!(aside.change(1, &mut change("=2 x -")), None);
-    assert_eq!(aside.change(1, &mut change("2>9 x -")), Some("public.t".into()));
+    assert_eq!(aside.change(1, &mut change("2>9 x -")), Some(r#""public"."t""#.into()));
     // Where the old image shows it, nothing is missing.
     let mut whole = change("2>9 x -");
     if let Change::Update { old, .. } = &mut whole {
