@@ -844,6 +844,30 @@ async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
     .unwrap();
 }
 
+/// Both looks find all well, and what was written between them is in nothing the server sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_out_of_the_publication_between_two_looks_and_one_that_left_the_scope() {
+    let mut stage = Stage::set_on(18, 15, "").await;
+    let noted = "select count(*)::text from landfall.published";
+    eventually(PATIENCE, "its place is noted", async || Ok(stage.sql(noted).await == "1")).await.unwrap();
+    stage.stop_source().await;
+    // As a whole it is dropped and made anew, which 18 does not mind.
+    for sql in ["drop publication landfall", "insert into t values (2, 'lost')"] {
+        stage.regions.us.execute(sql).await.unwrap();
+    }
+    stage.regions.us.execute("create publication landfall for table t").await.unwrap();
+    stage.us.start_again().unwrap();
+    eventually(PATIENCE, "it is told", async || Ok(stage.us.log().contains("put in again"))).await.unwrap();
+    stage.write(3).await;
+    stage.arrives(3).await;
+    assert!(!stage.holds(2).await);
+    let told = "replication_retries_total{class=\"LF-PUBLICATION\"}";
+    assert_eq!(stage.us.metric(told).await.unwrap(), Some(1.0), "{}", stage.us.log());
+
+    stage.regions.us.execute("create schema archive; alter table t set schema archive").await.unwrap();
+    stage.warns("archive.t, which source.tables leaves out").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_published_table_that_is_locked_for_long_and_one_that_is_dropped_under_the_look() {
     // 15 opens no table to say what is published.

@@ -5,6 +5,7 @@ mod answer;
 pub mod backfill;
 mod copier;
 mod keeper;
+mod places;
 mod publication;
 mod ranges;
 mod setup;

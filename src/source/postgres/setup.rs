@@ -3,7 +3,7 @@
 
 use tokio_postgres::Row;
 
-use super::{PostgresKeeper, PostgresSourceConfig, copier, publication, slot};
+use super::{PostgresKeeper, PostgresSourceConfig, copier, places, publication, slot};
 use crate::{
     envelope::body::Server,
     fault::{Code, Fault, Result},
@@ -72,9 +72,9 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<Prepared> {
         alone.map_err(|error| fault_of(&error).at("set up a session of the source"))?;
     }
     grants::require(&connection, Duties { source: true, sink: false }).await?;
-    let own_tables = format!("{STREAM_TABLE}; {}", copier::TABLES);
-    own::make(&connection, &["stream", "backfill", "backfill_table", "backfill_condition"], &own_tables)
-        .await?;
+    let own_tables = format!("{STREAM_TABLE}; {}; {}", places::TABLE, copier::TABLES);
+    let names = ["stream", "published", "backfill", "backfill_table", "backfill_condition"];
+    own::make(&connection, &names, &own_tables).await?;
     let known = stream_row(&connection, &config.stream).await?;
     let stream = match known {
         Some(stream) if stream.live => {
@@ -183,6 +183,7 @@ async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &
         )
         .await
         .map_err(|error| fault_of(&error).at("write landfall.stream"))?;
+    places::forget(connection, config).await?;
     parse_stream(&row)
 }
 
