@@ -394,7 +394,12 @@ impl Session {
 
     async fn try_group(&mut self, group: &Group<'_>) -> Attempt<()> {
         self.note_touched(group.steps);
-        let ready = self.known.make_ready(&self.connection, group.steps, true).await?;
+        let config = self.config.clone();
+        let ask = ask_blocker(&config, self.backend.pid);
+        // A statement is prepared behind whoever has the table locked.
+        let making = self.known.make_ready(&self.connection, group.steps, true);
+        let (ready, blocker) = watch(making, config.lock_timeout / 2, ask).await;
+        let ready = ready.map_err(|trouble| with_blocker(trouble, blocker))?;
         if ready.iter().all(Ready::is_counted) {
             let (committed, blocker) = self.watched(self.at_once(group, &ready)).await;
             drop(ready);

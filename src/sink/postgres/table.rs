@@ -325,7 +325,9 @@ async fn compare(
             let wanted = type_text(client, column).await?;
             differs(
                 format!("column {} {wanted} does not exist at the target", column.name),
-                format!("ADD COLUMN {quoted} {wanted}"),
+                format!(
+                    "ADD COLUMN {quoted} {wanted} /* with the DEFAULT it has at the source, or old rows differ */"
+                ),
             );
             continue;
         };

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::{
     Move, Open, Session,
     alone::InTheWay,
+    answers,
+    blocker::{ask_blocker, watch},
     into_fault,
     park::{Why, refusal},
     with_blocker,
@@ -18,7 +20,7 @@ use crate::{
         Batch, Step,
         postgres::{
             guard::Origin,
-            known::{Ready, distinct_shapes, of_two_shapes},
+            known::{distinct_shapes, of_two_shapes},
             pipeline::Pipeline,
             trouble::{self, Attempt, Trouble},
         },
@@ -111,13 +113,18 @@ impl Session {
         let looked = self.known.look_at_tables(&self.connection, std::slice::from_ref(step)).await;
         looked.map_err(|fault| self.of_slices(fault, step))?;
         self.note_shapes(step);
-        let ready = if copied {
-            Vec::new()
-        } else {
-            self.known.make_ready(&self.connection, std::slice::from_ref(step), false).await?
+        // What cannot even be prepared fails the open transaction as well.
+        self.set_savepoint(batch).await?;
+        let config = self.config.clone();
+        let ask = ask_blocker(&config, self.backend.pid);
+        let work = async {
+            if copied {
+                return Ok(());
+            }
+            let ready = self.known.make_ready(&self.connection, std::slice::from_ref(step), false).await?;
+            self.all(&mut Pipeline::default(), 0, &ready).await
         };
-        let (answered, blocker) = self.watched(self.in_savepoint(batch, &ready)).await;
-        drop(ready);
+        let (answered, blocker) = watch(work, config.lock_timeout / 2, ask).await;
         if copied && answered.is_ok() {
             self.one_by_one(step, InTheWay::Goes).await?;
         }
@@ -167,11 +174,12 @@ impl Session {
         self.end_open(&to, step).await
     }
 
-    async fn in_savepoint(&self, batch: &Batch, ready: &[Ready<'_>]) -> Attempt<()> {
+    /// Behind the batch's shapes: those stay when its rows are taken back.
+    async fn set_savepoint(&self, batch: &Batch) -> Attempt<()> {
         let mut pipeline = Pipeline::default();
         let shapes = self.send_shapes(&mut pipeline, &batch.shapes).await?;
         pipeline.send(self.simple("SAVEPOINT slice")).await;
-        self.all(&mut pipeline, shapes + 1, ready).await
+        answers(&mut pipeline, shapes + 1, &[]).await
     }
 
     /// Moves the progress and commits the open transaction.
