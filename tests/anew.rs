@@ -126,7 +126,9 @@ async fn begin_anew(lost: Lost, last: Last) {
         .await
         .unwrap();
 
-    // Now nothing is lost.
+    // Now nothing is lost, and it goes on, also behind a connection that breaks.
+    let broken = "select pg_terminate_backend(active_pid)::text from pg_replication_slots";
+    assert_eq!(regions.us.postgres.query_text(DATABASE, broken).await.unwrap().as_deref(), Some("true"));
     let refused = us.command(&["recover", "--source", "--execute"]).await.unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("[LF-SLOT-BUSY]"), "{said}");

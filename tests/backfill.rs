@@ -272,6 +272,10 @@ async fn held_back_let_go_on_and_ended_it_says_so() {
     assert_eq!(run(&["cancel", "no-such"]).await.0, Some(2));
     assert_eq!(run(&["cancel"]).await.0, Some(0));
     assert_eq!(state().await, "canceled");
+    // What it has emptied on its way, the one that was done before it does not hold any more.
+    let (code, said) = run(&["--to", "eu-west-1", "--detach"]).await;
+    assert!(code == Some(0) && said.contains("is asked for"), "{said}");
+    assert_eq!(run(&["cancel"]).await.0, Some(0));
 
     // Rows do not come before the changes of a region that is behind.
     regions.cut();

@@ -158,7 +158,7 @@ impl Target for PostgresTarget {
     }
 
     async fn wish(&self, ids: &[ParkedId], wish: Wish) {
-        parked::ask(&self.database.client, ids, wish).await.unwrap();
+        assert_eq!(parked::ask(&self.database.client, ids, wish).await.unwrap(), []);
     }
 
     async fn rows(&self) -> Vec<(i64, String)> {

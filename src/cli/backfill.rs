@@ -275,6 +275,15 @@ impl Errand<'_> {
         self.require_served(&connection).await?;
         let names: Vec<&TableName> = tables.iter().map(|table| &table.table).collect();
         let all = backfill::all(&connection, &self.source.stream).await?;
+        // The newest is the first: one that was canceled on its way has emptied what an older one had brought.
+        let spoiled = |before: &Backfill| {
+            let newer = all.iter().take_while(|it| it.id != before.id);
+            let touches = |it: &Backfill| {
+                it.to.iter().any(|to| before.to.contains(to))
+                    && it.tables.iter().any(|one| before.tables.iter().any(|two| one.table == two.table))
+            };
+            newer.into_iter().any(|it| it.state == "canceled" && it.condition().is_none() && touches(it))
+        };
         let same = |it: &&Backfill| {
             it.to == to
                 && it.state != "canceled"
@@ -293,7 +302,7 @@ impl Errand<'_> {
                 backfill::set_state(&connection, &before.id, &["paused"], "running").await?;
                 before.id.clone()
             }
-            Some(before) if !arguments.again => {
+            Some(before) if !arguments.again && !spoiled(before) => {
                 let rows = before.rows();
                 self.say(&format!(
                     "backfill {} has copied these tables, {rows} rows; --again copies them anew",

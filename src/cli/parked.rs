@@ -294,7 +294,13 @@ impl Asking {
             require_tables(&self.connection, &from, stream).await?;
         }
         let ids: Vec<ParkedId> = chosen.iter().map(|parked| parked.id).collect();
-        parked::ask(&self.connection, &ids, wish).await?;
+        let others = parked::ask(&self.connection, &ids, wish).await?;
+        if !others.is_empty() {
+            let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+            let message = format!("somebody else wants something else done with {}", others.join(", "));
+            return Err(Fault::new(Code::ConfigInvalid, message)
+                .remedied_by("nothing was asked for; look with `landfall parked` what became of them"));
+        }
         let outcome = tokio::select! {
             outcome = self.follow(&ids) => outcome,
             () = interrupted() => {

@@ -11,7 +11,10 @@ use landfall::{
     fault::{Code, Fault},
     position::Sequence,
     postgres::connect,
-    sink::{PARKED_CHANGES_MAX, Sink, Wish, postgres::PostgresSink},
+    sink::{
+        PARKED_CHANGES_MAX, Sink, Wish,
+        postgres::{PostgresSink, parked},
+    },
 };
 
 use crate::{
@@ -1013,6 +1016,10 @@ async fn a_table_that_was_mended_meanwhile_takes_what_it_refused() {
     let applied = sink.apply(&log.one(vec![insert(&shape, row(["3", "longer"]))])).await.unwrap();
     assert_eq!((applied.parked, applied.aside.len()), (1, 0));
     target.wish(&target.parked().await, Wish::Retry).await;
+    // Somebody else has asked for it, and would be told of a retry where it was thrown away.
+    let ids = target.parked().await;
+    let others = parked::ask(&target.database.client, &ids, Wish::Discard).await.unwrap();
+    assert_eq!(others, ids);
     assert_eq!(sink.attend().await.unwrap().parked, 0);
     assert_eq!(
         target.ask("SELECT string_agg(v, ',' ORDER BY id) FROM named").await.unwrap(),

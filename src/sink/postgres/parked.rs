@@ -142,13 +142,21 @@ pub async fn list(client: &Client, from: Option<&Region>) -> Result<Vec<Listed>>
 }
 
 /// Asks the daemon that applies the link to do something with parked transactions; those that are gone are passed over.
+/// Gives those for which somebody else has asked for something else: nothing is asked then.
 ///
 /// # Errors
 /// Where the server does not answer, or the role may not.
-pub async fn ask(client: &Client, ids: &[ParkedId], wish: Wish) -> Result<()> {
+pub async fn ask(client: &Client, ids: &[ParkedId], wish: Wish) -> Result<Vec<ParkedId>> {
     let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
-    let ask = "UPDATE landfall.parked SET asked = $2 WHERE id = ANY ($1)";
-    client.execute(ask, &[&ids, &wish.as_str()]).await.map(drop).map_err(sql("ask for what is parked"))
+    let ask =
+        "WITH wanted AS (SELECT id, asked FROM landfall.parked WHERE id = ANY ($1) ORDER BY id FOR UPDATE),
+                    other AS (SELECT id FROM wanted WHERE asked <> $2),
+                    asked AS (UPDATE landfall.parked SET asked = $2
+                               WHERE id IN (SELECT id FROM wanted) AND NOT EXISTS (SELECT FROM other))
+               SELECT id FROM other ORDER BY id";
+    let others = client.query(ask, &[&ids, &wish.as_str()]).await;
+    let others = others.map_err(sql("ask for what is parked"))?;
+    Ok(others.iter().map(|row| ParkedId(row.get(0))).collect())
 }
 
 /// For how many of these something was asked that is not done yet.

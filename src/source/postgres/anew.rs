@@ -52,31 +52,35 @@ pub async fn known(client: &Client, stream: &str, slot: &str) -> Result<Known> {
 }
 
 /// Requires that no stream goes on through the slot: that nobody reads it, or somebody who begins again and again, as a
-/// daemon that has halted does.
+/// daemon that has halted does. Also where a stream goes on there is nobody for a moment, after a broken connection; so it
+/// is looked for a while, but where the slot can send nothing any more.
 ///
 /// # Errors
 /// [`Code::SlotBusy`] where one session keeps reading.
 pub async fn require_halted(client: &Client, slot: &str) -> Result<()> {
-    let Some(mut first) = reader(client, slot).await? else { return Ok(()) };
-    let (mut since, mut others) = (Instant::now(), 0);
+    let (mut last, mut readers) = (None, 0);
+    let (mut since, mut held) = (Instant::now(), Instant::now());
     while since.elapsed() < SESSION_TIMEOUT {
-        sleep(LOOK).await;
-        match reader(client, slot).await? {
-            None => return Ok(()),
-            Some(now) if now == first => (),
+        let Some(facts) = catalog::slot(client, slot).await?.filter(|slot| !slot.is_lost()) else {
+            return Ok(());
+        };
+        match facts.active_pid {
+            None => held = Instant::now(),
+            Some(now) if last == Some(now) => (),
             // One other is what a stream that goes on has after a broken connection.
-            Some(_) if others == 1 => return Ok(()),
-            Some(other) => (first, since, others) = (other, Instant::now(), 1),
+            Some(_) if readers == 2 => return Ok(()),
+            Some(now) => {
+                (last, readers) = (Some(now), readers + 1);
+                (since, held) = (Instant::now(), Instant::now());
+            }
         }
+        sleep(LOOK).await;
     }
-    let message = format!("process {first} of the server sends from slot `{slot}`: the stream goes on");
+    let Some(reader) = last.filter(|_| held.elapsed() >= SESSION_TIMEOUT / 2) else { return Ok(()) };
+    let message = format!("process {reader} of the server sends from slot `{slot}`: the stream goes on");
     Err(Fault::new(Code::SlotBusy, message).remedied_by(
         "leave it; where the stream is to be begun anew all the same, stop this region's daemon first",
     ))
-}
-
-async fn reader(client: &Client, slot: &str) -> Result<Option<i32>> {
-    Ok(catalog::slot(client, slot).await?.and_then(|slot| slot.active_pid))
 }
 
 /// Forgets a stream and the backfills of it, and drops its slot; a session that reads it is ended.
