@@ -903,6 +903,25 @@ async fn a_published_table_that_is_locked_for_long_and_one_that_is_dropped_under
     assert!(!log.contains("LF-INTERNAL") && !log.contains("LF-TARGET-BUSY"), "{log}");
 }
 
+/// A slice takes longer than an open transaction may wait for more, and all of it comes: something arrives meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_memory_comes_over_a_line_that_is_slow() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
+    let us = regions.us.config().source(&["public.*"]).to_toml();
+    let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
+    let slow = "fetch_bytes = \"64KiB\"\nbatch_bytes = \"1MiB\"\nopen_transaction_timeout = \"3s\"";
+    let eu = regions.eu.config().link_with("us-east-1", &regions.us.kafka.remote(), slow).to_toml();
+    let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
+    eu.wait_heartbeat(PATIENCE).await.unwrap();
+    regions.us.kafka.wan().set_bandwidth(Some(64 << 10));
+    let rows = "insert into t select g, (select string_agg(md5(random()::text || g || i), '') from generate_series(1, 100) i)
+                 from generate_series(1, 1000) g";
+    regions.us.execute(rows).await.unwrap();
+    regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
+    assert!(!eu.log().contains("LF-TRANSACTION-STALLED"), "{}", eu.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_daemon_of_a_region_stands_by_and_takes_over() {
     let mut stage = Stage::set("").await;

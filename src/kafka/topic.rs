@@ -143,7 +143,8 @@ pub async fn ensure_topic(
         .set("message.timestamp.type", "LogAppendTime")
         .set("min.insync.replicas", &min_insync);
     new = if rules.compacted {
-        new.set("cleanup.policy", "compact")
+        // Each session of a link reads it whole, and a segment is not compacted while it is written.
+        new.set("cleanup.policy", "compact").set("segment.ms", "600000")
     } else {
         new.set("cleanup.policy", "delete")
             .set("retention.ms", &retention)

@@ -133,7 +133,8 @@ pub const OUTPUT_SETTINGS: &str = "-c timezone=UTC -c datestyle=ISO,YMD -c inter
 
 /// Has the server ask as we do ([`watch_over`]) whether the other end is there: what a daemon holds whose host is gone (locks,
 /// a snapshot, a replication origin) is let go half a minute later, not two hours.
-const WATCHED: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4";
+pub(super) const WATCHED: &str =
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4";
 
 /// Has `=` and `>` be what an index and ORDER BY take them for, whatever schema a type's extension was put in: where an
 /// operator is not found by the path, that of a type it can be cast to may be (`text = text` for two `citext`), which is
@@ -211,11 +212,17 @@ where
     Ok((client, crate::task::spawn("postgres session", driver)))
 }
 
+/// Classes of SQLSTATE that no waiting mends: data, limits of the server, and what it takes for a bug or a broken file.
+const LASTING: [&str; 3] = ["SQLSTATE 22", "SQLSTATE 54", "SQLSTATE XX"];
+
 /// What an error of the replication transport means.
 pub fn wire_fault(error: PgWireError) -> Fault {
     let code = match &error {
         PgWireError::Auth(_) | PgWireError::Tls(_) => Code::DatabaseRefused,
         PgWireError::Server(text) if text.contains("SQLSTATE 28") => Code::DatabaseRefused,
+        PgWireError::Server(text) if LASTING.iter().any(|class| text.contains(class)) => {
+            Code::ProtocolUnknown
+        }
         PgWireError::Protocol(_) | PgWireError::MessageTooLarge { .. } => Code::ProtocolUnknown,
         _ => Code::DatabaseUnreachable,
     };

@@ -55,12 +55,15 @@ use tokio::{
 
 use super::{
     Address, OUTPUT_SETTINGS,
-    connect::dial,
+    connect::{WATCHED, dial},
     vanished::{Line, Noted},
 };
 use crate::{clock, lsn::Lsn, names::literal, pace::Pace};
 
-/// How often the server hears from us at least. Well below the least `wal_sender_timeout` in use.
+/// How long the server waits to hear from us before it gives us up, whatever it does with others: a daemon that is frozen
+/// holds the slot, and whoever stands by waits for it.
+const SENDER_TIMEOUT: &str = "15s";
+/// How often the server hears from us at least: many times within [`SENDER_TIMEOUT`], whatever else there is to do.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two statuses at least, however much is confirmed.
 const STATUS_GAP: Duration = Duration::from_millis(20);
@@ -346,13 +349,14 @@ async fn start(request: &Request) -> Result<(Noted<MaybeTlsStream>, Line)> {
     narrow(&tcp)?;
     let stream = maybe_upgrade_to_tls(tcp, &address.tls_config(), &address.host).await?;
     let mut stream = Noted::new(stream, line.clone());
+    let options = format!("{OUTPUT_SETTINGS} {WATCHED} -c wal_sender_timeout={SENDER_TIMEOUT}");
     let parameters = [
         ("user", address.user.as_str()),
         ("database", &address.database),
         ("replication", "database"),
         ("client_encoding", "UTF8"),
         ("application_name", application),
-        ("options", OUTPUT_SETTINGS),
+        ("options", &options),
     ];
     write_startup_message(&mut stream, PROTOCOL, &parameters).await?;
     authenticate(&mut stream, address).await?;

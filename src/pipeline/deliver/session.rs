@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -74,17 +74,16 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     let reader = log.reader(from)?;
     let (give, take) = mpsc::channel(1);
     let meter = metrics.deliver(&params.from, &params.stream);
-    let oldest = Arc::new(AtomicI64::new(0));
+    let seen = Arc::new(Seen::new());
     // Where it is begun in its middle, whatever place it is begun from: that may be one that the log has lost.
     let applied = claim.progress.as_ref().map_or(Offset(0), |progress| Offset(progress.through.offset.0 + 1));
     let next = start.as_ref().map_or(applied, |start| start.offset);
     let next = Arc::new(AtomicI64::new(next.0));
-    let reading =
-        Reading::new(params, reader, claim.clone(), start, meter.clone(), give, Arc::clone(&oldest));
+    let reading = Reading::new(params, reader, claim.clone(), start, meter.clone(), give, Arc::clone(&seen));
     let reading = Guarded(task::spawn("link reader", reading.run()));
-    let (seen, watched) = mpsc::channel(1);
+    let (look, watched) = mpsc::channel(1);
     let retention = log.retention().await?;
-    let watching = watch(Arc::clone(log), Arc::clone(&next), retention, seen);
+    let watching = watch(Arc::clone(log), Arc::clone(&next), retention, look);
     let _watching = Guarded(task::spawn("link watch", watching));
     *running = true;
     let meeting = &Meeting::default();
@@ -100,7 +99,7 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
         untold: VecDeque::new(),
         watched,
         appended: None,
-        oldest,
+        seen,
         moving: false,
         next,
         metrics,
@@ -193,8 +192,33 @@ struct Reading<R> {
     params: DeliverParams,
     meter: DeliverMeter,
     give: mpsc::Sender<Read>,
-    /// When the first record read had been appended, in microseconds; 0 before one is read.
-    oldest: Arc<AtomicI64>,
+    seen: Arc<Seen>,
+}
+
+/// What came of the log in this session, for whoever applies.
+struct Seen {
+    began: Instant,
+    /// When the first record, which stands at or behind the place it began at, had been appended, in microseconds; 0
+    /// before one came.
+    oldest: AtomicI64,
+    /// When the last one came, in milliseconds since the session began.
+    last: AtomicU64,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Self { began: Instant::now(), oldest: AtomicI64::new(0), last: AtomicU64::new(0) }
+    }
+
+    fn note(&self, first: &Entry) {
+        let _ = self.oldest.compare_exchange(0, first.appended.0, Relaxed, Relaxed);
+        let millis = self.began.elapsed().as_millis();
+        self.last.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.began + Duration::from_millis(self.last.load(Relaxed))
+    }
 }
 
 /// An output, and when the last record before it was appended.
@@ -212,7 +236,7 @@ impl<R: Reader> Reading<R> {
         start: Option<Start>,
         meter: DeliverMeter,
         give: mpsc::Sender<Read>,
-        oldest: Arc<AtomicI64>,
+        seen: Arc<Seen>,
     ) -> Self {
         let applied = claim.progress.as_ref().map_or(Sequence(0), |at| at.through.sequence);
         // A start in the middle is of the log as it is.
@@ -241,7 +265,7 @@ impl<R: Reader> Reading<R> {
             params: params.clone(),
             meter,
             give,
-            oldest,
+            seen,
         }
     }
 
@@ -271,7 +295,7 @@ impl<R: Reader> Reading<R> {
                         _ => fault,
                     })?;
                     if let Some(first) = entries.first() {
-                        let _ = self.oldest.compare_exchange(0, first.appended.0, Relaxed, Relaxed);
+                        self.seen.note(first);
                     }
                     appended = entries.last().map_or(appended, |entry| entry.appended);
                     let now = clock::now();
@@ -380,8 +404,7 @@ struct Applying<'a, S, L> {
     watched: mpsc::Receiver<Look>,
     /// When the last record that was applied had been appended.
     appended: Option<Micros>,
-    /// The same for the first record of this session, which stands at or behind the place it began at.
-    oldest: Arc<AtomicI64>,
+    seen: Arc<Seen>,
     /// Something was applied in this session.
     moving: bool,
     /// The offset behind it, for the look at the log.
@@ -404,7 +427,12 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
     async fn run(&mut self, mut stop: Stop) -> Result<()> {
         let mut flush_at = Instant::now();
         loop {
-            let stalled = self.open_since.map(|since| since + self.params.open_transaction_timeout);
+            // A line may be so slow that the next slice takes longer: its records come all the same.
+            let stalls = || {
+                self.open_since
+                    .map(|since| since.max(self.seen.last()) + self.params.open_transaction_timeout)
+            };
+            let stalled = stalls();
             tokio::select! {
                 biased;
                 () = stop.asked() => return self.finish().await,
@@ -427,6 +455,9 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
                     flush_at = Instant::now() + FLUSH_INTERVAL;
                 }
                 () = until(stalled), if stalled.is_some() => {
+                    if stalls() > stalled {
+                        continue;
+                    }
                     self.sink.abandon().await?;
                     let seconds = self.params.open_transaction_timeout.as_secs();
                     let message = format!("nothing more of an open transaction came for {seconds} s");
@@ -587,7 +618,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
         if self.moving || next == bounds.high {
             self.entry.set(State::Running);
         }
-        let oldest = self.oldest.load(Relaxed);
+        let oldest = self.seen.oldest.load(Relaxed);
         let waiting_since = self.appended.or((oldest > 0).then_some(Micros(oldest)));
         let age = match waiting_since {
             Some(since) if next < bounds.high => clock::now().seconds_since(since),
