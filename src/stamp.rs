@@ -1,8 +1,4 @@
-//! When, and where, a write was first committed: the total order several writers will be resolved by.
-
-use std::fmt;
-
-use crate::region::Region;
+//! When something was: one unit for every clock there is.
 
 /// Microseconds since the Unix epoch, UTC. Postgres counts from 2000-01-01; the difference is
 /// [`Micros::POSTGRES_EPOCH`].
@@ -29,21 +25,5 @@ impl Micros {
     /// Seconds from `earlier` to here; negative where the clocks say so.
     pub fn seconds_since(self, earlier: Self) -> f64 {
         (self.0 - earlier.0) as f64 / 1e6
-    }
-}
-
-/// A write's version: hybrid logical time, then region. Given once, by the home region's source, in
-/// the order of its log; equal nowhere else, so that the order is total.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Stamp {
-    /// The commit timestamp as the server gave it.
-    pub time: Micros,
-    /// The region the write was first committed in.
-    pub origin: Region,
-}
-
-impl fmt::Display for Stamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.time.0, self.origin)
     }
 }

@@ -246,9 +246,8 @@ fn of_link(link: &LinkEntry, now: Micros) -> StreamStatus {
         transaction_open: link.transaction_open.get(),
         parked: link.parked.get().map(|parked| parked as u64),
     };
-    let blocked = link.blocked_by.get().map(|by| format!("waits for {by}"));
     StreamStatus {
-        warnings: blocked.into_iter().chain(link.joining()).collect(),
+        warnings: link.joining().into_iter().collect(),
         stages: stages([
             ("source", link.source_seconds.get()),
             ("wide area", link.line_seconds.get()),

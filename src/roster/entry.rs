@@ -355,8 +355,6 @@ pub struct LinkEntry {
     filling: Figure<usize>,
     /// A backfill has filled tables, and the link has not caught up since.
     catching_up: AtomicBool,
-    /// What the link waits for: who holds the lock, which setting forbids.
-    pub blocked_by: Figure<String>,
 }
 
 impl LinkEntry {
@@ -383,7 +381,6 @@ impl LinkEntry {
             parked: Figure::default(),
             filling: Figure::default(),
             catching_up: AtomicBool::new(false),
-            blocked_by: Figure::default(),
         }
     }
 
