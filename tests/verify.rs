@@ -206,6 +206,18 @@ async fn what_differs_is_put_right_while_it_is_written() {
     let (code, said) = repair(&["--execute", "--table", "public.numbered"]).await;
     assert!(code == Some(0) && said.contains("2 rows were put right"), "{said}");
     arrived(&regions).await;
+
+    // A row that is there twice, where the table here has lost its key.
+    let twice = "alter table numbered drop constraint numbered_pkey;
+         insert into numbered select * from numbered where id = 8;
+         insert into numbered select id, n + 1, note from numbered where id = 10";
+    regions.eu.execute(twice).await.unwrap();
+    let (code, found) = verify(&eu, &["--table", "public.numbered"]).await;
+    let expected = ["public.numbered: 10 different", "public.numbered: 8 different"];
+    assert_eq!((findings(&found), code), (expected.map(str::to_owned).to_vec(), Some(1)), "{found}");
+    let (code, said) = repair(&["--execute", "--table", "public.numbered"]).await;
+    assert!(code == Some(0) && said.contains("2 rows were put right"), "{said}\n{}", eu.log_tail());
+    assert_eq!(verify(&eu, &["--table", "public.numbered"]).await.0, Some(0));
 }
 
 /// Of a table that differs so much comparing ends where ten thousand rows do. Repairing does not, and what was noted and

@@ -15,7 +15,7 @@ mod survey;
 
 use serde::{Deserialize, Serialize};
 
-pub use survey::{FINDINGS_MAX, KEYS_MAX, Options, Settled, Survey};
+pub use survey::{FINDINGS_MAX, KEYS_MAX, Options, Settled, Survey, hashes};
 
 use crate::region::Region;
 

@@ -44,6 +44,16 @@ pub struct Settled {
     pub cut: bool,
 }
 
+/// The hashes of the rows with each key, in order. Where no index keeps rows apart, a key may have several.
+pub fn hashes(rows: &[RowHash]) -> HashMap<&Key, Vec<&str>> {
+    let mut hashes: HashMap<&Key, Vec<&str>> = HashMap::new();
+    for row in rows {
+        hashes.entry(&row.key).or_default().push(&row.hash);
+    }
+    hashes.values_mut().for_each(|hashes| hashes.sort_unstable());
+    hashes
+}
+
 /// Compares one table.
 #[derive(Debug)]
 pub struct Survey {
@@ -172,11 +182,10 @@ impl Survey {
         if read_upto != upto.as_ref() {
             self.differing.push_front((read_upto.cloned(), upto));
         }
-        let hashes: HashMap<&Key, &str> = here.iter().map(|row| (&row.key, row.hash.as_str())).collect();
-        let known: HashSet<&Key> = there.iter().map(|row| &row.key).collect();
-        let differing = there.iter().filter(|row| hashes.get(&row.key) != Some(&row.hash.as_str()));
-        let extra = here.iter().filter(|row| !known.contains(&row.key));
-        self.keys.extend(differing.chain(extra).map(|row| row.key.clone()));
+        let (of_there, of_here) = (hashes(there), hashes(here));
+        let mut met = HashSet::new();
+        let keys = there.iter().chain(here).map(|row| &row.key).filter(|key| met.insert(*key));
+        self.keys.extend(keys.filter(|key| of_there.get(key) != of_here.get(key)).cloned());
         // Nobody asks for all the rows of a range that holds so many more.
         if here.len() >= there.len() + FINDINGS_MAX {
             self.in_hand.get_or_insert_default().cut = true;
@@ -185,17 +194,14 @@ impl Survey {
 
     fn take_keys(&mut self, answer: &Answer, there: &[RowHash], here: &[RowHash]) {
         let asked: Vec<Key> = self.keys.drain(..self.keys.len().min(KEYS_MAX)).collect();
-        let index = |rows| -> HashMap<&Key, &RowHash> {
-            Iterator::map(rows, |row: &RowHash| (&row.key, row)).collect()
-        };
-        let (there, here) = (index(there.iter()), index(here.iter()));
+        let (of_there, of_here) = (hashes(there), hashes(here));
         let unsure: HashSet<&Key> = answer.unsure.iter().collect();
         for key in asked {
-            let (there, here) = (there.get(&key), here.get(&key));
-            if there.map(|row| &row.hash) == here.map(|row| &row.hash) {
+            let hashes = (of_there.get(&key), of_here.get(&key));
+            if hashes.0 == hashes.1 {
                 continue;
             }
-            let difference = match (there, here) {
+            let difference = match hashes {
                 _ if answer.all_unsure || unsure.contains(&key) => {
                     if self.tried(&key) < TRIES_MAX {
                         self.keys.push_back(key);
@@ -207,12 +213,14 @@ impl Survey {
                 (None, _) => Difference::Extra,
                 (Some(_), Some(_)) => Difference::Different,
             };
-            let finding = Finding {
-                key: key.clone(),
-                difference,
-                here: here.and_then(|row| row.row.clone()),
-                there: there.and_then(|row| row.row.clone()),
+            // Of many, two show that there are several.
+            let shown = |rows: &[RowHash]| {
+                let rows = rows.iter().filter(|row| row.key == key).filter_map(|row| row.row.as_deref());
+                let rows: Vec<&str> = rows.take(2).collect();
+                (!rows.is_empty()).then(|| rows.join(" and "))
             };
+            let (here, there) = (shown(here), shown(there));
+            let finding = Finding { key, difference, here, there };
             self.in_hand.get_or_insert_default().findings.push(finding);
         }
         if let Some(in_hand) = self.in_hand.as_mut().filter(|it| it.findings.len() >= FINDINGS_MAX) {

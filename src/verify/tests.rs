@@ -163,6 +163,28 @@ fn every_row_that_differs_is_found_and_no_other() {
     );
 }
 
+/// The table here may lack the key that the other has.
+#[test]
+fn a_key_that_is_there_once_and_here_twice_is_found() {
+    let row = |id: u32, hash: &str| RowHash { key: key(id), hash: hash.into(), row: Some(hash.into()) };
+    let sums = |rows| Found::Sums(vec![Sum { upto: None, rows, sum: rows.to_string() }]);
+    let rows = |rows| Found::Rows { rows, upto: None };
+    // The same row twice, also behind another; and one that is not there at all.
+    let there = || vec![row(1, "a"), row(2, "b"), row(3, "c")];
+    let here = || [there(), vec![row(1, "a"), row(3, "another"), row(4, "d"), row(4, "d")]].concat();
+    let mut survey = survey();
+    survey.take(&answer(sums(3), Vec::new(), false, false), &sums(7)).unwrap();
+    survey.take(&answer(rows(there()), Vec::new(), false, false), &rows(here())).unwrap();
+    let Some(About::Keys { keys, .. }) = survey.next() else { panic!("its keys are not asked for") };
+    assert_eq!(keys, [key(1), key(3), key(4)], "each is asked for once");
+    survey.take(&answer(Found::Keys(there()), Vec::new(), false, false), &Found::Keys(here())).unwrap();
+    let settled = survey.settled().unwrap();
+    use Difference::{Different, Extra};
+    assert_eq!(found(&settled), [(1, Different), (3, Different), (4, Extra)]);
+    let shown: Vec<_> = settled.findings.iter().map(|it| it.here.as_deref().unwrap()).collect();
+    assert_eq!(shown, ["a and a", "c and another", "d and d"]);
+}
+
 #[test]
 fn an_empty_table_and_one_that_should_be() {
     let (none, some) = (Held::default(), Held::new(0..3));

@@ -28,8 +28,8 @@ use crate::{
     retry::Retry,
     sink::{Comparison, Inspected, Inspector, Verification},
     verify::{
-        About, Answer, Difference, FINDINGS_MAX, Finding, Found, KEYS_MAX, Key, Question, RowHash, Settled,
-        Survey,
+        About, Answer, Difference, FINDINGS_MAX, Finding, Found, KEYS_MAX, Key, Question, Settled, Survey,
+        hashes,
     },
 };
 
@@ -363,10 +363,8 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                 let about = About::Keys { table: table.clone(), keys: undone.clone(), values: false };
                 let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(None) };
                 let (Found::Keys(there), Found::Keys(here)) = (&answer.found, &here) else { break };
-                let hash = |rows: &[RowHash], key: &Key| {
-                    rows.iter().find(|row| row.key == *key).map(|row| row.hash.clone())
-                };
-                here_as_there.extend(undone.into_iter().filter(|key| hash(there, key) == hash(here, key)));
+                let (there, here) = (hashes(there), hashes(here));
+                here_as_there.extend(undone.into_iter().filter(|key| there.get(key) == here.get(key)));
                 self.rest(verification).await;
                 if answer.unsure.is_empty() {
                     break;
