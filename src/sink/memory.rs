@@ -610,8 +610,8 @@ impl Inspector for MemoryInspector {
         Ok(None)
     }
 
-    async fn begin(&mut self, _id: &str, _carried: &[TableName]) -> Result<()> {
-        Ok(())
+    async fn begin(&mut self, _id: &str, _carried: &[TableName]) -> Result<Vec<(TableName, String)>> {
+        Ok(Vec::new())
     }
 
     async fn hold(&mut self, _table: &TableName) -> Result<()> {

@@ -303,8 +303,13 @@ pub trait Inspector: Send {
     /// The oldest verification of this link that is not over.
     fn take_up(&mut self) -> impl Future<Output = Result<Option<Verification>>> + Send;
 
-    /// Notes which tables the stream carries: those a verification asked for become its tables.
-    fn begin(&mut self, id: &str, carried: &[TableName]) -> impl Future<Output = Result<()>> + Send;
+    /// Notes which tables the stream carries: those a verification asked for become its tables. What it asked for and
+    /// cannot be compared becomes one that is done, and is given, with the reason.
+    fn begin(
+        &mut self,
+        id: &str,
+        carried: &[TableName],
+    ) -> impl Future<Output = Result<Vec<(TableName, String)>>> + Send;
 
     /// Holds on to what is there now, for the next [`Inspector::look`] at this table. Waits for whoever alters it, but not
     /// for long: the link waits too.

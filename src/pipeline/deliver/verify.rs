@@ -29,7 +29,7 @@ use crate::{
     sink::{Comparison, Inspected, Inspector, Verification},
     verify::{
         About, Answer, Difference, FINDINGS_MAX, Finding, Found, KEYS_MAX, Key, Question, Settled, Survey,
-        hashes,
+        TableName, hashes,
     },
 };
 
@@ -213,7 +213,11 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         let Some(tables) = &verification.tables else {
             let Some((answer, _)) = self.ask(&verification, &About::Tables).await? else { return Ok(true) };
             match &answer.found {
-                Found::Tables(tables) => self.inspector.begin(id, tables).await?,
+                Found::Tables(tables) => {
+                    for (table, why) in self.inspector.begin(id, tables).await? {
+                        self.note_given_up(id, &table, &why);
+                    }
+                }
                 Found::Refused(why) => {
                     let message = format!("{} does not tell its tables: {why}", self.params.from);
                     return Err(Fault::new(Code::TableDiffers, message));
@@ -311,11 +315,15 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
 
     /// Ends the comparison of a table that cannot be compared.
     async fn give_up(&mut self, verification: &Verification, table: &Inspected, why: String) -> Result<bool> {
-        tracing::warn!(table = %table.table, id = verification.id, why, "a table could not be compared");
-        self.meter.given_up();
+        self.note_given_up(&verification.id, &table.table, &why);
         let given_up = Comparison::GivenUp(why);
         self.inspector.keep(&verification.id, table, &Settled::default(), &given_up).await?;
         Ok(true)
+    }
+
+    fn note_given_up(&self, id: &str, table: &TableName, why: &str) {
+        tracing::warn!(%table, id, why, "a table could not be compared");
+        self.meter.given_up();
     }
 
     /// Leaves the databases to their users for as long as was asked for, after reading as long as the slower did.

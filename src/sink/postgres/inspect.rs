@@ -230,26 +230,43 @@ impl Inspector for PostgresInspector {
         Ok(Some(Verification { id, options, max_source_load: row.get(3), mend: row.get(5), tables }))
     }
 
-    async fn begin(&mut self, id: &str, carried: &[TableName]) -> Result<()> {
+    async fn begin(&mut self, id: &str, carried: &[TableName]) -> Result<Vec<(TableName, String)>> {
+        let from = self.config.from.clone();
         let connection = self.connection().await?;
         let failed = sql("note which tables are compared");
         let wanted = "SELECT patterns FROM landfall.verification WHERE id = $1";
         let row = connection.query_one(wanted, &[&id]).await.map_err(&failed)?;
         let patterns: Vec<String> = row.get(0);
         let patterns: Vec<Pattern> = patterns.iter().filter_map(|text| text.parse().ok()).collect();
+        let matches = |pattern: &Pattern, table: &TableName| pattern.matches(&table.schema, &table.table);
         let wanted = |table: &&TableName| {
-            let matches = |pattern: &Pattern| pattern.matches(&table.schema, &table.table);
-            patterns.is_empty() || patterns.iter().any(matches)
+            patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, table))
         };
-        let tables: Vec<&TableName> = carried.iter().filter(wanted).collect();
-        let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
-        let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+        let tables: Vec<TableName> = carried.iter().filter(wanted).cloned().collect();
+        let of_none = |pattern: &&Pattern| !tables.iter().any(|table| matches(pattern, table));
+        let untold = patterns.iter().filter(of_none).map(|pattern| {
+            let named = pattern.as_table().or_else(|| pattern.as_str().rsplit_once('.'));
+            let (schema, table) = named.expect("two parts");
+            let why = format!(
+                "{from} has no such table to tell of: it carries none, or its rows come from another region"
+            );
+            (TableName { schema: schema.to_owned(), table: table.to_owned() }, why)
+        });
+        let untold: Vec<(TableName, String)> = untold.collect();
+        let all = || tables.iter().chain(untold.iter().map(|(table, _)| table));
+        let schemas: Vec<&str> = all().map(|table| table.schema.as_str()).collect();
+        let names: Vec<&str> = all().map(|table| table.table.as_str()).collect();
+        let whys: Vec<Option<&str>> =
+            tables.iter().map(|_| None).chain(untold.iter().map(|(_, why)| Some(why.as_str()))).collect();
         let begun = "WITH tables AS (
-                 INSERT INTO landfall.verification_table (verification, place, schema_name, table_name)
-                 SELECT $1, row_number() OVER () - 1, s, t FROM unnest($2::text[], $3::text[]) u (s, t))
+                 INSERT INTO landfall.verification_table (verification, place, schema_name, table_name, why, state, ended)
+                 SELECT $1, row_number() OVER () - 1, s, t, w,
+                        CASE WHEN w IS NULL THEN 'waiting' ELSE 'unknown' END, CASE WHEN w IS NOT NULL THEN now() END
+                   FROM unnest($2::text[], $3::text[], $4::text[]) u (s, t, w))
              UPDATE landfall.verification SET state = 'running', begun = now(), waits_for = NULL
               WHERE id = $1 AND state = 'requested'";
-        connection.execute(begun, &[&id, &schemas, &names]).await.map(drop).map_err(failed)
+        connection.execute(begun, &[&id, &schemas, &names, &whys]).await.map_err(failed)?;
+        Ok(untold)
     }
 
     async fn hold(&mut self, table: &TableName) -> Result<()> {
