@@ -51,6 +51,14 @@ async fn arrived(regions: &TwoRegions) {
     .unwrap();
 }
 
+/// Waits until a daemon that was started again applies its link.
+async fn link_runs(daemon: &Daemon) {
+    let running = r#"replication_stream_state{state="running",role="link"}"#;
+    eventually(PATIENCE, "the link runs", async || Ok(daemon.metric(running).await? == Some(1.0)))
+        .await
+        .unwrap();
+}
+
 /// Allows the source's role to read what it is asked about, with the SQL that its refusal names.
 async fn allow(regions: &TwoRegions, eu: &Daemon) {
     let refused = eu.command(&["verify", "--json"]).await.unwrap();
@@ -240,8 +248,7 @@ async fn however_much_differs_a_repair_that_ends_well_has_seen_all_of_it() {
     eu.kill9().unwrap();
     eu.set_env("LANDFALL_CRASH_AT", "verify.before_mended:2");
     eu.start_again().unwrap();
-    let running = r#"replication_stream_state{state="running",role="link"}"#;
-    eventually(PATIENCE, "the link runs", async || Ok(eu.metric(running).await? == Some(1.0))).await.unwrap();
+    link_runs(&eu).await;
     let asked =
         eu.start_command(&["repair", "--execute", "--table", "public.numbered", "--list", "1"]).unwrap();
     assert!(eu.wait_exit(PATIENCE).await.is_some(), "it did not die\n{}", eu.log_tail());
@@ -342,6 +349,31 @@ async fn a_region_is_not_told_what_its_own_rows_are() {
     })
     .await
     .unwrap();
+    // Where somebody writes what has come, neither region tells of that table, until one is said to be its home.
+    regions.eu.execute("insert into ours values (2, 'a stray')").await.unwrap();
+    eventually(PATIENCE, "it goes back", async || {
+        let there = regions.us.postgres.query_text("shop", "select count(*)::text from ours").await?;
+        Ok(there.as_deref() == Some("2"))
+    })
+    .await
+    .unwrap();
+    let (code, found) = verify(&eu, &[]).await;
+    assert!(code == Some(2) && found["tables"][0]["table"] == "public.ours", "{found}");
+    let given_up = eu.metric("replication_verify_given_up_total").await.unwrap();
+    let clean = eu.metric("replication_verify_last_clean_timestamp_seconds").await.unwrap();
+    assert_eq!((given_up, clean), (Some(1.0), None));
+    let why = found["tables"][0]["why"].as_str().unwrap();
+    let forget = why.split_once("under way: ").and_then(|(_, tail)| tail.strip_suffix(')')).expect(why);
+    for daemon in [&mut us, &mut eu] {
+        daemon.kill9().unwrap();
+    }
+    regions.us.execute(forget).await.unwrap();
+    for daemon in [&mut us, &mut eu] {
+        daemon.start_again().unwrap();
+        link_runs(daemon).await;
+    }
+    let (code, found) = verify(&eu, &[]).await;
+    assert!(code == Some(0) && found["tables"][0]["table"] == "public.ours", "{found}");
     // What us has of eu's rows is old: its link halts, and eu goes on writing.
     regions.us.execute("alter table theirs add check (note = 'theirs')").await.unwrap();
     regions
@@ -550,12 +582,7 @@ async fn killed_on_either_side_it_goes_on_and_finds_each_row_once() {
         daemon.set_env("LANDFALL_CRASH_AT", &format!("{point}:{reach}"));
         daemon.start_again().unwrap();
         let at_target = point.starts_with("verify");
-        eventually(PATIENCE, "the link runs", async || {
-            let running = r#"replication_stream_state{state="running",role="link"}"#;
-            Ok(eu.metric(running).await? == Some(1.0))
-        })
-        .await
-        .unwrap();
+        link_runs(&eu).await;
         let daemon = if at_target { &mut eu } else { &mut us };
         let died = daemon.wait_exit(Duration::from_millis(1)).await;
         assert!(died.is_none(), "{point}: it died before it was asked");

@@ -7,8 +7,9 @@ use tokio_postgres::{error::SqlState, types::ToSql};
 use super::{PostgresSinkConfig, standing::link_standing};
 use crate::{
     fault::{Code, Fault, Result},
-    names::qualified,
+    names::{literal, qualified},
     postgres::{Connection, Digest, Lookout, connect, fault_of},
+    region::Region,
     scope::Pattern,
     sink::{Comparison, Inspected, Inspector, LinkStanding, Verification},
     stamp::Micros,
@@ -99,6 +100,17 @@ fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)
 }
 
+/// Why a table that came from there is not compared.
+fn not_told(from: &Region, table: &TableName) -> String {
+    let (schema, name) = (literal(&table.schema), literal(&table.table));
+    format!(
+        "rows of it came from {from}, which tells of it no more: it is carried there no more, or rows of it have come \
+         there from another region (next: in the region that is its home, here where it is carried there no more, and \
+         with both daemons stopped once nothing is under way: DELETE FROM landfall.shape WHERE body ->> 'schema' = {schema} AND \
+         body ->> 'table' = {name})"
+    )
+}
+
 impl PostgresInspector {
     /// For the target and the link of a sink.
     pub fn new(config: PostgresSinkConfig) -> Self {
@@ -140,6 +152,18 @@ impl PostgresInspector {
             connection.execute(&forget, &[&link, &stream]).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Tables that are here, and of which the link has brought rows.
+    async fn came(&mut self) -> Result<Vec<TableName>> {
+        let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
+        let connection = self.connection().await?;
+        let came = "SELECT DISTINCT body ->> 'schema', body ->> 'table' FROM landfall.shape
+              WHERE link = $1 AND stream = $2
+                AND to_regclass(format('%I.%I', body ->> 'schema', body ->> 'table')) IS NOT NULL ORDER BY 1, 2";
+        let rows = connection.query(came, &[&link, &stream]).await;
+        let rows = rows.map_err(sql("ask which tables have come"))?;
+        Ok(rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect())
     }
 
     async fn found(&mut self, about: &About, answer: &Answer) -> Result<Found> {
@@ -232,6 +256,7 @@ impl Inspector for PostgresInspector {
 
     async fn begin(&mut self, id: &str, carried: &[TableName]) -> Result<Vec<(TableName, String)>> {
         let from = self.config.from.clone();
+        let came = self.came().await?;
         let connection = self.connection().await?;
         let failed = sql("note which tables are compared");
         let wanted = "SELECT patterns FROM landfall.verification WHERE id = $1";
@@ -243,16 +268,21 @@ impl Inspector for PostgresInspector {
             patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, table))
         };
         let tables: Vec<TableName> = carried.iter().filter(wanted).cloned().collect();
-        let of_none = |pattern: &&Pattern| !tables.iter().any(|table| matches(pattern, table));
-        let untold = patterns.iter().filter(of_none).map(|pattern| {
-            let named = pattern.as_table().or_else(|| pattern.as_str().rsplit_once('.'));
-            let (schema, table) = named.expect("two parts");
-            let why = format!(
-                "{from} has no such table to tell of: it carries none, or its rows come from another region"
-            );
-            (TableName { schema: schema.to_owned(), table: table.to_owned() }, why)
-        });
-        let untold: Vec<(TableName, String)> = untold.collect();
+        // Whoever reads that all is equal takes what came from there to be, told of or not.
+        let came = came.iter().filter(wanted).filter(|table| !carried.contains(table));
+        let mut untold: Vec<(TableName, String)> =
+            came.map(|table| (table.clone(), not_told(&from, table))).collect();
+        for pattern in &patterns {
+            let known = tables.iter().chain(untold.iter().map(|(table, _)| table));
+            if !known.into_iter().any(|table| matches(pattern, table)) {
+                let named = pattern.as_table().or_else(|| pattern.as_str().rsplit_once('.'));
+                let (schema, table) = named.expect("two parts");
+                let why = format!(
+                    "{from} has no such table to tell of: it carries none, or its rows come from another region"
+                );
+                untold.push((TableName { schema: schema.to_owned(), table: table.to_owned() }, why));
+            }
+        }
         let all = || tables.iter().chain(untold.iter().map(|(table, _)| table));
         let schemas: Vec<&str> = all().map(|table| table.schema.as_str()).collect();
         let names: Vec<&str> = all().map(|table| table.table.as_str()).collect();
