@@ -493,14 +493,15 @@ async fn one_that_is_interrupted_ends_and_holds_nothing() {
     let (_, second) = verify(&eu, &["--table", "public.numbered", "--list", "0"]).await;
     assert_eq!(first["tables"][0]["differences"], second["tables"][0]["differences"]);
 
-    // A link that halts while it is looked lets go of its snapshot.
+    // A link that halts while it is looked lets go of its snapshot. It tries again every five seconds, and each time asks
+    // anew: nothing goes on by that.
     regions
         .eu
         .execute("update numbered set note = 'wrong' where id = 2; delete from numbered where id = 4")
         .await
         .unwrap();
     let asked = eu
-        .start_command(&["verify", "--max-source-load", "0.02", "--range-rows", "50", "--patience", "5"])
+        .start_command(&["verify", "--max-source-load", "0.02", "--range-rows", "50", "--patience", "12"])
         .unwrap();
     let held = async || {
         let held = "select count(*)::text from pg_stat_activity
@@ -517,7 +518,8 @@ async fn one_that_is_interrupted_ends_and_holds_nothing() {
     })
     .await
     .unwrap();
-    let output = asked.wait_with_output().await.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_secs(60), asked.wait_with_output()).await;
+    let output = given_up.expect("it gives up").unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     regions.eu.execute("insert into numbered select 4, 4, 'row'").await.unwrap();
     drop(us);

@@ -188,8 +188,7 @@ impl<'a> Comparing<'a> {
             let over =
                 now.tables.iter().filter(|table| !matches!(&*table.state, "waiting" | "comparing")).count();
             let place = (now.behind.unwrap_or(now.questions), over, now.state.clone());
-            // A question that is put again and again is no progress, unless it is another's turn.
-            if moved.1.as_ref() != Some(&place) && (now.waits_for.is_none() || now.behind.is_some()) {
+            if moved.1.as_ref() != Some(&place) {
                 moved = (Instant::now(), Some(place));
             } else if moved.0.elapsed() >= self.patience {
                 let seconds = self.patience.as_secs();

@@ -630,8 +630,12 @@ impl Inspector for MemoryInspector {
         Ok(())
     }
 
-    async fn ask(&mut self, _id: &str) -> Result<bool> {
+    async fn is_wanted(&mut self, _id: &str) -> Result<bool> {
         Ok(false)
+    }
+
+    async fn goes_on(&mut self, _id: &str) -> Result<()> {
+        Ok(())
     }
 
     fn let_go(&mut self) {}

@@ -336,8 +336,11 @@ pub trait Inspector: Send {
         keys: &[Key],
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Counts a question; false where nobody wants the verification any longer.
-    fn ask(&mut self, id: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// Whether somebody wants the verification still.
+    fn is_wanted(&mut self, id: &str) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Counts an answer that was used: whoever waits for the verification knows by it that it goes on.
+    fn goes_on(&mut self, id: &str) -> impl Future<Output = Result<()>> + Send;
 
     /// Lets go of what [`Inspector::hold`] held, whatever was going on.
     fn let_go(&mut self);

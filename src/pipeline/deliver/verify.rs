@@ -356,6 +356,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                     break;
                 }
             }
+            self.inspector.goes_on(id).await?;
             self.took = Duration::from_micros(answer.took_micros);
             self.rest(verification).await;
         }
@@ -406,6 +407,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             let Some(table) = about.table().filter(|_| answer.layout.is_some()) else {
                 // It tells of no table: there is nothing to hold.
                 self.meeting.release();
+                self.inspector.goes_on(&verification.id).await?;
                 let here = answer.found.clone();
                 return Ok(Some((answer, here)));
             };
@@ -416,6 +418,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             let here = self.inspector.look(about, &answer).await?;
             self.took = since.elapsed().max(Duration::from_micros(answer.took_micros));
             if in_time {
+                self.inspector.goes_on(&verification.id).await?;
                 return Ok(Some((answer, here)));
             }
         }
@@ -423,7 +426,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
 
     /// Asks until an answer comes: delivering stands at its place then.
     async fn answered(&mut self, id: &str, about: &About) -> Result<Option<Arc<Answer>>> {
-        if !self.inspector.ask(id).await? {
+        if !self.inspector.is_wanted(id).await? {
             return Ok(None);
         }
         self.number += 1;

@@ -423,12 +423,17 @@ impl Inspector for PostgresInspector {
         noted.map(drop).map_err(sql("note which rows are mended"))
     }
 
-    async fn ask(&mut self, id: &str) -> Result<bool> {
+    async fn is_wanted(&mut self, id: &str) -> Result<bool> {
         let connection = self.connection().await?;
-        let ask = "UPDATE landfall.verification SET questions = questions + 1
-                    WHERE id = $1 AND state IN ('requested', 'running')";
-        let asked = connection.execute(ask, &[&id]).await;
-        asked.map(|count| count > 0).map_err(sql("ask whether a verification is wanted"))
+        let wanted = "SELECT FROM landfall.verification WHERE id = $1 AND state IN ('requested', 'running')";
+        let wanted = connection.query_opt(wanted, &[&id]).await;
+        wanted.map(|row| row.is_some()).map_err(sql("ask whether a verification is wanted"))
+    }
+
+    async fn goes_on(&mut self, id: &str) -> Result<()> {
+        let connection = self.connection().await?;
+        let count = "UPDATE landfall.verification SET questions = questions + 1 WHERE id = $1";
+        connection.execute(count, &[&id]).await.map(drop).map_err(sql("count an answer"))
     }
 
     fn let_go(&mut self) {
