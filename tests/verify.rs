@@ -525,6 +525,22 @@ async fn one_that_is_interrupted_ends_and_holds_nothing() {
     drop(us);
 }
 
+/// After a table without a key, which is read for one question, it rests for many times as long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rest_may_be_longer_than_anybody_is_patient() {
+    let (regions, _us, eu) = stage(1_000).await;
+    allow(&regions, &eu).await;
+    let rows = "insert into bare select g, 'once' from generate_series(1, 300000) g";
+    regions.us.execute(rows).await.unwrap();
+    arrived(&regions).await;
+    let began = Instant::now();
+    let tables = ["--table", "public.bare", "--table", "public.empty"];
+    let slowly = ["--max-source-load", "0.05", "--patience", "3"];
+    let (code, found) = verify(&eu, &[&tables[..], &slowly].concat()).await;
+    assert_eq!(code, Some(0), "{found}\n{}", eu.log_tail());
+    assert!(began.elapsed() > Duration::from_secs(5), "it did not rest: {:?}", began.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changes_between_reading_and_looking_differs_nowhere() {
     let (regions, mut us, eu) = stage(3_000).await;

@@ -339,7 +339,7 @@ pub trait Inspector: Send {
     /// Whether somebody wants the verification still.
     fn is_wanted(&mut self, id: &str) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Counts an answer that was used: whoever waits for the verification knows by it that it goes on.
+    /// Counts an answer that was used, or a moment of rest: whoever waits for the verification knows by it that it goes on.
     fn goes_on(&mut self, id: &str) -> impl Future<Output = Result<()>> + Send;
 
     /// Lets go of what [`Inspector::hold`] held, whatever was going on.

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     mem,
+    time::Duration,
 };
 
 use super::{About, Answer, Difference, Finding, Found, Key, RowHash, Sum, TableName};
@@ -15,6 +16,10 @@ pub const FINDINGS_MAX: usize = 10_000;
 /// How often a key that changed while it was read is asked for again: it is read within some milliseconds, and one
 /// that changes a hundred times a second stands still for most questions.
 const TRIES_MAX: u32 = 50;
+/// A table without a key is read as a whole each time: no less often while that has taken less than this,
+const KEYLESS_READING_MAX: Duration = Duration::from_secs(10);
+/// and so often where one time takes longer.
+const KEYLESS_TRIES: u32 = 3;
 
 /// How a table is compared.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +69,8 @@ pub struct Survey {
     /// Rows in hand that may differ.
     keys: VecDeque<Key>,
     tries: HashMap<Key, u32>,
+    /// How long a table without a key was read for.
+    reading: Duration,
     /// What the ranges in hand come to.
     in_hand: Option<Settled>,
     /// Everything up to here is compared,
@@ -81,6 +88,7 @@ impl Survey {
             differing: VecDeque::new(),
             keys: VecDeque::new(),
             tries: HashMap::new(),
+            reading: Duration::ZERO,
             in_hand: None,
             through: after,
             ended: false,
@@ -160,7 +168,7 @@ impl Survey {
             }
             if !keyless {
                 self.differing.push_back((before, there.upto.clone()));
-            } else if answer.all_unsure && self.tried(&Key::new()) < TRIES_MAX {
+            } else if answer.all_unsure && self.reads_again(answer) {
                 return Ok(());
             } else {
                 let difference = if answer.all_unsure { Difference::Unsure } else { Difference::Different };
@@ -229,6 +237,13 @@ impl Survey {
             self.differing.clear();
             self.keys.clear();
         }
+    }
+
+    /// Whether a table without a key that changed while it was read is read once more.
+    fn reads_again(&mut self, answer: &Answer) -> bool {
+        self.reading = self.reading.saturating_add(Duration::from_micros(answer.took_micros));
+        let tries = self.tried(&Key::new());
+        tries < KEYLESS_TRIES || (tries < TRIES_MAX && self.reading < KEYLESS_READING_MAX)
     }
 
     /// How often a key was asked for, this time included.

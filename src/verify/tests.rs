@@ -225,6 +225,19 @@ fn rows_that_nothing_tells_apart_are_compared_as_one() {
     survey.take(&answer(sum(4, "40"), Vec::new(), false, true), &sum(4, "41")).unwrap();
     let findings = survey.settled().unwrap().findings;
     assert_eq!((findings[0].difference, findings.len()), (Difference::Different, 1));
+
+    // One that always changes is told as what it is, sooner where it takes long to read.
+    for (seconds, times) in [(0, 50), (2, 5), (14, 3)] {
+        let changing = answer(sum(3, "30"), Vec::new(), true, true);
+        let changing = Answer { took_micros: seconds * 1_000_000, ..changing };
+        let (mut survey, mut asked) = (self::survey(), 0);
+        while survey.next().is_some() {
+            survey.take(&changing, &sum(4, "40")).unwrap();
+            asked += 1;
+        }
+        let findings = survey.settled().unwrap().findings;
+        assert_eq!((findings[0].difference, asked), (Difference::Unsure, times));
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::DeliverParams;
@@ -186,7 +186,7 @@ struct Verifying<'a, L, I> {
     in_hand: Option<String>,
     /// and whether it was said what it waits for.
     waits: bool,
-    /// How long the last answer was read for, on the side where it took longer.
+    /// How long the last answer was read for, on the side where it took longer, where nobody has rested for it.
     took: Duration,
 }
 
@@ -209,6 +209,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             // Whatever a session before this one said it waited for.
             self.inspector.wait_for(id, None).await?;
             self.in_hand = Some(id.clone());
+            self.took = Duration::ZERO;
         }
         let Some(tables) = &verification.tables else {
             let Some((answer, _)) = self.ask(&verification, &About::Tables).await? else { return Ok(true) };
@@ -263,7 +264,6 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                 if let Err(why) = survey.take(&answer, &here) {
                     return self.give_up(verification, table, why).await;
                 }
-                self.rest(verification).await;
             }
             let Some(mut settled) = survey.settled() else { return Ok(true) };
             if settled.cut && settled.findings.is_empty() {
@@ -326,10 +326,27 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         self.meter.given_up();
     }
 
-    /// Leaves the databases to their users for as long as was asked for, after reading as long as the slower did.
-    async fn rest(&self, verification: &Verification) {
-        let load = verification.max_source_load.clamp(0.01, 1.0);
-        sleep(self.took.mul_f64(1.0 / load - 1.0)).await;
+    /// Leaves the databases to their users for as long as was asked for, after reading as long as the slower did. False where
+    /// nobody wants the verification any longer.
+    async fn rest(&mut self, verification: &Verification) -> Result<bool> {
+        let (id, load) = (&verification.id, verification.max_source_load.clamp(0.01, 1.0));
+        let rest = std::mem::take(&mut self.took).mul_f64(1.0 / load - 1.0);
+        let until = Instant::now() + rest;
+        if rest > LOOK_INTERVAL {
+            self.waits = true;
+            let seconds = rest.as_secs_f64();
+            let why = format!("it rests for {seconds:.0} s, to read for no more than {load} of the time");
+            self.inspector.wait_for(id, Some(&why)).await?;
+        }
+        while until.saturating_duration_since(Instant::now()) > LOOK_INTERVAL {
+            sleep(LOOK_INTERVAL).await;
+            self.inspector.goes_on(id).await?;
+            if !self.inspector.is_wanted(id).await? {
+                return Ok(false);
+            }
+        }
+        sleep_until(until).await;
+        self.inspector.is_wanted(id).await
     }
 
     /// Has the rows that differ come as they are there, and looks whether they are here then: how many are; none where
@@ -347,7 +364,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         while !left.is_empty() {
             let keys = left[..left.len().min(KEYS_MAX)].to_vec();
             let about = About::Mend { table: table.clone(), keys };
-            let Some(answer) = self.answered(id, &about).await? else { return Ok(None) };
+            let Some(answer) = self.answered(verification, &about).await? else { return Ok(None) };
             self.meeting.release();
             match &answer.found {
                 Found::Mended(keys) if *keys > 0 => left = &left[left.len().min(*keys)..],
@@ -358,7 +375,6 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
             }
             self.inspector.goes_on(id).await?;
             self.took = Duration::from_micros(answer.took_micros);
-            self.rest(verification).await;
         }
         // What came may have been refused here, or have changed since: as it is now is what counts.
         let mut here_as_there: HashSet<Key> = HashSet::new();
@@ -374,7 +390,6 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                 let (Found::Keys(there), Found::Keys(here)) = (&answer.found, &here) else { break };
                 let (there, here) = (hashes(there), hashes(here));
                 here_as_there.extend(undone.into_iter().filter(|key| there.get(key) == here.get(key)));
-                self.rest(verification).await;
                 if answer.unsure.is_empty() {
                     break;
                 }
@@ -403,7 +418,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         about: &About,
     ) -> Result<Option<(Arc<Answer>, Found)>> {
         loop {
-            let Some(answer) = self.answered(&verification.id, about).await? else { return Ok(None) };
+            let Some(answer) = self.answered(verification, about).await? else { return Ok(None) };
             let Some(table) = about.table().filter(|_| answer.layout.is_some()) else {
                 // It tells of no table: there is nothing to hold.
                 self.meeting.release();
@@ -424,14 +439,15 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         }
     }
 
-    /// Asks until an answer comes: delivering stands at its place then.
-    async fn answered(&mut self, id: &str, about: &About) -> Result<Option<Arc<Answer>>> {
-        if !self.inspector.is_wanted(id).await? {
+    /// Asks until an answer comes: delivering stands at its place then. What the answers before it led to is kept by now.
+    async fn answered(&mut self, verification: &Verification, about: &About) -> Result<Option<Arc<Answer>>> {
+        if !self.rest(verification).await? {
             return Ok(None);
         }
+        let id = &verification.id;
         self.number += 1;
         let question = Question {
-            verification: id.to_owned(),
+            verification: id.clone(),
             number: self.number,
             by: self.params.here.to_string(),
             stream: self.params.stream.clone(),

@@ -433,7 +433,7 @@ impl Inspector for PostgresInspector {
     async fn goes_on(&mut self, id: &str) -> Result<()> {
         let connection = self.connection().await?;
         let count = "UPDATE landfall.verification SET questions = questions + 1 WHERE id = $1";
-        connection.execute(count, &[&id]).await.map(drop).map_err(sql("count an answer"))
+        connection.execute(count, &[&id]).await.map(drop).map_err(sql("count that a verification goes on"))
     }
 
     fn let_go(&mut self) {

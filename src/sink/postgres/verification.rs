@@ -47,10 +47,10 @@ pub struct Verified {
     pub state: String,
     /// What it waits for, where it does not go on by itself.
     pub waits_for: Option<String>,
-    /// Questions answered so far of another verification of the link, which is in hand while this one waits for it.
+    /// As `questions`, of another verification of the link, which is in hand while this one waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub behind: Option<u64>,
-    /// Questions answered so far.
+    /// Questions answered so far, and moments of rest: it goes on as long as this rises.
     pub questions: u64,
     /// Its tables, in the order they are compared; none before they are known.
     pub tables: Vec<TableVerified>,
