@@ -543,7 +543,7 @@ async fn a_rest_may_be_longer_than_anybody_is_patient() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changes_between_reading_and_looking_differs_nowhere() {
-    let (regions, mut us, eu) = stage(3_000).await;
+    let (regions, mut us, mut eu) = stage(3_000).await;
     allow(&regions, &eu).await;
     let dir = tempfile::tempdir().unwrap();
     let hold = dir.path().join("hold");
@@ -585,6 +585,30 @@ async fn what_changes_between_reading_and_looking_differs_nowhere() {
     us.remove_env("LANDFALL_HOLD_AT");
     us.start_again().unwrap();
     assert_eq!(verify(&eu, &[]).await.0, Some(0));
+
+    // What is refused here meanwhile, and parked, lacks here as it lacked in what was read.
+    eu.kill9().unwrap();
+    eu.set_env("LANDFALL__LINK__0__ON_REFUSAL", "park");
+    eu.start_again().unwrap();
+    link_runs(&eu).await;
+    regions.eu.execute("alter table numbered add check (note is distinct from 'refused')").await.unwrap();
+    us.kill9().unwrap();
+    us.set_env("LANDFALL_HOLD_AT", &format!("backfill.after_read:{}", hold.display()));
+    us.start_again().unwrap();
+    let before = held(&us);
+    std::fs::write(&hold, "").unwrap();
+    let asked = eu.start_command(&["verify", "--json", "--table", "public.numbered"]).unwrap();
+    eventually(PATIENCE, "something was read", async || Ok(held(&us) > before)).await.unwrap();
+    regions.us.execute("update numbered set note = 'refused' where id = 8").await.unwrap();
+    std::fs::remove_file(&hold).unwrap();
+    let output = asked.wait_with_output().await.unwrap();
+    let told = said(&output);
+    assert!(output.status.code() == Some(2) && told.contains("parked while it was compared"), "{told}");
+    us.kill9().unwrap();
+    us.remove_env("LANDFALL_HOLD_AT");
+    us.start_again().unwrap();
+    let (code, found) = verify(&eu, &["--table", "public.numbered"]).await;
+    assert_eq!((findings(&found), code), (vec!["public.numbered: 8 different".to_owned()], Some(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -162,16 +162,17 @@ impl Survey {
         let mut after = self.through.clone();
         for (there, here) in there.iter().zip(here) {
             let before = mem::replace(&mut after, there.upto.clone());
-            // Equal to what was read is equal, whatever changed since: it has changed here too.
-            if (there.rows, &there.sum) == (here.rows, &here.sum) {
-                continue;
-            }
-            if !keyless {
-                self.differing.push_back((before, there.upto.clone()));
-            } else if answer.all_unsure && self.reads_again(answer) {
+            let is_equal = (there.rows, &there.sum) == (here.rows, &here.sum);
+            // What changed meanwhile is not in what was read: where what is here is the same, it may not have come.
+            let is_unsure = keyless && answer.all_unsure;
+            if is_unsure && self.reads_again(answer) {
                 return Ok(());
+            } else if is_equal && !is_unsure {
+                continue;
+            } else if !keyless {
+                self.differing.push_back((before, there.upto.clone()));
             } else {
-                let difference = if answer.all_unsure { Difference::Unsure } else { Difference::Different };
+                let difference = if is_unsure { Difference::Unsure } else { Difference::Different };
                 let rows = |sum: &Sum| Some(format!("{} rows", sum.rows));
                 in_hand.findings.push(Finding {
                     key: Key::new(),
@@ -205,18 +206,14 @@ impl Survey {
         let (of_there, of_here) = (hashes(there), hashes(here));
         let unsure: HashSet<&Key> = answer.unsure.iter().collect();
         for key in asked {
-            let hashes = (of_there.get(&key), of_here.get(&key));
-            if hashes.0 == hashes.1 {
+            let is_unsure = answer.all_unsure || unsure.contains(&key);
+            if is_unsure && self.tried(&key) < TRIES_MAX {
+                self.keys.push_back(key);
                 continue;
             }
-            let difference = match hashes {
-                _ if answer.all_unsure || unsure.contains(&key) => {
-                    if self.tried(&key) < TRIES_MAX {
-                        self.keys.push_back(key);
-                        continue;
-                    }
-                    Difference::Unsure
-                }
+            let difference = match (of_there.get(&key), of_here.get(&key)) {
+                _ if is_unsure => Difference::Unsure,
+                (there, here) if there == here => continue,
                 (Some(_), None) => Difference::Missing,
                 (None, _) => Difference::Extra,
                 (Some(_), Some(_)) => Difference::Different,

@@ -389,8 +389,10 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
                 let Some((answer, here)) = self.ask(verification, &about).await? else { return Ok(None) };
                 let (Found::Keys(there), Found::Keys(here)) = (&answer.found, &here) else { break };
                 let (there, here) = (hashes(there), hashes(here));
-                here_as_there.extend(undone.into_iter().filter(|key| there.get(key) == here.get(key)));
-                if answer.unsure.is_empty() {
+                let stood = |key: &Key| !answer.all_unsure && !answer.unsure.contains(key);
+                let is_same = |key: &Key| stood(key) && there.get(key) == here.get(key);
+                here_as_there.extend(undone.into_iter().filter(is_same));
+                if answer.unsure.is_empty() && !answer.all_unsure {
                     break;
                 }
             }

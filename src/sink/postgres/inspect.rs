@@ -79,6 +79,10 @@ const KEPT: &str = "90 days";
 const SAME_ROW: &str = "f.verification = $1 AND f.place = $2 AND f.key = g.key
                     AND hash_array_extended(f.key, 0) = hash_array_extended(g.key, 0)";
 
+/// Why a table is not called equal of which something was parked meanwhile: a change that the other region's reading did not
+/// show is in neither then. What was parked before it showed.
+const PARKED_MEANWHILE: &str = "some of its rows were parked while it was compared (next: `landfall parked` lists them; compare it again)";
+
 /// How long delivering waits for whoever alters a table that is looked at; it is asked about again then.
 const LOCK_TIMEOUT: &str = "500ms";
 /// A table is not there, or not ours to read.
@@ -384,17 +388,26 @@ impl Inspector for PostgresInspector {
                  SELECT $1, $2, key, d, h, t FROM given g
                   WHERE NOT EXISTS (SELECT FROM landfall.verification_finding f WHERE {SAME_ROW})
                  RETURNING 1),
-             new_rows AS (SELECT count(*) AS number FROM new)
+             new_rows AS (SELECT count(*) AS number FROM new),
+             aside AS (
+                 SELECT EXISTS (
+                     SELECT FROM landfall.verification v
+                       JOIN landfall.parked p ON p.link = v.link AND p.stream = v.stream AND p.parked >= v.begun
+                       JOIN landfall.parked_row r ON r.parked = p.id AND NOT r.overtaken
+                      WHERE v.id = $1 AND r.schema_name = $12 AND r.table_name = $13) AS parked)
              UPDATE landfall.verification_table
                 SET after = coalesce($3, after), rows = rows + $4, ranges = ranges + $5,
-                    differences = differences + number, why = coalesce($7, why),
-                    state = coalesce($6, CASE WHEN differences + number = 0 THEN 'equal' ELSE 'different' END),
+                    differences = differences + number,
+                    why = coalesce($7, why, CASE WHEN $6::text IS NULL AND differences + number = 0 AND parked
+                                                 THEN $14 END),
+                    state = coalesce($6, CASE WHEN differences + number > 0 THEN 'different'
+                                              WHEN parked THEN 'unknown' ELSE 'equal' END),
                     ended = CASE WHEN $6 = 'comparing' THEN NULL ELSE now() END
-               FROM new_rows
+               FROM new_rows, aside
               WHERE verification = $1 AND place = $2"
         );
         let (rows, ranges) = (number(settled.rows), number(settled.ranges));
-        let parameters: [&(dyn ToSql + Sync); 11] = [
+        let parameters: [&(dyn ToSql + Sync); 14] = [
             &id,
             &table.place,
             &settled.through,
@@ -406,6 +419,9 @@ impl Inspector for PostgresInspector {
             &differences,
             &here,
             &there,
+            &table.table.schema,
+            &table.table.table,
+            &PARKED_MEANWHILE,
         ];
         connection.execute(&keep, &parameters).await.map(drop).map_err(sql("keep what was compared"))
     }
