@@ -539,6 +539,28 @@ async fn a_rest_may_be_longer_than_anybody_is_patient() {
     let (code, found) = verify(&eu, &[&tables[..], &slowly].concat()).await;
     assert_eq!(code, Some(0), "{found}\n{}", eu.log_tail());
     assert!(began.elapsed() > Duration::from_secs(5), "it did not rest: {:?}", began.elapsed());
+
+    // One that nobody asked for lets another go first meanwhile, and goes on where it was.
+    let unasked = "insert into landfall.verification
+             (id, link, stream, patterns, range_rows, show_values, mend, max_source_load, unasked)
+         values ('unasked', 'us-east-1', 'main', '{public.bare,public.empty}', 2000, false, false, 0.05, true)";
+    regions.eu.execute(unasked).await.unwrap();
+    let stands = async |wanted: &str| {
+        let stands = "select v.state || ' ' || string_agg(t.state, ' ' order by place)
+               from landfall.verification v join landfall.verification_table t on t.verification = v.id
+              where v.id = 'unasked' group by v.state";
+        eventually(PATIENCE, wanted, async || {
+            Ok(regions.eu.postgres.query_text("shop", stands).await?.as_deref() == Some(wanted))
+        })
+        .await
+    };
+    stands("running equal waiting").await.unwrap();
+    let (code, found) = verify(&eu, &["--table", "public.named", "--patience", "3"]).await;
+    assert_eq!(code, Some(0), "{found}\n{}", eu.log_tail());
+    stands("done equal equal").await.unwrap();
+    let ranges = "select sum(ranges)::text from landfall.verification_table where verification = 'unasked'";
+    let ranges = regions.eu.postgres.query_text("shop", ranges).await.unwrap();
+    assert_eq!(ranges.as_deref(), Some("2"), "what was compared is not compared again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

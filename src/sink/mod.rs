@@ -300,7 +300,8 @@ pub trait Inspector: Send {
     /// What the target holds of the link; nothing, where our tables are not there or not ours to read.
     fn standing(&mut self) -> impl Future<Output = Result<LinkStanding>> + Send;
 
-    /// The oldest verification of this link that is not over.
+    /// The verification of this link that is next: the oldest that is not over, of those that somebody asked for where there
+    /// are any.
     fn take_up(&mut self) -> impl Future<Output = Result<Option<Verification>>> + Send;
 
     /// Notes which tables the stream carries: those a verification asked for become its tables. What it asked for and
@@ -336,7 +337,8 @@ pub trait Inspector: Send {
         keys: &[Key],
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Whether somebody wants the verification still.
+    /// Whether somebody wants the verification still, and it is this one's turn: one that nobody asked for waits, and goes on
+    /// where it was, while there is another.
     fn is_wanted(&mut self, id: &str) -> impl Future<Output = Result<bool>> + Send;
 
     /// Counts an answer that was used, or a moment of rest: whoever waits for the verification knows by it that it goes on.
@@ -345,7 +347,7 @@ pub trait Inspector: Send {
     /// Lets go of what [`Inspector::hold`] held, whatever was going on.
     fn let_go(&mut self);
 
-    /// Says what a verification waits for, or that it waits no more. False where nobody wants it any longer.
+    /// Says what a verification waits for, or that it waits no more. False as [`Inspector::is_wanted`].
     fn wait_for(&mut self, id: &str, why: Option<&str>) -> impl Future<Output = Result<bool>> + Send;
 
     /// When a verification of every table last found them equal.

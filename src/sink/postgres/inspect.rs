@@ -79,6 +79,13 @@ const KEPT: &str = "90 days";
 const SAME_ROW: &str = "f.verification = $1 AND f.place = $2 AND f.key = g.key
                     AND hash_array_extended(f.key, 0) = hash_array_extended(g.key, 0)";
 
+/// Of `landfall.verification v`: it is not over, and it was asked for, or nobody waits for another that was.
+const WANTED: &str = "v.state IN ('requested', 'running')
+                  AND NOT (v.unasked AND EXISTS (
+                          SELECT FROM landfall.verification o
+                           WHERE o.link = v.link AND o.stream = v.stream AND NOT o.unasked
+                             AND o.state IN ('requested', 'running')))";
+
 /// Why a table is not called equal of which something was parked meanwhile: a change that the other region's reading did not
 /// show is in neither then. What was parked before it showed.
 const PARKED_MEANWHILE: &str = "some of its rows were parked while it was compared (next: `landfall parked` lists them; compare it again)";
@@ -231,11 +238,11 @@ impl Inspector for PostgresInspector {
         }
         let connection = self.connection().await?;
         let failed = sql("look for a verification that is asked for");
-        let oldest = "SELECT id, range_rows, show_values, max_source_load, state = 'requested', mend
+        let next = "SELECT id, range_rows, show_values, max_source_load, state = 'requested', mend
                FROM landfall.verification
               WHERE link = $1 AND stream = $2 AND state IN ('requested', 'running')
-              ORDER BY requested, id LIMIT 1";
-        let Some(row) = connection.query_opt(oldest, &[&link, &stream]).await.map_err(&failed)? else {
+              ORDER BY unasked, requested, id LIMIT 1";
+        let Some(row) = connection.query_opt(next, &[&link, &stream]).await.map_err(&failed)? else {
             return Ok(None);
         };
         let id: String = row.get(0);
@@ -441,8 +448,8 @@ impl Inspector for PostgresInspector {
 
     async fn is_wanted(&mut self, id: &str) -> Result<bool> {
         let connection = self.connection().await?;
-        let wanted = "SELECT FROM landfall.verification WHERE id = $1 AND state IN ('requested', 'running')";
-        let wanted = connection.query_opt(wanted, &[&id]).await;
+        let wanted = format!("SELECT FROM landfall.verification v WHERE id = $1 AND {WANTED}");
+        let wanted = connection.query_opt(&wanted, &[&id]).await;
         wanted.map(|row| row.is_some()).map_err(sql("ask whether a verification is wanted"))
     }
 
@@ -458,9 +465,8 @@ impl Inspector for PostgresInspector {
 
     async fn wait_for(&mut self, id: &str, why: Option<&str>) -> Result<bool> {
         let connection = self.connection().await?;
-        let say = "UPDATE landfall.verification SET waits_for = $2
-                    WHERE id = $1 AND state IN ('requested', 'running')";
-        let said = connection.execute(say, &[&id, &why]).await;
+        let say = format!("UPDATE landfall.verification v SET waits_for = $2 WHERE id = $1 AND {WANTED}");
+        let said = connection.execute(&say, &[&id, &why]).await;
         said.map(|count| count > 0).map_err(sql("say what a verification waits for"))
     }
 

@@ -119,10 +119,6 @@ pub async fn require_daemon(client: &Client, from: &Region, stream: &str) -> Res
 /// # Errors
 /// Where the server does not answer, or the role may not.
 pub async fn request(client: &Client, from: &Region, stream: &str, request: &Request) -> Result<String> {
-    // Nobody waits for one that nobody asked for: it is asked for again when this is over.
-    let yields = "UPDATE landfall.verification SET state = 'canceled', ended = now(), waits_for = NULL
-                   WHERE link = $1 AND stream = $2 AND unasked AND state IN ('requested', 'running')";
-    client.execute(yields, &[&from.as_str(), &stream]).await.map_err(sql("ask for a verification"))?;
     let id = format!("{:08x}", rand::random::<u32>());
     let patterns: Vec<&str> = request.tables.iter().map(Pattern::as_str).collect();
     let ask = "INSERT INTO landfall.verification
@@ -164,7 +160,7 @@ pub async fn look(client: &Client, id: &str, findings: u32) -> Result<Option<Ver
            LEFT JOIN LATERAL (
                     SELECT sum(o.questions)::int8 AS questions FROM landfall.verification o
                      WHERE v.state = 'requested' AND o.link = v.link AND o.stream = v.stream
-                       AND o.state = 'running') before ON true
+                       AND o.state = 'running' AND NOT o.unasked) before ON true
           WHERE id = $1";
     let Some(row) = client.query_opt(verification, &[&id]).await.map_err(&failed)? else { return Ok(None) };
     let tables = "SELECT place, schema_name || '.' || table_name, state, rows, ranges, differences, why,
