@@ -289,6 +289,13 @@ async fn a_recovery_takes_no_row_that_only_this_region_can_have() {
         assert!(recovered.status.code() == Some(1) && left, "{told}");
         assert!(told.contains("recovered: 1 tables"), "{told}");
     }
-    arrived(&regions.eu, "select count(*)::text from young where note = 'newest'").await;
     ready(&eu).await;
+    // Nor does a repair, but where somebody says that the other region has them.
+    let repaired = eu.command(&["repair", "--execute"]).await.unwrap();
+    let told = said(&repaired);
+    assert!(repaired.status.code() == Some(2) && told.contains("nothing tells which region"), "{told}");
+    arrived(&regions.eu, "select count(*)::text from young where note = 'newest'").await;
+    let repaired = eu.command(&["repair", "--execute", "--table", "public.young"]).await.unwrap();
+    assert!(repaired.status.success(), "{}", said(&repaired));
+    arrived(&regions.eu, "select (count(*) + 1)::text from young").await;
 }

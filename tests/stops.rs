@@ -910,13 +910,14 @@ async fn a_transaction_larger_than_memory_comes_over_a_line_that_is_slow() {
     regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
     let us = regions.us.config().source(&["public.*"]).to_toml();
     let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
-    let slow = "fetch_bytes = \"64KiB\"\nbatch_bytes = \"1MiB\"\nopen_transaction_timeout = \"3s\"";
+    // Of 8 MB, half on the line: four seconds for each of Kafka's batches, sixteen for a slice.
+    let slow = "open_transaction_timeout = \"8s\"";
     let eu = regions.eu.config().link_with("us-east-1", &regions.us.kafka.remote(), slow).to_toml();
     let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();
-    regions.us.kafka.wan().set_bandwidth(Some(64 << 10));
+    regions.us.kafka.wan().set_bandwidth(Some(128 << 10));
     let rows = "insert into t select g, (select string_agg(md5(random()::text || g || i), '') from generate_series(1, 100) i)
-                 from generate_series(1, 1000) g";
+                 from generate_series(1, 2500) g";
     regions.us.execute(rows).await.unwrap();
     regions.equal(PATIENCE, &[&us, &eu]).await.unwrap();
     assert!(!eu.log().contains("LF-TRANSACTION-STALLED"), "{}", eu.log());

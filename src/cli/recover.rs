@@ -309,6 +309,7 @@ impl Recovery<'_> {
                 values: false,
                 max_source_load: self.max_source_load,
                 mend: true,
+                ours: Vec::new(),
                 by: asker(),
             };
             let compared_now = self.comparing.run(&request).await.map_err(|fault| match fault.code() {

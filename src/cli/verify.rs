@@ -18,6 +18,7 @@ use crate::{
     region::Region,
     scope::Pattern,
     sink::postgres::verification::{self, Listed, Request, TableVerified, Verified},
+    verify::TableName,
 };
 
 /// How often the work is looked at.
@@ -115,12 +116,23 @@ async fn compare(
 ) -> Result<u8> {
     let comparing = Comparing::new(settings, link, arguments.patience, arguments.list, json).await?;
     verification::require_daemon(&comparing.connection, &link.from, &link.stream).await?;
+    let mend = purpose == Purpose::Repair { execute: true };
+    let mut ours = Vec::new();
+    if let Some(source) = settings.source.as_ref().filter(|_| mend) {
+        let published = (&*source.publication, &source.scope);
+        ours = verification::published_only_by_us(&comparing.connection, &link.from, published).await?;
+        let is_named = |table: &TableName| {
+            arguments.table.iter().any(|it| it.as_table() == Some((&table.schema, &table.table)))
+        };
+        ours.retain(|table| !is_named(table));
+    }
     let request = Request {
         tables: arguments.table.clone(),
         range_rows: arguments.range_rows,
         values: arguments.show_values,
         max_source_load: arguments.max_source_load,
-        mend: purpose == Purpose::Repair { execute: true },
+        mend,
+        ours,
         by: asker(),
     };
     let found = comparing.run(&request).await?;

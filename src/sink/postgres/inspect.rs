@@ -1,6 +1,6 @@
 //! Looks into the target for whoever verifies, and keeps what was found in schema `landfall`.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use tokio_postgres::{error::SqlState, types::ToSql};
 
@@ -278,11 +278,20 @@ impl Inspector for PostgresInspector {
         let wanted = |table: &&TableName| {
             patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, table))
         };
-        let tables: Vec<TableName> = carried.iter().filter(wanted).cloned().collect();
+        let ours = "SELECT schema_name, table_name, why FROM landfall.verification_table
+                     WHERE verification = $1 AND place < 0";
+        let ours = connection.query(ours, &[&id]).await.map_err(&failed)?;
+        let ours: HashMap<TableName, String> = ours
+            .iter()
+            .map(|row| (TableName { schema: row.get(0), table: row.get(1) }, row.get(2)))
+            .collect();
+        let (kept, tables): (Vec<TableName>, Vec<TableName>) =
+            carried.iter().filter(wanted).cloned().partition(|table| ours.contains_key(table));
         // Whoever reads that all is equal takes what came from there to be, told of or not.
         let came = came.iter().filter(wanted).filter(|table| !carried.contains(table));
         let mut untold: Vec<(TableName, String)> =
             came.map(|table| (table.clone(), not_told(&from, table))).collect();
+        untold.extend(kept.into_iter().filter_map(|table| Some((table.clone(), ours.get(&table)?.clone()))));
         for pattern in &patterns {
             let known = tables.iter().chain(untold.iter().map(|(table, _)| table));
             if !known.into_iter().any(|table| matches(pattern, table)) {
@@ -299,7 +308,8 @@ impl Inspector for PostgresInspector {
         let names: Vec<&str> = all().map(|table| table.table.as_str()).collect();
         let whys: Vec<Option<&str>> =
             tables.iter().map(|_| None).chain(untold.iter().map(|(_, why)| Some(why.as_str()))).collect();
-        let begun = "WITH tables AS (
+        let begun = "WITH ours AS (DELETE FROM landfall.verification_table WHERE verification = $1 AND place < 0),
+             tables AS (
                  INSERT INTO landfall.verification_table (verification, place, schema_name, table_name, why, state, ended)
                  SELECT $1, row_number() OVER () - 1, s, t, w,
                         CASE WHEN w IS NULL THEN 'waiting' ELSE 'unknown' END, CASE WHEN w IS NOT NULL THEN now() END

@@ -30,6 +30,8 @@ pub struct Request {
     pub max_source_load: f64,
     /// Whether rows that differ are put right.
     pub mend: bool,
+    /// Tables that are left as they are, whatever the other region tells of them.
+    pub ours: Vec<TableName>,
     /// Who asks, for whoever reads later what was asked.
     pub by: String,
 }
@@ -121,9 +123,18 @@ pub async fn require_daemon(client: &Client, from: &Region, stream: &str) -> Res
 pub async fn request(client: &Client, from: &Region, stream: &str, request: &Request) -> Result<String> {
     let id = format!("{:08x}", rand::random::<u32>());
     let patterns: Vec<&str> = request.tables.iter().map(Pattern::as_str).collect();
-    let ask = "INSERT INTO landfall.verification
-             (id, link, stream, patterns, range_rows, show_values, max_source_load, mend, asked_by)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    let ask = "WITH asked AS (
+             INSERT INTO landfall.verification
+                    (id, link, stream, patterns, range_rows, show_values, max_source_load, mend, asked_by)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9))
+         INSERT INTO landfall.verification_table (verification, place, schema_name, table_name, state, why)
+         SELECT $1, -row_number() OVER (), s, t, 'unknown', $12 FROM unnest($10::text[], $11::text[]) u (s, t)";
+    let schemas: Vec<&str> = request.ours.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = request.ours.iter().map(|table| table.table.as_str()).collect();
+    let why = format!(
+        "nothing tells which region has its rows: it is published here as well, and none has come from {from}. Where {from} \
+         has them, name it with --table"
+    );
     let rows = i64::from(request.range_rows);
     let load = request.max_source_load;
     client
@@ -139,6 +150,9 @@ pub async fn request(client: &Client, from: &Region, stream: &str, request: &Req
                 &load,
                 &request.mend,
                 &request.by,
+                &schemas,
+                &names,
+                &why,
             ],
         )
         .await
