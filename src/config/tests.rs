@@ -505,7 +505,7 @@ fn each_mistake_is_named_with_its_path() {
             "link[0].lanes: unknown; known here: from, brokers",
         ),
         ("landfall@db.internal", "db.internal", "database.url: no role"),
-        ("5432", "port", "database.url: `port` is no port"),
+        ("5432", "port", "database.url: the port is no number from 1 to 65535"),
         ("/run/secrets/landfall", "/nowhere", "database.password_file: read /nowhere: entity not found"),
         ("/run/secrets/landfall", "/empty", "database.password_file: /empty is empty"),
         (
@@ -544,7 +544,7 @@ fn all_mistakes_are_told_together() {
         region = "X"
         colour = true
         [database]
-        url = "postgres://h/d?sslmode=no"
+        url = "postgres://u@h:x/d?sslmode=no"
         [kafka]
         brokers = ["a"]
         retention = "1s"

@@ -28,7 +28,10 @@ pub fn address(url: &str) -> Result<Address, Vec<String>> {
     let mut problems = Vec::new();
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let (credentials, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let Some((credentials, place)) = authority.rsplit_once('@') else {
+        // A role and its password may well stand here, as a host and its port, with whatever follows: none of it is shown.
+        return Err(vec!["no role: expected postgres://role@host:port/database".to_owned()]);
+    };
     let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
     let mut note = |what: &str, decoded: Result<String, String>| match decoded {
         Ok(text) => text,
@@ -133,7 +136,8 @@ fn host_and_port(place: &str) -> Result<(String, u16), String> {
         None => 5432,
         Some(digits) => match digits.parse() {
             Ok(port) if port > 0 => port,
-            _ => return Err(format!("`{digits}` is no port")),
+            // Without what stands there: of `role@tenant:password` it is the password.
+            _ => return Err("the port is no number from 1 to 65535".to_owned()),
         },
     };
     Ok((host, port))
@@ -143,6 +147,9 @@ fn tls(query: &str, problems: &mut Vec<String>) -> (TlsMode, Option<PathBuf>) {
     let (mut mode, mut root) = (None, None);
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        // Behind a `?` of a password stands the rest of it, and the database.
+        let named = key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        let key = if named { key } else { "a parameter" };
         let value = match decode(value) {
             Ok(value) => value,
             Err(problem) => {
@@ -166,7 +173,7 @@ fn tls(query: &str, problems: &mut Vec<String>) -> (TlsMode, Option<PathBuf>) {
             }
             "sslrootcert" => root.replace(value).is_some(),
             _ => {
-                problems.push(format!("`{key}` is not understood here: only sslmode and sslrootcert are"));
+                problems.push(format!("{key} is not understood here: only sslmode and sslrootcert are"));
                 continue;
             }
         };
@@ -275,8 +282,13 @@ mod tests {
             ("postgres://u@/d", "no host"),
             ("postgres://u@%2Fvar%2Frun/d", "Unix socket"),
             ("postgres://u@a,b/d", "several hosts"),
-            ("postgres://u@h:0/d", "`0` is no port"),
-            ("postgres://u@h:70000/d", "`70000` is no port"),
+            ("postgres://u:hunter2/d", "no role"),
+            ("postgres://u:hunter2%40h:5432/d", "no role"),
+            ("postgres://u:hunter?2hunter2/d", "no role"),
+            ("postgres://u@tenant:hunter2/d", "the port is no number"),
+            ("postgres://u@tenant:5?hunter2/d", "a parameter is not understood"),
+            ("postgres://u@h:0/d", "the port is no number"),
+            ("postgres://u@h:70000/d", "the port is no number"),
             ("postgres://u@[::1/d", "lacks its `]`"),
             ("postgres://u@[host]/d", "no IPv6 address"),
             ("postgres://u:hunter2%zz@h/d", "password: a `%`"),
@@ -286,8 +298,8 @@ mod tests {
             ("postgres://u:hunter2?x@h/d", "`?` as %3F"),
             ("postgres://u@h/d?sslmode=maybe", "`maybe` is none of"),
             ("postgres://u@h/d?sslmode=disable&sslmode=require", "given twice"),
-            ("postgres://u@h/d?options=-csearch_path", "`options` is not understood"),
-            ("postgres://u@h/d?sslcert=a", "`sslcert` is not understood"),
+            ("postgres://u@h/d?options=-csearch_path", "options is not understood"),
+            ("postgres://u@h/d?sslcert=a", "sslcert is not understood"),
         ] {
             let problems = address(url).expect_err(url);
             assert!(problems.iter().any(|problem| problem.contains(expected)), "{url}: {problems:?}");
