@@ -41,7 +41,8 @@ pub(super) fn of_log(
             let safe = slot.and_then(|slot| slot.safe_wal_bytes).unwrap_or(limit - kept).max(0);
             let seconds = lasts(safe as f64);
             if seconds < OUTAGE_SECONDS {
-                let wanted = (rate * OUTAGE_SECONDS * 2.0 / (1 << 20) as f64).ceil();
+                // Above what is kept already: below it, the next checkpoint would take the slot.
+                let wanted = (limit.max(kept) as f64 + rate * OUTAGE_SECONDS * 2.0) / (1 << 20) as f64;
                 findings.push(warning(
                     Kind::WalRoom,
                     format!(
@@ -50,7 +51,10 @@ pub(super) fn of_log(
                         bytes(safe as f64),
                         time(seconds)
                     ),
-                    format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{wanted}MB'; SELECT pg_reload_conf();"),
+                    format!(
+                        "ALTER SYSTEM SET max_slot_wal_keep_size = '{}MB'; SELECT pg_reload_conf();",
+                        wanted.ceil()
+                    ),
                 ));
             }
         }
@@ -197,6 +201,35 @@ mod tests {
         ] {
             let findings = of_log(limit, None, free.as_ref(), rate);
             assert_eq!(found(&findings), expected, "{limit:?} {free:?} {rate}");
+        }
+    }
+
+    #[test]
+    fn a_slot_is_given_more_room_than_it_has_taken() {
+        const GIB: i64 = 1 << 30;
+        let slot = |kept, safe| SlotFacts {
+            plugin: Some("pgoutput".into()),
+            database: Some("shop".into()),
+            active_pid: None,
+            restart: None,
+            confirmed_flush: None,
+            wal_status: Some("extended".into()),
+            safe_wal_bytes: Some(safe),
+            retained_bytes: Some(kept),
+            wal_size_bytes: GIB,
+            invalidation: None,
+            synced: false,
+        };
+        // Two hours of a megabyte a second are 6867 MiB.
+        for (limit, kept, safe, wanted) in [
+            (GIB, 0, GIB, "7891MB"),
+            (100 * GIB, 100 * GIB - 1, 1, "109267MB"),
+            // It is over its limit, and is lost at the next checkpoint.
+            (100 * GIB, 101 * GIB, 0, "110291MB"),
+        ] {
+            let findings = of_log(Some(limit), Some(&slot(kept, safe)), None, 1e6);
+            let mend = findings[0].mend.as_deref().unwrap();
+            assert!(mend.contains(&format!("'{wanted}'")), "{limit} {kept}: {mend}");
         }
     }
 
