@@ -123,6 +123,7 @@ fn the_image_is_built_in_stages_and_runs_as_nobody_in_particular() {
     for (short, region) in REGIONS {
         let daemon = service(&compose, &format!("landfall-{short}"));
         assert!(daemon["build"].is_object() && daemon["user"].is_null(), "{daemon}");
+        assert!(daemon["image"].is_null(), "two builds of one name get in each other's way: {daemon}");
         assert_eq!(daemon["healthcheck"]["test"], serde_json::json!(["CMD", "landfall", "status"]));
         let mounted = daemon["volumes"][0].as_str().unwrap();
         assert!(mounted.ends_with(&format!("/config/compose/{region}.toml:/etc/landfall/landfall.toml:ro")));
