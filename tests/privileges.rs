@@ -30,6 +30,7 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
         let regions = TwoRegions::start(us_major, eu_major, 1).await.unwrap();
         let table = "create schema sales; create table sales.t (id int8 primary key)";
         regions.execute_both(table).await.unwrap();
+        regions.eu.execute("revoke connect on database shop from public").await.unwrap();
         let config = regions.us.config().source(&["sales.*"]).to_toml();
         let us = regions.us.daemon(LANDFALL, &config).start().unwrap();
         let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
@@ -56,8 +57,8 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
         if let Err(error) = outcome.await {
             panic!("{error}: {:#?}\n{}\n{}", ran.borrow(), us.log_tail(), eu.log_tail());
         }
-        // Read the log, publish, apply, write the table: each was said once.
-        assert_eq!(ran.borrow().len(), 4, "{:#?}", ran.borrow());
+        // Read the log, publish, connect, apply, write the table: each was said once.
+        assert_eq!(ran.borrow().len(), 5, "{:#?}", ran.borrow());
         for daemon in [&us, &eu] {
             // A heartbeat that was long on its way here is taken for a clock that is wrong, until the next one.
             let mut page = String::new();

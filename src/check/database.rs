@@ -22,7 +22,7 @@ use crate::{
             tables_not_writable, type_schemas_not_usable,
         },
         connect,
-        grants::{Duties, Privilege, create_publication, lacking, use_schemas, write_tables},
+        grants::{Duties, Privilege, connect_to, create_publication, lacking, use_schemas, write_tables},
         tables::{shapes, traits},
     },
     region::Region,
@@ -181,7 +181,9 @@ pub(super) async fn grants(settings: &Settings) -> Result<Vec<String>> {
 /// Where the database does not answer.
 pub async fn grants_of(client: &Client, settings: &Settings, scope: Option<&Scope>) -> Result<Vec<String>> {
     let role = role_privileges(client).await?;
-    let mut sql: Vec<String> = lacking(&role, duties(settings)).into_iter().map(|lack| lack.sql).collect();
+    let mut sql = Vec::new();
+    sql.extend((!role.connect_to_database).then(|| connect_to(&role.role, &role.database)));
+    sql.extend(lacking(&role, duties(settings)).into_iter().map(|lack| lack.sql));
     if let Some(source) = &settings.source {
         let tables = tables_in_scope(client, &source.scope).await?;
         let published = publication(client, &source.publication).await?;

@@ -722,7 +722,11 @@ fn what_is_in_effect_is_shown_with_its_place_and_without_secrets() {
         assert_eq!(row(path), (value.to_owned(), from.to_owned()), "{path}");
     };
     row_is("region", "\"eu-west-1\"", "f.toml:2");
-    row_is("database.url", "\"postgres://landfall@db.internal:5432/shop?sslmode=verify-full\"", "f.toml:4");
+    row_is(
+        "database.url",
+        "\"postgres://landfall@db.internal:5432/shop?sslmode=verify-full&sslrootcert=system\"",
+        "f.toml:4",
+    );
     row_is("database.password", "\"***\"", "f.toml:5");
     row_is("kafka.replication_factor", "5", "LANDFALL__KAFKA__REPLICATION_FACTOR__FILE");
     row_is("link[0].batch_changes", "7", "LANDFALL__LINK__0__BATCH_CHANGES");

@@ -72,11 +72,13 @@ pub fn address(url: &str) -> Result<Address, Vec<String>> {
     })
 }
 
-/// Writes an address as [`address`] reads it, without its password.
+/// Writes an address as [`address`] reads it and libpq does, without its password.
 pub fn url(address: &Address) -> String {
     let host = if address.host.contains(':') { format!("[{}]", address.host) } else { encode(&address.host) };
     let root = match &address.tls_root {
         Some(root) => format!("&sslrootcert={}", encode(&root.display().to_string())),
+        // Where none is named, libpq wants one in its user's home; and it takes this word (16 on) beside no other mode.
+        None if address.tls == TlsMode::VerifyFull => "&sslrootcert=system".to_owned(),
         None => String::new(),
     };
     format!(
@@ -261,14 +263,15 @@ mod tests {
     #[test]
     fn an_address_is_written_as_it_is_read_without_its_password() {
         for text in [
-            "postgres://u@db.internal:5433/shop?sslmode=verify-full",
+            "postgres://u@db.internal:5433/shop?sslmode=verify-full&sslrootcert=system",
+            "postgres://u@db.internal:5433/shop?sslmode=verify-ca",
             "postgres://u@[2001:db8::1]:6000/d?sslmode=disable",
             "postgres://a%40b@h:5432/d%20e?sslmode=require&sslrootcert=/a%20b.pem",
         ] {
             assert_eq!(url(&address(text).unwrap()), text);
         }
         let secret = address("postgres://u:hunter2@h/d").unwrap();
-        assert_eq!(url(&secret), "postgres://u@h:5432/d?sslmode=verify-full");
+        assert_eq!(url(&secret), "postgres://u@h:5432/d?sslmode=verify-full&sslrootcert=system");
     }
 
     #[test]

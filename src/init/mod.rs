@@ -95,7 +95,7 @@ pub async fn run(wishes: &Wishes) -> Result<Outcome> {
     let mut next = Vec::new();
     for (side, address) in [(&wishes.from, &from), (&wishes.to, &to)] {
         let (sql, url) = (file(format!("{}.sql", side.region)), crate::config::database_url(address));
-        next.push(format!("psql -f {sql} '{url}'"));
+        next.push(format!("psql '{url}' -v ON_ERROR_STOP=1 -f {sql}"));
     }
     if seen.restart {
         next.push(format!("restart the server of {}: wal_level has changed", wishes.from.region));

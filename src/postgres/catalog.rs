@@ -152,6 +152,8 @@ pub struct RolePrivileges {
     pub set_replication_role: bool,
     /// The replication-origin functions it may not execute, with their arguments.
     pub origin_functions_missing: Vec<String>,
+    /// Whether it may connect to the database: asked as another role, it need not.
+    pub connect_to_database: bool,
     /// Whether it may create schemas in the database.
     pub create_on_database: bool,
     /// Who owns the schema `landfall`, where it is there.
@@ -174,10 +176,11 @@ pub async fn role_privileges(client: &Client) -> Result<RolePrivileges> {
         replication: row.get(2),
         set_replication_role: row.get(3),
         origin_functions_missing: row.get(4),
-        create_on_database: row.get(5),
-        schema_owner: row.get(6),
-        schema_usable: row.get(7),
-        database: row.get(8),
+        connect_to_database: row.get(5),
+        create_on_database: row.get(6),
+        schema_owner: row.get(7),
+        schema_usable: row.get(8),
+        database: row.get(9),
     })
 }
 
@@ -196,6 +199,7 @@ const ROLE_PRIVILEGES: &str = "
                                       'pg_replication_origin_xact_setup')
                     AND NOT has_function_privilege(p.oid, 'EXECUTE')
                   ORDER BY 1),
+           has_database_privilege(current_database(), 'CONNECT'),
            has_database_privilege(current_database(), 'CREATE'),
            (SELECT pg_get_userbyid(n.nspowner)::text FROM pg_namespace n WHERE n.nspname = 'landfall'),
            coalesce((SELECT has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE')

@@ -9,7 +9,10 @@ use pgwire_replication::{
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, NoTls, error::SqlState};
 
-use super::vanished::{Line, Noted, watch_over};
+use super::{
+    grants::connect_to,
+    vanished::{Line, Noted, watch_over},
+};
 use crate::{
     fault::{Code, Fault, Result},
     secret::Secret,
@@ -115,9 +118,18 @@ impl Drop for Connection {
 /// under, so that the same value is the same text everywhere.
 ///
 /// # Errors
-/// [`Code::DatabaseUnreachable`] or [`Code::DatabaseRefused`], with the address.
+/// [`Code::DatabaseUnreachable`], [`Code::DatabaseRefused`] or [`Code::PrivilegeMissing`], with the address.
 pub async fn connect(address: &Address, application: &str) -> Result<Connection> {
-    let place = |fault: Fault| fault.at(format_args!("connect to {address}"));
+    let place = |fault: Fault| {
+        let fault = fault.at(format_args!("connect to {address}"));
+        match fault.code() {
+            Code::PrivilegeMissing => fault.remedied_by(format!(
+                "run there as a superuser: {} it is tried again without a restart",
+                connect_to(&address.user, &address.database)
+            )),
+            _ => fault,
+        }
+    };
     let session = timeout(CONNECT_TIMEOUT, open(address, application)).await.unwrap_or_else(|_| {
         let seconds = CONNECT_TIMEOUT.as_secs();
         Err(Fault::new(Code::DatabaseUnreachable, format!("no answer within {seconds} s")))

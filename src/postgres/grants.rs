@@ -115,6 +115,11 @@ pub async fn require(client: &Client, duties: Duties) -> Result<()> {
     )))
 }
 
+/// Lets `role` into the database: everybody may, until it is revoked from PUBLIC.
+pub fn connect_to(role: &str, database: &str) -> String {
+    format!("GRANT CONNECT ON DATABASE {} TO {};", quoted(database), quoted(role))
+}
+
 /// Lets `role` use what is in the schemas.
 pub fn use_schemas(role: &str, schemas: &[String]) -> String {
     let names: Vec<String> = schemas.iter().map(|schema| quoted(schema)).collect();
@@ -162,6 +167,7 @@ pub(crate) mod tests {
             replication: true,
             set_replication_role: true,
             origin_functions_missing: Vec::new(),
+            connect_to_database: true,
             create_on_database: true,
             schema_owner: None,
             schema_usable: false,
