@@ -483,6 +483,15 @@ async fn a_topic_whose_settings_lose_data() {
             && said.contains("LogAppendTime"),
         "{said}"
     );
+    // The other one it needs may be made beforehand, too: as is shown, and not otherwise.
+    let check = async || testbed::said(&us.command(&["check"]).await.unwrap());
+    let (state, found) = ("landfall.us-east-1.state", check().await);
+    let brokers = regions.us.kafka.local();
+    let shown = format!("kafka-topics.sh --bootstrap-server {brokers} --create --topic {state} ");
+    assert!(found.contains(&shown) && found.contains("--config cleanup.policy=compact"), "{found}");
+    regions.us.kafka.create_topic(state, 1, &[("cleanup.policy", "delete")]).await.unwrap();
+    let found = check().await;
+    assert!(found.contains(&format!("topic {state}: cleanup.policy=delete, must be")), "{found}");
 }
 
 /// A stream of an invented region, written by hand.

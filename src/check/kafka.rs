@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::{KafkaSettings, LinkSettings, Settings, SourceSettings},
     fault::{Fault, Result},
-    kafka::{Cluster, cluster_facts, refuse_differences, rooms, topic_facts},
+    kafka::{Cluster, TopicFacts, TopicRules, cluster_facts, refuse_differences, rooms, topic_facts},
     names,
 };
 
@@ -70,9 +70,13 @@ async fn look_at_source(
             "start more brokers: the source goes on by itself",
         ));
     }
-    let Some(facts) = topic_facts(&cluster, topic).await? else {
-        let evidence = format!("topic {topic} is not there yet; the source creates it when it begins");
-        findings.push(note(Kind::Topic, evidence));
+    let facts = topic_facts(&cluster, topic).await?;
+    let rules = kafka.topic_rules();
+    findings.extend(of_topic(&cluster, topic, facts.as_ref(), &rules));
+    let state = names::state_topic(&settings.region);
+    let compacted = TopicRules { compacted: true, ..rules };
+    findings.extend(of_topic(&cluster, &state, topic_facts(&cluster, &state).await?.as_ref(), &compacted));
+    let Some(facts) = facts else {
         let few = usize::from(kafka.min_insync_replicas)..usize::from(kafka.replication_factor);
         if few.contains(&brokers.brokers.len()) {
             findings.push(error(
@@ -87,9 +91,6 @@ async fn look_at_source(
         }
         return Ok(());
     };
-    findings.extend(
-        refuse_differences(topic, &facts, &kafka.topic_rules()).err().map(|it| of_fault(Kind::Topic, &it)),
-    );
     let most: Option<u64> = facts.setting("max.message.bytes").and_then(|most| most.parse().ok());
     let wanted = source.max_record_bytes as u64 + RECORD_ROOM;
     if let Some(most) = most.filter(|most| *most < wanted) {
@@ -117,6 +118,21 @@ async fn look_at_source(
         stream.and_then(|stream| stream.arrival).map(|(stamped, here)| clocks::heard(whose, stamped, here)),
     );
     Ok(())
+}
+
+/// Whether a topic of ours is what it must be.
+fn of_topic(
+    cluster: &Cluster,
+    topic: &str,
+    facts: Option<&TopicFacts>,
+    rules: &TopicRules,
+) -> Option<Finding> {
+    let Some(facts) = facts else {
+        let evidence =
+            format!("topic {topic} is not there yet; the source creates it when it begins, where it may");
+        return Some(note(Kind::Topic, evidence).mended_by(rules.creation(cluster, topic)));
+    };
+    refuse_differences(cluster, topic, facts, rules).err().map(|fault| of_fault(Kind::Topic, &fault))
 }
 
 async fn of_link(link: &LinkSettings) -> (Option<Option<Stream>>, Vec<Finding>) {

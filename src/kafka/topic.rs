@@ -20,6 +20,9 @@ use crate::{
 const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
 const DELETE_LOOK: Duration = Duration::from_millis(200);
 
+/// How many copies must have a record before it counts.
+const MIN_INSYNC: &str = "min.insync.replicas";
+
 /// What a stream's topic must be.
 #[derive(Clone, Debug, Default)]
 pub struct TopicRules {
@@ -31,6 +34,39 @@ pub struct TopicRules {
     pub min_insync_replicas: i32,
     /// Compacted by key, in place of deleted by age: for the small topic of checkpoints.
     pub compacted: bool,
+}
+
+impl TopicRules {
+    /// What a topic is made with.
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let mut settings = vec![
+            ("message.timestamp.type", "LogAppendTime".to_owned()),
+            (MIN_INSYNC, self.min_insync_replicas.to_string()),
+            ("cleanup.policy", if self.compacted { "compact" } else { "delete" }.to_owned()),
+        ];
+        if self.compacted {
+            // Each session of a link reads it whole, and a segment is not compacted while it is written.
+            settings.push(("segment.ms", "600000".to_owned()));
+        } else {
+            settings.extend([
+                ("retention.ms", self.retention.as_millis().to_string()),
+                ("retention.bytes", "-1".to_owned()),
+                // A segment goes only as a whole: an hour bounds what is kept past its time.
+                ("segment.ms", "3600000".to_owned()),
+            ]);
+        }
+        settings
+    }
+
+    /// Makes such a topic, for whoever keeps that from us.
+    pub fn creation(&self, cluster: &Cluster, topic: &str) -> String {
+        let settings = self.settings().into_iter().map(|(name, value)| format!(" --config {name}={value}"));
+        format!(
+            "kafka-topics.sh --bootstrap-server {cluster} --create --topic {topic} --partitions 1 --replication-factor {}{}",
+            self.replication_factor,
+            settings.collect::<String>()
+        )
+    }
 }
 
 /// What a topic is.
@@ -132,26 +168,14 @@ pub async fn ensure_topic(
     may_create: bool,
 ) -> Result<()> {
     if let Some(facts) = topic_facts(cluster, topic).await? {
-        return refuse_differences(topic, &facts, rules);
+        return refuse_differences(cluster, topic, &facts, rules);
     }
     if !may_create {
         return Ok(());
     }
-    let (retention, min_insync) =
-        (rules.retention.as_millis().to_string(), rules.min_insync_replicas.to_string());
-    let mut new = NewTopic::new(topic, 1, TopicReplication::Fixed(rules.replication_factor))
-        .set("message.timestamp.type", "LogAppendTime")
-        .set("min.insync.replicas", &min_insync);
-    new = if rules.compacted {
-        // Each session of a link reads it whole, and a segment is not compacted while it is written.
-        new.set("cleanup.policy", "compact").set("segment.ms", "600000")
-    } else {
-        new.set("cleanup.policy", "delete")
-            .set("retention.ms", &retention)
-            .set("retention.bytes", "-1")
-            // A segment goes only as a whole: an hour bounds what is kept past its time.
-            .set("segment.ms", "3600000")
-    };
+    let settings = rules.settings();
+    let new = NewTopic::new(topic, 1, TopicReplication::Fixed(rules.replication_factor));
+    let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
     let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
     let doing = || format!("create topic {topic} at {cluster}");
     let fault = |error| cluster.fault_of(doing(), error, "Create", Resource::Topic(topic));
@@ -198,7 +222,12 @@ pub async fn delete_topic(cluster: &Cluster, topic: &str) -> Result<()> {
 ///
 /// # Errors
 /// [`Code::TopicSettings`] or [`Code::PartitionsChanged`] with each difference and how to mend it.
-pub fn refuse_differences(topic: &str, facts: &TopicFacts, rules: &TopicRules) -> Result<()> {
+pub fn refuse_differences(
+    cluster: &Cluster,
+    topic: &str,
+    facts: &TopicFacts,
+    rules: &TopicRules,
+) -> Result<()> {
     if facts.partitions != 1 {
         return Err(Fault::new(
             Code::PartitionsChanged,
@@ -210,12 +239,30 @@ pub fn refuse_differences(topic: &str, facts: &TopicFacts, rules: &TopicRules) -
         return Ok(());
     }
     let list: Vec<_> = differences.iter().map(|(is, must)| format!("{is}, must be {must}")).collect();
-    let mend: Vec<_> =
-        differences.iter().filter_map(|(_, must)| must.contains('=').then_some(must.as_str())).collect();
-    Err(Fault::new(Code::TopicSettings, format!("topic {topic}: {}", list.join("; "))).remedied_by(format!(
-        "kafka-configs.sh --bootstrap-server … --alter --entity-type topics --entity-name {topic} --add-config {}",
-        mend.join(",")
-    )))
+    let few = (facts.replicas as i64) < i64::from(rules.replication_factor);
+    let mut mend = Vec::new();
+    if few {
+        mend.push(format!(
+            "kafka-reassign-partitions.sh --bootstrap-server {cluster} --execute --reassignment-json-file FILE, which names {} brokers: \
+             {{\"version\":1,\"partitions\":[{{\"topic\":\"{topic}\",\"partition\":0,\"replicas\":[…]}}]}}",
+            rules.replication_factor
+        ));
+    }
+    // More replicas than there are in sync would be asked for: nothing could be appended. It is said again once they are there.
+    let later = |must: &str| few && must.starts_with(MIN_INSYNC);
+    let set: Vec<_> = differences
+        .iter()
+        .map(|(_, must)| &**must)
+        .filter(|must| must.contains('=') && !later(must))
+        .collect();
+    if !set.is_empty() {
+        mend.push(format!(
+            "kafka-configs.sh --bootstrap-server {cluster} --alter --entity-type topics --entity-name {topic} --add-config {}",
+            set.join(",")
+        ));
+    }
+    Err(Fault::new(Code::TopicSettings, format!("topic {topic}: {}", list.join("; ")))
+        .remedied_by(mend.join("; then ")))
 }
 
 /// Each setting that would lose data or break order: what it is, what it must be.
@@ -241,11 +288,11 @@ fn differences(facts: &TopicFacts, rules: &TopicRules) -> Vec<(String, String)> 
         require("message.timestamp.type", &|is| is == "LogAppendTime", "LogAppendTime".into());
     }
     let least = i64::from(rules.min_insync_replicas);
-    require("min.insync.replicas", &|is| number(is).is_some_and(|is| is >= least), least.to_string());
+    require(MIN_INSYNC, &|is| number(is).is_some_and(|is| is >= least), least.to_string());
     require("unclean.leader.election.enable", &|is| is == "false", "false".into());
     if (facts.replicas as i64) < i64::from(rules.replication_factor) {
-        let must = format!("at least {} (kafka-reassign-partitions)", rules.replication_factor);
-        found.push((format!("{} replicas", facts.replicas), must));
+        found
+            .push((format!("{} replicas", facts.replicas), format!("at least {}", rules.replication_factor)));
     }
     found
 }
@@ -285,6 +332,8 @@ mod tests {
                 })
                 .collect(),
         };
+        let cluster = Cluster { brokers: vec!["k:9092".into()], properties: Vec::new() };
+        let refuse = |facts: &TopicFacts| refuse_differences(&cluster, "t", facts, &rules).unwrap_err();
         assert!(differences(&facts(None), &rules).is_empty());
         assert!(differences(&facts(Some(("retention.ms", "-1"))), &rules).is_empty());
         for spoiled in [
@@ -295,11 +344,21 @@ mod tests {
             ("min.insync.replicas", "1"),
             ("unclean.leader.election.enable", "true"),
         ] {
-            let fault = refuse_differences("t", &facts(Some(spoiled)), &rules).unwrap_err();
+            let fault = refuse(&facts(Some(spoiled)));
             assert_eq!(fault.code(), Code::TopicSettings);
             assert!(fault.message().contains(&format!("{}={}", spoiled.0, spoiled.1)), "{fault}");
         }
         let many = TopicFacts { partitions: 2, ..facts(None) };
-        assert_eq!(refuse_differences("t", &many, &rules).unwrap_err().code(), Code::PartitionsChanged);
+        assert_eq!(refuse(&many).code(), Code::PartitionsChanged);
+
+        // Of one replica two cannot be in sync: until it has more, nothing is set that would keep records out.
+        let alone = |spoiled| TopicFacts { replicas: 1, ..facts(spoiled) };
+        let fault = refuse(&alone(Some(("min.insync.replicas", "1"))));
+        assert!(fault.message().contains("min.insync.replicas=1, must be min.insync.replicas=2"), "{fault}");
+        let remedy = fault.remedy();
+        assert!(remedy.starts_with("kafka-reassign-partitions.sh --bootstrap-server k:9092 "), "{remedy}");
+        assert!(!remedy.contains("--add-config"), "{remedy}");
+        let fault = refuse(&alone(Some(("retention.ms", "3600000"))));
+        assert!(fault.remedy().ends_with("; then kafka-configs.sh --bootstrap-server k:9092 --alter --entity-type topics --entity-name t --add-config retention.ms=86400000"), "{fault}");
     }
 }
