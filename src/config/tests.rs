@@ -20,6 +20,7 @@ const WHOLE: &str = r#"
 fn read(path: &Path) -> io::Result<String> {
     match path.to_str() {
         Some("/run/secrets/landfall") => Ok("hunter2\n".to_owned()),
+        Some("/run/secrets/other") => Ok("other\n".to_owned()),
         Some("/empty") => Ok("\n".to_owned()),
         Some("/blank") => Ok("  \n".to_owned()),
         Some("/lines") => Ok("hunter2\nhunter3\n".to_owned()),
@@ -83,6 +84,30 @@ fn the_environment_goes_over_the_file() {
     let told: Vec<_> = kafka.properties.0.iter().map(|(name, value)| (&**name, value.reveal())).collect();
     assert_eq!(told, [("security.protocol", "ssl"), ("ssl.cipher.suites", "strong")]);
     assert_eq!(found.ready.max_lag, Some(30 * SECOND));
+}
+
+/// What it says is in a file, too.
+#[test]
+fn a_file_of_the_environment_goes_over_what_the_settings_say() {
+    let properties = "[kafka.properties]\n\"security.protocol\" = \"sasl_ssl\"\n\"sasl.password\" = \"old\"\n\
+                      \"sasl.mechanism\" = \"plain\"\n\"sasl.username\" = \"me\"\n[source]";
+    let text = WHOLE.replace("[source]", properties);
+    let url = text.replace("landfall@", "landfall:old@").replace("password_file", "# password_file");
+    // Which of two was kept, the order of a map said.
+    for _ in 0..16 {
+        for text in [&text, &url] {
+            let environment = [
+                ("LANDFALL__DATABASE__PASSWORD__FILE", "/run/secrets/other"),
+                ("LANDFALL__KAFKA__PROPERTIES__SASL__PASSWORD__FILE", "/run/secrets/other"),
+            ];
+            let found = settings(text, &environment).unwrap();
+            assert_eq!(found.database.password.reveal(), "other");
+            assert_eq!(found.database.password_file, None);
+            let properties = found.kafka.unwrap().properties.0;
+            let told = properties.iter().find(|(name, _)| name == "sasl.password");
+            assert_eq!(told.map(|(_, value)| value.reveal()), Some("other"));
+        }
+    }
 }
 
 #[test]

@@ -392,7 +392,11 @@ impl<'a> Section<'a> {
 pub(super) const ENVIRONMENT: &str = "the environment";
 
 fn from_environment(value: &Value) -> bool {
-    value.origin() == Some(ENVIRONMENT)
+    match &value.kind {
+        // A table that a variable's name made is marked as nobody's.
+        ValueKind::Table(table) if indirect(table).is_some() => table.values().all(from_environment),
+        _ => value.origin() == Some(ENVIRONMENT),
+    }
 }
 
 /// Where a value says it is, where it is not given itself.
