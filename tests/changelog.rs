@@ -195,6 +195,28 @@ async fn the_log_in_kafka_keeps_its_promises() {
     }
 }
 
+/// A broker holds a whole batch against what a record of the topic may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_a_topic_takes_one_by_one_are_taken_together() {
+    let kafka = Kafka::start(1).await.unwrap();
+    kafka.create_topic("log", 1, &[("max.message.bytes", "100000")]).await.unwrap();
+    kafka.create_topic("state", 1, &[]).await.unwrap();
+    let cluster = Cluster { brokers: vec![kafka.local()], properties: Vec::new() };
+    let linger = Duration::from_millis(200);
+    let limits = WriterLimits { linger, batch_bytes: 90_000, ..WriterLimits::default() };
+    let log = KafkaLog::new(cluster, topics(), "group".into(), TopicRules::default(), limits).unwrap();
+    let mut writer = log.writer().unwrap();
+    for sequence in 1..=20 {
+        let random: Vec<u8> = (0..40_000).map(|_| rand::random()).collect();
+        writer.append(&header(sequence), b"", &random).await.unwrap();
+    }
+    while writer.acknowledged() < 20 {
+        writer.acknowledged_beyond(writer.acknowledged()).await.unwrap();
+    }
+    let all = read(&mut log.reader(Offset(0)).unwrap(), 20).await;
+    assert_eq!(all.iter().map(|it| it.1).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+}
+
 /// It would stand where the refused one should: a hole.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_goes_out_behind_a_record_that_is_refused_for_good() {

@@ -151,7 +151,7 @@ pub const SETTINGS: &[Setting] = &[
         "source.max_record_bytes",
         "size, 16KiB to 8MiB",
         Is("\"900KiB\""),
-        "The largest record; a larger change is cut into parts. Keep it below the brokers' message.max.bytes.",
+        "The largest record, and the most that goes to the brokers as one batch; a larger change is cut into parts. Keep it a KiB or more below the topic's max.message.bytes (as made, the brokers' message.max.bytes).",
     ),
     setting(
         "source.checkpoint_interval",

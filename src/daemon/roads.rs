@@ -68,7 +68,13 @@ fn source_road(parts: &Parts, source: &SourceSettings, kafka: &KafkaSettings) ->
         // Its header may have some kilobytes besides.
         Format::Packed => PACK_BYTES.min(source.max_record_bytes / 2),
     };
-    let limits = WriterLimits { linger: source.linger, pack_bytes, ..WriterLimits::default() };
+    let limits = WriterLimits::default();
+    let limits = WriterLimits {
+        linger: source.linger,
+        pack_bytes,
+        batch_bytes: limits.batch_bytes.min(source.max_record_bytes),
+        ..limits
+    };
     let log = KafkaLog::new(
         kafka.cluster(),
         Topics::of(region, &source.stream),

@@ -43,13 +43,16 @@ pub struct WriterLimits {
     pub linger: Duration,
     /// Records that are taken one after the other share one of the topic's, up to so many bytes; 0 has each stand alone.
     pub pack_bytes: usize,
+    /// Records of the topic that share a request, up to so many bytes; a larger one stands alone. A broker holds what stands
+    /// together against the topic's `max.message.bytes`, as it comes: where it does not compress, all of it.
+    pub batch_bytes: usize,
 }
 
 impl Default for WriterLimits {
     /// 8 MiB: a few requests in flight and as much again behind them. A lone record does not wait; while the
-    /// stream is hot it is some milliseconds at least.
+    /// stream is hot it is some milliseconds at least. A batch is what a broker takes unless it was told otherwise.
     fn default() -> Self {
-        Self { queue_bytes: 8 << 20, linger: Duration::ZERO, pack_bytes: 0 }
+        Self { queue_bytes: 8 << 20, linger: Duration::ZERO, pack_bytes: 0, batch_bytes: 1_000_000 }
     }
 }
 
@@ -244,6 +247,7 @@ impl KafkaWriter {
                 // Beyond the largest `max_record_bytes`: what a record may be is the topic's to say.
                 .set("message.max.bytes", "16777216")
                 .set("batch.num.messages", "10000")
+                .set("batch.size", limits.batch_bytes.to_string())
                 .set("queue.buffering.max.messages", QUEUE_RECORDS.to_string())
                 .set("queue.buffering.max.kbytes", (limits.queue_bytes >> 10).to_string())
                 .create_with_context(Acks(Arc::clone(&delivered), Traffic::default()))
