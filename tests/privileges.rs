@@ -73,6 +73,46 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_in_the_place_of_another_is_told_whose_our_own_tables_are() {
+    let regions = TwoRegions::start(15, 18, 1).await.unwrap();
+    regions.execute_both("create table t (id int8 primary key)").await.unwrap();
+    let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
+    let mut eu = regions.eu.start_daemon(LANDFALL, &regions.eu_receives()).await.unwrap();
+    regions.us.begun(PATIENCE).await.unwrap();
+    let arrives = async |id: i64| {
+        regions.us.execute(&format!("insert into t values ({id})")).await.unwrap();
+        eventually(PATIENCE, "a row crosses", async || {
+            let sql = format!("select count(*)::text from t where id = {id}");
+            Ok(regions.eu.postgres.query_text("shop", &sql).await?.as_deref() == Some("1"))
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", us.log_tail()));
+    };
+    arrives(1).await;
+    eu.sigterm(PATIENCE).await.unwrap();
+    // A region that held nothing of the stream would be filled anew.
+    regions.us.kafka.delete_records("landfall.us-east-1.main", 1).await.unwrap();
+    regions.eu.execute("create role successor login").await.unwrap();
+    let url = regions.eu.postgres.url_as("successor", "shop");
+    eu.set_config(&regions.eu.config().link(&regions.us).database_url(&url).to_toml()).unwrap();
+    // It may use neither the schema nor, once it may, the tables in it.
+    for grant in ["", "grant usage, create on schema landfall to successor"] {
+        regions.eu.execute(grant).await.unwrap();
+        let check = testbed::said(&eu.command(&["check"]).await.unwrap());
+        assert!(check.contains("ALTER TABLE \"landfall\".\"progress\" OWNER TO \"successor\";"), "{check}");
+        assert!(!check.contains("LF-GENESIS-GONE"), "{check}");
+    }
+    eu.start_again().unwrap();
+    eventually(PATIENCE, "the daemon says it, too", async || {
+        Ok(told(&eu).await.is_some_and(|sql| sql.contains("OWNER TO")))
+    })
+    .await
+    .unwrap();
+    regions.eu.grant(&eu).await.unwrap();
+    arrives(2).await;
+}
+
 /// The codes the roads of a daemon show.
 async fn codes(daemon: &Daemon) -> Vec<String> {
     let (_, page) = daemon.http_get("/status").await.unwrap_or_default();

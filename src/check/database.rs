@@ -22,7 +22,10 @@ use crate::{
             tables_not_writable, type_schemas_not_usable,
         },
         connect,
-        grants::{Duties, Privilege, connect_to, create_publication, lacking, use_schemas, write_tables},
+        grants::{
+            Duties, Lack, Privilege, connect_to, create_publication, lacking, use_schemas, write_tables,
+        },
+        own,
         tables::{shapes, traits},
     },
     region::Region,
@@ -49,7 +52,9 @@ pub(super) async fn check(settings: &Settings, options: &Options, streams: &Stre
         return Ok(findings);
     }
     let role = role_privileges(&client).await?;
-    findings.extend(of_role(&role, duties(settings)));
+    let mut lacks = lacking(&role, duties(settings));
+    lacks.extend(own::lacking(&client, &own_tables(settings)).await?);
+    findings.extend(of_lacks(lacks));
     let other = match &options.against {
         Some(other) => match connect(&other.database, "landfall check").await {
             Ok(client) => Some(Other { settings: other, client }),
@@ -85,7 +90,14 @@ pub(super) async fn check(settings: &Settings, options: &Options, streams: &Stre
         };
         // Brokers that do not answer say nothing of the topic; it is not taken for gone.
         let Some(stream) = stream else { continue };
-        findings.extend(target::of_link(&client, link, stream.as_ref(), authority.as_deref()).await?);
+        match target::of_link(&client, link, stream.as_ref(), authority.as_deref()).await {
+            Ok(found) => findings.extend(found),
+            // What there is to say of the others, and of the role, is said all the same.
+            Err(fault) => {
+                let fault = fault.at(format_args!("look at the link from {}", link.from));
+                findings.push(of_fault(Kind::DatabaseAnswer, &fault));
+            }
+        }
     }
     findings.extend(of_other(settings, &client, other.as_ref(), options.deep).await?);
     if settings.source.is_some() {
@@ -168,6 +180,13 @@ fn duties(settings: &Settings) -> Duties {
     Duties { source: settings.source.is_some(), sink: !settings.links.is_empty() }
 }
 
+/// The tables of ours that the settings' work needs.
+fn own_tables(settings: &Settings) -> Vec<&'static str> {
+    let Duties { source, sink } = duties(settings);
+    let of = |needed: bool, tables: &'static [&'static str]| if needed { tables } else { &[] };
+    [of(source, crate::source::postgres::OWN_TABLES), of(sink, crate::sink::postgres::OWN_TABLES)].concat()
+}
+
 /// The statements that let the role of the settings do its work, for a superuser, in the database of the
 /// settings. For a link they name every table the role may not write. None where nothing is missing.
 pub(super) async fn grants(settings: &Settings) -> Result<Vec<String>> {
@@ -183,7 +202,9 @@ pub async fn grants_of(client: &Client, settings: &Settings, scope: Option<&Scop
     let role = role_privileges(client).await?;
     let mut sql = Vec::new();
     sql.extend((!role.connect_to_database).then(|| connect_to(&role.role, &role.database)));
-    sql.extend(lacking(&role, duties(settings)).into_iter().map(|lack| lack.sql));
+    let mut lacks = lacking(&role, duties(settings));
+    lacks.extend(own::lacking(client, &own_tables(settings)).await?);
+    sql.extend(lacks.into_iter().map(|lack| lack.sql));
     if let Some(source) = &settings.source {
         let tables = tables_in_scope(client, &source.scope).await?;
         let published = publication(client, &source.publication).await?;
@@ -283,15 +304,14 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn of_role(role: &RolePrivileges, duties: Duties) -> Vec<Finding> {
+fn of_lacks(lacks: Vec<Lack>) -> impl Iterator<Item = Finding> {
     let kind = |privilege| match privilege {
         Privilege::Replication => Kind::RoleReplication,
         Privilege::SessionReplicationRole => Kind::RoleSessionReplicationRole,
         Privilege::OriginFunctions => Kind::RoleOriginFunctions,
         Privilege::Schema => Kind::Schema,
     };
-    let lacks = lacking(role, duties).into_iter();
-    lacks.map(|lack| error(kind(lack.privilege), lack.evidence, lack.sql)).collect()
+    lacks.into_iter().map(move |lack| error(kind(lack.privilege), lack.evidence, lack.sql))
 }
 
 fn of_publication(

@@ -124,9 +124,10 @@ kinds! {
     /// The role may not work under a replication origin, which tells its writes from the application's.
     RoleOriginFunctions = "role-origin-functions",
         "run the GRANT EXECUTE statements shown as a superuser";
-    /// The role may neither use nor make the schema `landfall`, where progress is kept.
+    /// The role may neither use nor make the schema `landfall`, where progress is kept; or tables in it belong to another
+    /// role, as they do where the role in the url has changed, or a restore left out who owned them.
     Schema = "schema",
-        "run the statement shown as a superuser";
+        "run the statements shown as a superuser";
 
     // What goes out.
 

@@ -31,23 +31,26 @@ pub(super) async fn of_link(
     stream: Option<&Stream>,
     authority: Option<&[Shape]>,
 ) -> Result<Vec<Finding>> {
+    // Where the role may not read its own tables, that alone is the finding: the place they hold is not taken for none.
     let standing = standing(client, &link.from, &link.stream).await?;
+    let applied = standing.as_ref().and_then(|standing| standing.applied);
     let mut bounds = stream.map(|stream| stream.bounds);
-    if standing.applied.zip(bounds).is_some_and(|(at, bounds)| at >= bounds.high) {
+    if applied.zip(bounds).is_some_and(|(at, bounds)| at >= bounds.high) {
         // The topic was looked at before the place was read, and a link that runs goes on meanwhile.
         bounds = match stream::bounds_of_link(link).await {
             Ok(bounds) => bounds,
             Err(fault) => return Ok(vec![of_fault(Kind::LinkBrokers, &fault)]),
         };
     }
-    let mut findings: Vec<Finding> = of_place(link, bounds, &standing).into_iter().collect();
+    let mut findings = Vec::new();
+    findings.extend(standing.as_ref().and_then(|standing| of_place(link, bounds, standing)));
     let whose = format!("the stream of {}", link.from);
     let mut tables: BTreeMap<(String, String), Vec<Arc<Shape>>> = BTreeMap::new();
     let name = |shape: &Shape| (shape.schema.to_string(), shape.table.to_string());
     if let Some(shapes) = authority {
         tables.extend(shapes.iter().map(|shape| (name(shape), vec![Arc::new(shape.clone())])));
     } else {
-        for shape in standing.shapes {
+        for shape in standing.unwrap_or_default().shapes {
             tables.entry(name(&shape)).or_default().push(shape);
         }
         for (name, shape) in stream.into_iter().flat_map(|stream| &stream.shapes) {

@@ -5,7 +5,10 @@ use std::fmt::Write;
 
 use tokio_postgres::Client;
 
-use super::catalog::{RolePrivileges, TableFacts, role_privileges};
+use super::{
+    catalog::{RolePrivileges, TableFacts, role_privileges},
+    own,
+};
 use crate::{
     fault::{Code, Fault, Result},
     names::{SCHEMA, qualified, quoted},
@@ -44,7 +47,7 @@ pub struct Lack {
     pub sql: String,
 }
 
-/// What the role lacks for its duties, tables aside.
+/// What the role lacks for its duties, tables aside, our own among them ([`own::lacking`]).
 pub fn lacking(role: &RolePrivileges, duties: Duties) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let mut lack = |privilege, evidence, sql| lacks.push(Lack { privilege, evidence, sql });
@@ -96,13 +99,15 @@ pub fn lacking(role: &RolePrivileges, duties: Duties) -> Vec<Lack> {
     lacks
 }
 
-/// Requires everything of the role at once, so that its owner is asked once.
+/// Requires everything of the role at once, so that its owner is asked once; `own_tables` are those of ours that its duties
+/// need.
 ///
 /// # Errors
-/// [`Code::PrivilegeMissing`] with every statement that is needed, tables aside.
-pub async fn require(client: &Client, duties: Duties) -> Result<()> {
+/// [`Code::PrivilegeMissing`] with every statement that is needed, the users' tables aside.
+pub async fn require(client: &Client, duties: Duties, own_tables: &[&str]) -> Result<()> {
     let role = role_privileges(client).await?;
-    let lacks = lacking(&role, duties);
+    let mut lacks = lacking(&role, duties);
+    lacks.extend(own::lacking(client, own_tables).await?);
     if lacks.is_empty() {
         return Ok(());
     }

@@ -22,6 +22,7 @@ use tokio_postgres::types::Type;
 
 pub use copier::PostgresCopier;
 pub use keeper::PostgresKeeper;
+pub use setup::OWN_TABLES;
 pub use watcher::PostgresWatcher;
 
 use crate::{

@@ -42,6 +42,7 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 pub use inspect::PostgresInspector;
+pub use session::OWN_TABLES;
 pub use standing::{Standing, standing};
 pub use table::{Judgement, Obstacle, ObstacleKind, judge};
 

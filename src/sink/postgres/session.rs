@@ -92,22 +92,9 @@ async fn take_hold(
 ) -> Result<Held> {
     let backend = Backend::of(&connection).await?;
     set_lock_timeout(&connection, config.lock_timeout).await?;
-    grants::require(&connection, Duties { source: false, sink: true }).await?;
-    let tables = [
-        "recovery",
-        "progress",
-        "shape",
-        "joining",
-        "meanwhile",
-        "verification",
-        "verification_table",
-        "verification_finding",
-        "parked",
-        "parked_change",
-        "parked_row",
-    ];
+    grants::require(&connection, Duties { source: false, sink: true }, OWN_TABLES).await?;
     let tables_of_ours = [TABLES, inspect::TABLES, meanwhile::TABLE, parked::TABLES].join(";");
-    own::make(&connection, &tables, &tables_of_ours).await?;
+    own::make(&connection, OWN_TABLES, &tables_of_ours).await?;
     if let Some(former) = former {
         end(&connection, former).await?;
     }
@@ -174,6 +161,21 @@ pub(super) const SETTINGS: &str = "
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)
 }
+
+/// A sink's tables in schema `landfall`.
+pub const OWN_TABLES: &[&str] = &[
+    "recovery",
+    "progress",
+    "shape",
+    "joining",
+    "meanwhile",
+    "verification",
+    "verification_table",
+    "verification_finding",
+    "parked",
+    "parked_change",
+    "parked_row",
+];
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS landfall.progress (

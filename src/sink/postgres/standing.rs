@@ -25,13 +25,16 @@ pub struct Standing {
     pub shapes: Vec<Arc<Shape>>,
 }
 
-/// Reads what a target keeps; nothing, where our tables are not there or not ours to read.
+/// Reads what a target keeps; none where our tables are there and not the role's to read: what they say of the stream is not
+/// known then.
 ///
 /// # Errors
 /// Where the target does not answer.
-pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<Standing> {
-    if !are_readable(client, &["progress", "shape"]).await? {
-        return Ok(Standing::default());
+pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<Option<Standing>> {
+    match ours(client, &["progress", "shape"]).await? {
+        Ours::Absent => return Ok(Some(Standing::default())),
+        Ours::Unreadable => return Ok(None),
+        Ours::Readable => (),
     }
     let link = from.as_str();
     let place = "SELECT kafka_offset FROM landfall.progress
@@ -44,12 +47,13 @@ pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<St
             .map(Arc::new)
             .map_err(|error| Fault::new(Code::Internal, "read a shape from landfall.shape").because(error))
     });
-    Ok(Standing { applied: applied.map(|row| Offset(row.get(0))), shapes: shapes.collect::<Result<_>>()? })
+    let applied = applied.map(|row| Offset(row.get(0)));
+    Ok(Some(Standing { applied, shapes: shapes.collect::<Result<_>>()? }))
 }
 
 /// Reads what the target holds of a link; nothing, where our tables are not there or not ours to read.
 pub(super) async fn link_standing(client: &Client, from: &Region, stream: &str) -> Result<LinkStanding> {
-    if !are_readable(client, &["progress", "joining", "parked"]).await? {
+    if ours(client, &["progress", "joining", "parked"]).await? != Ours::Readable {
         return Ok(LinkStanding::default());
     }
     // A table that was dropped has nothing to be filled with any more.
@@ -70,12 +74,27 @@ pub(super) async fn link_standing(client: &Client, from: &Region, stream: &str) 
     })
 }
 
-/// Whether tables of ours are there, and ours to read.
-async fn are_readable(client: &Client, tables: &[&str]) -> Result<bool> {
-    let readable =
-        "SELECT bool_and(coalesce(has_table_privilege(to_regclass('landfall.' || t), 'SELECT'), false))
-           FROM unnest($1::text[]) t";
-    Ok(client.query_one(readable, &[&tables]).await.map_err(failed)?.get(0))
+/// How tables of ours stand to the role.
+#[derive(PartialEq, Eq)]
+enum Ours {
+    Absent,
+    Unreadable,
+    Readable,
+}
+
+/// Without `to_regclass`, which fails for whoever may not use the schema.
+async fn ours(client: &Client, tables: &[&str]) -> Result<Ours> {
+    let sql = "SELECT bool_and(c.oid IS NOT NULL),
+                      bool_and(has_schema_privilege(c.relnamespace, 'USAGE')
+                               AND has_table_privilege(c.oid, 'SELECT'))
+                 FROM unnest($1::text[]) t
+                 LEFT JOIN pg_class c ON c.relname = t AND c.relnamespace = to_regnamespace('landfall')";
+    let row = client.query_one(sql, &[&tables]).await.map_err(failed)?;
+    Ok(match (row.get(0), row.get(1)) {
+        (_, Some(false)) => Ours::Unreadable,
+        (true, _) => Ours::Readable,
+        (false, _) => Ours::Absent,
+    })
 }
 
 fn failed(error: tokio_postgres::Error) -> Fault {

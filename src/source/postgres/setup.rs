@@ -18,6 +18,9 @@ use crate::{
     stamp::Micros,
 };
 
+/// A source's tables in schema `landfall`.
+pub const OWN_TABLES: &[&str] = &["stream", "published", "backfill", "backfill_table", "backfill_condition"];
+
 /// The stream's row in schema `landfall`: what tells a fresh stream from a lost one.
 const STREAM_TABLE: &str = "create table if not exists landfall.stream (
     stream text primary key,
@@ -71,10 +74,9 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<Prepared> {
         let alone = connection.batch_execute("set synchronous_commit = local").await;
         alone.map_err(|error| fault_of(&error).at("set up a session of the source"))?;
     }
-    grants::require(&connection, Duties { source: true, sink: false }).await?;
+    grants::require(&connection, Duties { source: true, sink: false }, OWN_TABLES).await?;
     let own_tables = format!("{STREAM_TABLE}; {}; {}", places::TABLE, copier::TABLES);
-    let names = ["stream", "published", "backfill", "backfill_table", "backfill_condition"];
-    own::make(&connection, &names, &own_tables).await?;
+    own::make(&connection, OWN_TABLES, &own_tables).await?;
     let known = stream_row(&connection, &config.stream).await?;
     let stream = match known {
         Some(stream) if stream.live => {
