@@ -234,6 +234,14 @@ async fn halts(daemon: &Daemon, from: &str, code: &str) -> String {
     shows(daemon, from, "halted", Some(code)).await
 }
 
+/// What `check` finds that a source does not run with, by kind.
+async fn errors(daemon: &Daemon) -> Vec<String> {
+    let output = daemon.command(&["check", "--json"]).await.unwrap();
+    let found: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let errors = found.iter().filter(|finding| finding["severity"] == "error");
+    errors.map(|finding| finding["id"].as_str().unwrap().to_owned()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_is_gone_and_one_made_anew_in_its_place() {
     let mut stage = Stage::set("").await;
@@ -242,6 +250,7 @@ async fn a_slot_that_is_gone_and_one_made_anew_in_its_place() {
     stage.us.start_again().unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-SLOT-MISSING").await;
     assert!(said.contains(SLOT) && said.contains("incarnation"), "{said}");
+    assert_eq!(errors(&stage.us).await, ["slot-missing"]);
     stage.write(2).await;
     stage.sql(&format!("select pg_create_logical_replication_slot('{SLOT}', 'pgoutput')::text")).await;
     let said = halts(&stage.us, "us-east-1", "LF-SLOT-AHEAD").await;
@@ -305,6 +314,7 @@ async fn another_server_under_the_same_name() {
     stage.us.start_again().unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-SERVER-CHANGED").await;
     assert!(said.contains("system"), "{said}");
+    assert_eq!(errors(&stage.us).await, ["server-changed", "slot-missing"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,6 +365,7 @@ async fn a_topic_deleted_and_one_made_anew_in_its_place() {
     kafka.delete_topic(TOPIC).await.unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-TOPIC-LOST").await;
     assert!(said.contains(TOPIC) || said.contains("topic"), "{said}");
+    assert_eq!(errors(&stage.us).await, ["topic"]);
     halts(&stage.eu, "us-east-1", "LF-TOPIC-LOST").await;
     let settings = [
         ("message.timestamp.type", "LogAppendTime"),
@@ -842,6 +853,7 @@ async fn a_publication_that_lost_a_table_or_is_gone_and_a_table_that_is_new() {
     stage.regions.us.execute("drop publication landfall").await.unwrap();
     let said = halts(&stage.us, "us-east-1", "LF-PUBLICATION").await;
     assert!(said.contains("CREATE PUBLICATION"), "{said}");
+    assert_eq!(errors(&stage.us).await, ["publication-missing"]);
     // A change from when there was none cannot be read any more.
     stage.write(3).await;
     stage.regions.us.execute("create publication landfall for table t, fresh").await.unwrap();

@@ -6,20 +6,20 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use super::{
-    Finding, Kind, Options, Severity, clocks, disk, error, kafka::Streams, note, of_fault, pair, room,
+    Finding, Kind, Options, Severity, clocks, disk, error, halt, kafka::Streams, note, of_fault, pair, room,
     tables, target, warning,
 };
 use crate::{
     clock,
     config::{Settings, SourceSettings},
-    fault::Result,
+    fault::{Code, Result},
     names::{self, qualified, quoted},
     postgres::{
         Connection,
         catalog::{
             NAME_STANDBYS, PublicationFacts, RolePrivileges, ServerFacts, SlotFacts, TableFacts, Unlike,
-            VERSION_MIN, is_among, publication, role_privileges, server_facts, slot, tables_in_scope,
-            tables_not_writable, type_schemas_not_usable,
+            VERSION_MIN, is_among, publication, role_privileges, server_facts, slot, system_identity,
+            tables_in_scope, tables_not_writable, type_schemas_not_usable,
         },
         connect,
         grants::{
@@ -31,6 +31,7 @@ use crate::{
     region::Region,
     scope::Scope,
     sink::ORIGINS_LEFT,
+    source::postgres::anew,
     stamp::Micros,
 };
 
@@ -54,6 +55,8 @@ pub(super) async fn check(settings: &Settings, options: &Options, streams: &Stre
     let role = role_privileges(&client).await?;
     let mut lacks = lacking(&role, duties(settings));
     lacks.extend(own::lacking(&client, &own_tables(settings)).await?);
+    // What the role may not read says nothing.
+    let readable = lacks.iter().all(|lack| lack.privilege != Privilege::Schema);
     findings.extend(of_lacks(lacks));
     let other = match &options.against {
         Some(other) => match connect(&other.database, "landfall check").await {
@@ -71,12 +74,17 @@ pub(super) async fn check(settings: &Settings, options: &Options, streams: &Stre
         Some(source) => {
             let found = tables_in_scope(&client, &source.scope).await?;
             let published = publication(&client, &source.publication).await?;
-            let slot = slot(&client, &source.slot).await?;
             findings.extend(tables::of_scope(&found, source));
             findings.extend(tables::of_traits(&traits(&client, &source.scope).await?));
-            findings.extend(of_publication(published.as_ref(), &found, &role, source));
-            findings.extend(of_slot(slot.as_ref(), &server, source));
-            slot
+            let known = match readable {
+                true => anew::known(&client, &source.stream, &source.slot).await?,
+                false => anew::Known { slot: slot(&client, &source.slot).await?, ..anew::Known::default() },
+            };
+            let system = system_identity(&client).await?.system_identifier.to_string();
+            findings.extend(of_system(&known, &system, source));
+            findings.extend(of_publication(published.as_ref(), &found, &role, source, known.is_live));
+            findings.extend(of_slot(known.slot.as_ref(), &server, source, known.is_live));
+            known.slot
         }
         None => None,
     };
@@ -180,6 +188,12 @@ fn duties(settings: &Settings) -> Duties {
     Duties { source: settings.source.is_some(), sink: !settings.links.is_empty() }
 }
 
+/// Whether the source's stream has begun, as far as its database says: what is missing then is gone.
+pub(super) async fn has_begun(settings: &Settings, source: &SourceSettings) -> bool {
+    let known = async || anew::known(&*ask(settings).await?, &source.stream, &source.slot).await;
+    known().await.is_ok_and(|known| known.is_live)
+}
+
 /// The tables of ours that the settings' work needs.
 fn own_tables(settings: &Settings) -> Vec<&'static str> {
     let Duties { source, sink } = duties(settings);
@@ -208,7 +222,7 @@ pub async fn grants_of(client: &Client, settings: &Settings, scope: Option<&Scop
     if let Some(source) = &settings.source {
         let tables = tables_in_scope(client, &source.scope).await?;
         let published = publication(client, &source.publication).await?;
-        let findings = of_publication(published.as_ref(), &tables, &role, source);
+        let findings = of_publication(published.as_ref(), &tables, &role, source, false);
         let refused = findings.into_iter().filter(|finding| finding.severity == Severity::Error);
         sql.extend(refused.filter_map(|finding| finding.mend));
     }
@@ -319,6 +333,7 @@ fn of_publication(
     tables: &[TableFacts],
     role: &RolePrivileges,
     source: &SourceSettings,
+    live: bool,
 ) -> Vec<Finding> {
     let name = quoted(&source.publication);
     let carried: Vec<&TableFacts> = tables.iter().filter(|table| table.is_usable()).collect();
@@ -330,16 +345,38 @@ fn of_publication(
         if carried.is_empty() {
             return Vec::new();
         }
+        let sql = create_publication(&source.publication, &carried);
+        if live {
+            let evidence = format!(
+                "there is no publication {}, and stream {} has begun",
+                source.publication, source.stream
+            );
+            return vec![error(Kind::PublicationMissing, evidence, sql)];
+        }
         let owns_all = carried.iter().all(|table| table.owner == role.role);
         let able = role.superuser || (role.create_on_database && owns_all);
         let severity = if able { Severity::Note } else { Severity::Error };
         let who =
             if able { "the first start creates it" } else { "the role may not create it: its owner must" };
         let evidence = format!("there is no publication {}; {who}", source.publication);
-        let sql = create_publication(&source.publication, &carried);
         return vec![Finding::new(Kind::PublicationMissing, severity, evidence).mended_by(sql)];
     };
     let mut findings = Vec::new();
+    let own = published.all_tables || published.tables.iter().any(|table| table.schema == names::SCHEMA);
+    if own && !carried.is_empty() {
+        findings.push(error(
+            Kind::PublicationOwnTables,
+            format!(
+                "the publication {} publishes the schema {} too, which is Landfall's own",
+                source.publication,
+                names::SCHEMA
+            ),
+            format!(
+                "BEGIN; DROP PUBLICATION {name}; {} COMMIT;  -- where others read it, name another in source.publication",
+                create_publication(&source.publication, &carried)
+            ),
+        ));
+    }
     let missing: Vec<&TableFacts> = carried
         .iter()
         .filter(|table| published.find(&table.schema, &table.table).is_none())
@@ -446,10 +483,27 @@ fn of_publication(
     findings
 }
 
-fn of_slot(slot: Option<&SlotFacts>, server: &ServerFacts, source: &SourceSettings) -> Vec<Finding> {
+/// Whether the server is the one that the stream came from.
+fn of_system(known: &anew::Known, system: &str, source: &SourceSettings) -> Option<Finding> {
+    let other = known.system.as_ref().filter(|other| known.is_live && *other != system)?;
+    let evidence =
+        format!("stream {} came from system {other}, this server is system {system}", source.stream);
+    Some(halt(Kind::ServerChanged, Code::ServerChanged, &evidence))
+}
+
+fn of_slot(
+    slot: Option<&SlotFacts>,
+    server: &ServerFacts,
+    source: &SourceSettings,
+    live: bool,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let name = &source.slot;
     let Some(slot) = slot else {
+        if live {
+            let evidence = format!("there is no slot {name}, and stream {} has begun", source.stream);
+            return vec![halt(Kind::SlotMissing, Code::SlotMissing, &evidence)];
+        }
         if server.slots_used >= server.slots_max {
             findings.push(error(
                 Kind::SlotsLeft,

@@ -4,14 +4,14 @@
 use futures_util::future::join_all;
 
 use super::{
-    Finding, Kind, clocks, error, note, of_fault,
+    Finding, Kind, clocks, database, error, halt, note, of_fault,
     room::{Growth, of_buffer},
     stream::{self, Stream},
     warning,
 };
 use crate::{
     config::{KafkaSettings, LinkSettings, Settings, SourceSettings},
-    fault::{Fault, Result},
+    fault::{Code, Fault, Result},
     kafka::{Cluster, TopicFacts, TopicRules, cluster_facts, refuse_differences, rooms, topic_facts},
     names,
 };
@@ -72,7 +72,12 @@ async fn look_at_source(
     }
     let facts = topic_facts(&cluster, topic).await?;
     let rules = kafka.topic_rules();
-    findings.extend(of_topic(&cluster, topic, facts.as_ref(), &rules));
+    findings.extend(if facts.is_none() && database::has_begun(settings, source).await {
+        let evidence = format!("topic {topic} is gone, and stream {} has begun", source.stream);
+        Some(halt(Kind::Topic, Code::TopicLost, &evidence))
+    } else {
+        of_topic(&cluster, topic, facts.as_ref(), &rules)
+    });
     let state = names::state_topic(&settings.region);
     let compacted = TopicRules { compacted: true, ..rules };
     findings.extend(of_topic(&cluster, &state, topic_facts(&cluster, &state).await?.as_ref(), &compacted));
@@ -142,7 +147,7 @@ async fn of_link(link: &LinkSettings) -> (Option<Option<Stream>>, Vec<Finding>) 
         Ok(stream) => (Some(stream), findings),
         Err(fault) => {
             let kind = match fault.code() {
-                crate::fault::Code::PartitionsChanged => Kind::LinkTopic,
+                Code::PartitionsChanged => Kind::LinkTopic,
                 _ => Kind::LinkBrokers,
             };
             findings.push(of_fault(kind, &fault));

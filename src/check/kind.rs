@@ -67,6 +67,9 @@ kinds! {
     /// The server is a standby: it can neither be written to nor keep the slot.
     ServerStandby = "server-standby",
         "point database.url at the primary";
+    /// The server is another one than the stream came from.
+    ServerChanged = "server-changed",
+        "point database.url at the stream's server, or begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The server writes too little into its log for changes to be decoded.
     WalLevel = "wal-level",
         "set wal_level = logical and restart the server";
@@ -102,6 +105,9 @@ kinds! {
     /// The slot of that name is for another database or another use.
     SlotForeign = "slot-foreign",
         "set source.slot to another name";
+    /// The slot is gone, and the stream has begun: somebody dropped it, or the server failed over to one that never had it.
+    SlotMissing = "slot-missing",
+        "begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The server invalidated the slot: what it held is gone from the server.
     SlotLost = "slot-lost",
         "raise max_slot_wal_keep_size, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
@@ -167,9 +173,12 @@ kinds! {
     /// A column holds numbers or names that mean something on its own server only, such as a large object's.
     LocalMeaning = "local-meaning",
         "keep the content in a bytea column, or leave the table out of source.tables";
-    /// The publication is not there yet.
+    /// The publication is not there.
     PublicationMissing = "publication-missing",
-        "run the CREATE PUBLICATION shown as the tables' owner, where the role may not";
+        "run the CREATE PUBLICATION shown as the tables' owner, where the role may not, or the stream has begun";
+    /// The publication publishes the schema `landfall`, as one FOR ALL TABLES does: the source does not begin.
+    PublicationOwnTables = "publication-own-tables",
+        "make the publication anew for the tables that are carried, as shown, or name another in source.publication";
     /// The publication lacks tables of the scope: their changes are not carried.
     PublicationTables = "publication-tables",
         "run the ALTER PUBLICATION shown as its owner";
@@ -227,9 +236,9 @@ kinds! {
     /// There are fewer brokers than copies wanted of each record.
     BrokersFew = "brokers-few",
         "start more brokers, or set kafka.replication_factor and kafka.min_insync_replicas lower";
-    /// This region's topic is not there yet, or its settings would lose data or break order.
+    /// This region's topic is not there, or its settings would lose data or break order.
     Topic = "topic",
-        "nothing before the first start, which creates it; else change its settings as listed";
+        "nothing before the first start, which creates it; one that was there and is gone has to be begun anew; else change its settings as listed";
     /// The other region's topic is not there, or cannot be what a link reads.
     LinkTopic = "link-topic",
         "start the other region's daemon with a [source]; a topic that was there and is gone has to be begun anew";

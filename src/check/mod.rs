@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::{
     config::{Mistakes, Settings},
-    fault::{Fault, Result},
+    fault::{Code, Fault, Result},
 };
 
 pub use database::grants_of;
@@ -132,6 +132,11 @@ fn sorted(mut findings: Vec<Finding>) -> Vec<Finding> {
 fn of_fault(kind: Kind, fault: &Fault) -> Finding {
     Finding::new(kind, Severity::Error, format!("{} ({})", fault.message(), fault.code()))
         .mended_by(fault.remedy())
+}
+
+/// What a road would halt for.
+fn halt(kind: Kind, code: Code, evidence: &str) -> Finding {
+    error(kind, format!("{evidence} ({code})"), code.remedy())
 }
 
 fn error(kind: Kind, evidence: impl Into<String>, mend: impl Into<String>) -> Finding {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio_postgres::Client;
 
 use super::{
-    Finding, Kind, error, note, of_fault,
+    Finding, Kind, error, halt, note, of_fault,
     stream::{self, Stream},
     warning,
 };
@@ -112,27 +112,22 @@ async fn of_each(
 /// Whether the link can go on from where it stands.
 fn of_place(link: &LinkSettings, bounds: Option<Bounds>, standing: &Standing) -> Option<Finding> {
     let from = &link.from;
-    let halt =
-        |code: Code, kind, evidence: String| Some(error(kind, format!("{evidence} ({code})"), code.remedy()));
+    let halt = |code, evidence: String| Some(halt(Kind::LinkTopic, code, &evidence));
     match (standing.applied, bounds) {
-        (Some(_), None) => halt(
-            Code::TopicLost,
-            Kind::LinkTopic,
-            format!("the topic of {from} was applied here and is gone"),
-        ),
+        (Some(_), None) => halt(Code::TopicLost, format!("the topic of {from} was applied here and is gone")),
         (Some(at), Some(bounds)) if at.0 + 1 < bounds.low.0 => {
             let (next, low) = (Offset(at.0 + 1), bounds.low);
             let evidence =
                 format!("records of {from} from {next} to before {low} are gone, and were not applied");
-            halt(Code::RetentionPassed, Kind::LinkTopic, evidence)
+            halt(Code::RetentionPassed, evidence)
         }
         (Some(at), Some(bounds)) if at >= bounds.high => {
             let evidence = format!("the topic of {from} ends before {at}, which was applied here");
-            halt(Code::PositionBeyondEnd, Kind::LinkTopic, evidence)
+            halt(Code::PositionBeyondEnd, evidence)
         }
         (None, Some(bounds)) if bounds.low > Offset(0) => {
             let evidence = format!("nothing of {from} was applied here, and the stream's beginning is gone");
-            halt(Code::GenesisGone, Kind::LinkTopic, evidence)
+            halt(Code::GenesisGone, evidence)
         }
         _ => None,
     }

@@ -163,7 +163,7 @@ fn a_publication_lets_everything_in_scope_through() {
     let source = both().source.unwrap();
     let tables = [table("a"), table("b"), TableFacts { identity_usable: false, ..table("keyless") }];
     let ids = |published: Option<&PublicationFacts>, role: &RolePrivileges| {
-        let found = of_publication(published, &tables, role, &source);
+        let found = of_publication(published, &tables, role, &source, false);
         found
             .into_iter()
             .map(|finding| (finding.id.as_str(), finding.severity, finding.mend.unwrap()))
@@ -172,7 +172,20 @@ fn a_publication_lets_everything_in_scope_through() {
     let create = "CREATE PUBLICATION \"landfall\" FOR TABLE \"public\".\"a\", \"public\".\"b\" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);".to_owned();
     assert_eq!(ids(None, &role()), [("publication-missing", Severity::Error, create.clone())]);
     let owner = RolePrivileges { role: "shop".into(), ..role() };
-    assert_eq!(ids(None, &owner), [("publication-missing", Severity::Note, create)]);
+    assert_eq!(ids(None, &owner), [("publication-missing", Severity::Note, create.clone())]);
+    // Dropped under a stream, it is not made by the next start.
+    let gone = of_publication(None, &tables, &owner, &source, true);
+    assert_eq!((gone[0].severity, gone[0].mend.as_deref()), (Severity::Error, Some(&*create)));
+    let anew = format!(
+        "BEGIN; DROP PUBLICATION \"landfall\"; {create} COMMIT;  -- where others read it, name another in source.publication"
+    );
+    let everything = PublicationFacts { all_tables: true, ..published(&["a", "b"]) };
+    let mut ours = published(&["a", "b", "stream"]);
+    ours.tables[2].schema = "landfall".into();
+    for published in [&everything, &ours] {
+        let expected = [("publication-own-tables", Severity::Error, anew.clone())];
+        assert_eq!(ids(Some(published), &role()), expected);
+    }
     assert_eq!(ids(Some(&published(&["a", "b", "other"])), &role()), []);
     let add = "ALTER PUBLICATION \"landfall\" ADD TABLE \"public\".\"b\";".to_owned();
     assert_eq!(ids(Some(&published(&["a"])), &role()), [("publication-tables", Severity::Error, add)]);
@@ -196,12 +209,12 @@ fn a_publication_lets_everything_in_scope_through() {
     for (fault, expected) in
         [(Unlike::Identity("FULL".into()), &["publication-breaks-updates"][..]), (Unlike::Unlogged, &[])]
     {
-        let found = of_publication(Some(&whole), &[unlike(fault)], &role(), &source);
+        let found = of_publication(Some(&whole), &[unlike(fault)], &role(), &source, false);
         assert_eq!(found.iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>(), expected);
     }
     for (via_root, expected) in [(true, &[][..]), (false, &["publication-partitions"])] {
         let published = PublicationFacts { via_root, ..published(&["a"]) };
-        let found = of_publication(Some(&published), &parted, &role(), &source);
+        let found = of_publication(Some(&published), &parted, &role(), &source, false);
         assert_eq!(found.iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>(), expected);
     }
 }
@@ -210,7 +223,10 @@ fn a_publication_lets_everything_in_scope_through() {
 fn a_slot_is_ours_alive_and_can_be_read() {
     let source = both().source.unwrap();
     let ids = |slot: Option<&SlotFacts>, server: &ServerFacts| {
-        of_slot(slot, server, &source).into_iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>()
+        of_slot(slot, server, &source, false)
+            .into_iter()
+            .map(|finding| finding.id.as_str())
+            .collect::<Vec<_>>()
     };
     let full = ServerFacts { slots_used: 10, senders_used: 10, ..server() };
     assert_eq!(ids(None, &server()), Vec::<&str>::new());
@@ -225,4 +241,16 @@ fn a_slot_is_ours_alive_and_can_be_read() {
     assert_eq!(ids(Some(&SlotFacts { wal_status: Some("lost".into()), ..slot() }), &server()), ["slot-lost"]);
     let unreserved = SlotFacts { wal_status: Some("unreserved".into()), ..slot() };
     assert_eq!(ids(Some(&unreserved), &server()), ["slot-unreserved"]);
+    let gone = of_slot(None, &full, &source, true);
+    assert_eq!((gone.len(), gone[0].id, gone[0].severity), (1, Kind::SlotMissing, Severity::Error));
+    assert_eq!(gone[0].mend.as_deref(), Some(Code::SlotMissing.remedy()));
+}
+
+#[test]
+fn a_stream_that_has_begun_stays_on_its_server() {
+    let source = both().source.unwrap();
+    let known = |is_live| anew::Known { is_live, system: Some("1".into()), ..anew::Known::default() };
+    assert_eq!(of_system(&known(true), "1", &source), None);
+    assert_eq!(of_system(&known(false), "2", &source), None);
+    assert_eq!(of_system(&known(true), "2", &source).map(|it| it.id), Some(Kind::ServerChanged));
 }

@@ -28,6 +28,8 @@ pub struct Known {
     pub incarnation: Option<String>,
     /// Its topic holds the beginning.
     pub is_live: bool,
+    /// The server it came from; none where it has begun nothing.
+    pub system: Option<String>,
     /// The slot, where there is one.
     pub slot: Option<SlotFacts>,
 }
@@ -42,11 +44,12 @@ pub async fn known(client: &Client, stream: &str, slot: &str) -> Result<Known> {
     if !client.query_one(made, &[]).await.map_err(sql("look for our own tables"))?.get::<_, bool>(0) {
         return Ok(Known { slot, ..Known::default() });
     }
-    let row = "SELECT incarnation, live FROM landfall.stream WHERE stream = $1";
+    let row = "SELECT incarnation, live, system FROM landfall.stream WHERE stream = $1";
     let row = client.query_opt(row, &[&stream]).await.map_err(sql("read landfall.stream"))?;
     Ok(Known {
         incarnation: row.as_ref().map(|row| row.get(0)),
-        is_live: row.is_some_and(|row| row.get(1)),
+        is_live: row.as_ref().is_some_and(|row| row.get(1)),
+        system: row.map(|row| row.get(2)),
         slot,
     })
 }
