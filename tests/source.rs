@@ -161,11 +161,21 @@ async fn a_slot_keeps_its_promises() {
             copy_sessions: 1,
             peers: Vec::new(),
         };
-        promises(PostgresSource::new(config.clone()), PostgresSource::new(config), async |rows| {
+        let source = || PostgresSource::new(config.clone());
+        promises(source(), source(), async |rows| {
             let sql = format!("insert into t select from generate_series(1, {rows})");
             postgres.execute("shop", &sql).await.unwrap();
         })
         .await;
+        // Another stream would take from it what it has not read yet.
+        let mut other =
+            PostgresSource::new(PostgresSourceConfig { stream: "other".into(), ..config.clone() });
+        let refused = other.open().await.err().expect("the slot is the first one's");
+        assert_eq!(refused.code(), Code::SlotMissing, "{refused}");
+        assert!(
+            refused.message().contains("`main`") && refused.remedy().contains("source.slot"),
+            "{refused}"
+        );
     }
 }
 

@@ -82,6 +82,7 @@ pub(super) async fn check(settings: &Settings, options: &Options, streams: &Stre
             };
             let system = system_identity(&client).await?.system_identifier.to_string();
             findings.extend(of_system(&known, &system, source));
+            findings.extend(of_sharing(&known, source));
             findings.extend(of_publication(published.as_ref(), &found, &role, source, known.is_live));
             findings.extend(of_slot(known.slot.as_ref(), &server, source, known.is_live));
             known.slot
@@ -489,6 +490,13 @@ fn of_system(known: &anew::Known, system: &str, source: &SourceSettings) -> Opti
     let evidence =
         format!("stream {} came from system {other}, this server is system {system}", source.stream);
     Some(halt(Kind::ServerChanged, Code::ServerChanged, &evidence))
+}
+
+/// Whether the slot is this stream's alone.
+fn of_sharing(known: &anew::Known, source: &SourceSettings) -> Option<Finding> {
+    let other = known.slot_of.as_ref()?;
+    let evidence = format!("the slot {} is that of stream {other}", source.slot);
+    Some(error(Kind::SlotForeign, evidence, "set source.slot to another name"))
 }
 
 fn of_slot(

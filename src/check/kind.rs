@@ -102,7 +102,7 @@ kinds! {
     /// There are fewer replication origins left than links.
     OriginsLeft = "origins-left",
         "raise max_replication_slots (from PostgreSQL 18 on max_active_replication_origins) and restart";
-    /// The slot of that name is for another database or another use.
+    /// The slot of that name is for another database, another use or another stream.
     SlotForeign = "slot-foreign",
         "set source.slot to another name";
     /// The slot is gone, and the stream has begun: somebody dropped it, or the server failed over to one that never had it.

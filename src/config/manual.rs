@@ -133,7 +133,7 @@ pub const SETTINGS: &[Setting] = &[
         "source.slot",
         "1 to 63 of a-z, 0-9 and `_`",
         Follows("`landfall_<region>_<database>`"),
-        "The replication slot that is read. Created at the first start; slot names are of the whole server.",
+        "The replication slot that is read, by this stream alone. Created at the first start; slot names are of the whole server.",
     ),
     setting(
         "source.stream",

@@ -247,6 +247,14 @@ fn a_slot_is_ours_alive_and_can_be_read() {
 }
 
 #[test]
+fn a_slot_is_one_streams() {
+    let source = both().source.unwrap();
+    assert_eq!(of_sharing(&anew::Known::default(), &source), None);
+    let shared = anew::Known { slot_of: Some("main".into()), ..anew::Known::default() };
+    assert_eq!(of_sharing(&shared, &source).map(|it| it.id), Some(Kind::SlotForeign));
+}
+
+#[test]
 fn a_stream_that_has_begun_stays_on_its_server() {
     let source = both().source.unwrap();
     let known = |is_live| anew::Known { is_live, system: Some("1".into()), ..anew::Known::default() };

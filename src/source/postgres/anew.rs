@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, error::SqlState};
 
+use super::slot;
 use crate::{
     fault::{Code, Fault, Result},
     postgres::{
@@ -32,14 +33,16 @@ pub struct Known {
     pub system: Option<String>,
     /// The slot, where there is one.
     pub slot: Option<SlotFacts>,
+    /// Another stream that has begun, and is read through it.
+    pub slot_of: Option<String>,
 }
 
 /// Looks at what a source's database knows of a stream.
 ///
 /// # Errors
 /// Where the server does not answer, or the role may not.
-pub async fn known(client: &Client, stream: &str, slot: &str) -> Result<Known> {
-    let slot = catalog::slot(client, slot).await?;
+pub async fn known(client: &Client, stream: &str, slot_name: &str) -> Result<Known> {
+    let slot = catalog::slot(client, slot_name).await?;
     let made = "SELECT to_regclass('landfall.stream') IS NOT NULL";
     if !client.query_one(made, &[]).await.map_err(sql("look for our own tables"))?.get::<_, bool>(0) {
         return Ok(Known { slot, ..Known::default() });
@@ -51,6 +54,7 @@ pub async fn known(client: &Client, stream: &str, slot: &str) -> Result<Known> {
         is_live: row.as_ref().is_some_and(|row| row.get(1)),
         system: row.map(|row| row.get(2)),
         slot,
+        slot_of: slot::other_stream(client, slot_name, stream).await?,
     })
 }
 

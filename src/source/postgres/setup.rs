@@ -156,8 +156,10 @@ fn parse_stream(row: &Row) -> Result<StreamRow> {
 }
 
 /// Gives the stream a new incarnation, a publication and a slot. Nothing of it is in the log yet, so a
-/// slot an earlier try left behind, or the owner made beforehand, serves: it has kept everything since.
+/// slot an earlier try left behind, or the owner made beforehand, serves: it has kept everything since. Another stream's
+/// does not.
 async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &Server) -> Result<StreamRow> {
+    slot::refuse_shared(connection, config).await?;
     let published = publication::check(connection, config, false, &[]).await?;
     let consistent = match catalog::slot(connection, &config.slot).await? {
         Some(slot) => {

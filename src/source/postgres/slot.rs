@@ -1,6 +1,6 @@
 //! The replication slot: whether it is the one the stream came through, and can still be read.
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, error::SqlState};
 
 use super::PostgresSourceConfig;
 use crate::{
@@ -71,6 +71,23 @@ pub(super) fn refuse_lost(slot: &SlotFacts, name: &str) -> Result<()> {
         "slot `{name}` was invalidated ({why}); what was committed after {after} is gone from the server"
     );
     Err(Fault::new(Code::SlotLost, message))
+}
+
+/// Another stream of this database that has begun, and is read through the slot.
+pub(super) async fn other_stream(client: &Client, slot: &str, stream: &str) -> Result<Option<String>> {
+    let sql = "select stream from landfall.stream where slot = $1 and stream <> $2 and live limit 1";
+    let other = client.query_opt(sql, &[&slot, &stream]).await;
+    Ok(other.map_err(|error| fault_of(&error).at("read landfall.stream"))?.map(|row| row.get(0)))
+}
+
+/// Refuses a slot that another stream is read through: what the one confirms, the server gives nobody any more.
+pub(super) async fn refuse_shared(connection: &Connection, config: &PostgresSourceConfig) -> Result<()> {
+    let Some(other) = other_stream(connection, &config.slot, &config.stream).await? else { return Ok(()) };
+    let message = format!(
+        "slot `{}` is that of stream `{other}`, stream `{}` needs its own",
+        config.slot, config.stream
+    );
+    Err(Fault::new(Code::SlotMissing, message).remedied_by("name another slot in source.slot"))
 }
 
 /// Refuses a slot of another kind or database.
