@@ -931,8 +931,8 @@ async fn a_transaction_larger_than_memory_comes_over_a_line_that_is_slow() {
     regions.execute_both("create table t (id int8 primary key, note text)").await.unwrap();
     let us = regions.us.config().source(&["public.*"]).to_toml();
     let us = regions.us.start_daemon(LANDFALL, &us).await.unwrap();
-    // Of 8 MB, half on the line: four seconds for each of Kafka's batches, sixteen for a slice.
-    let slow = "open_transaction_timeout = \"8s\"";
+    // Of 8 MB, half on the line: eight seconds for an answer of Kafka's, sixteen for a slice.
+    let slow = "open_transaction_timeout = \"12s\"";
     let eu = regions.eu.config().link_with("us-east-1", &regions.us.kafka.remote(), slow).to_toml();
     let eu = regions.eu.start_daemon(LANDFALL, &eu).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();

@@ -37,8 +37,6 @@ use crate::{
 
 /// The least time the log's growth is watched for.
 const RATE_SPAN: Duration = Duration::from_secs(1);
-/// Our own reports to the server are four a second; a busy machine may miss some.
-const SENDER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 
 /// Asks and judges.
 pub(super) async fn check(settings: &Settings, options: &Options, streams: &Streams) -> Result<Vec<Finding>> {
@@ -270,21 +268,6 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
         let evidence = "track_commit_timestamp is off: rows keep no version, which a table with several writing regions would need";
         let sql = "ALTER SYSTEM SET track_commit_timestamp = on;  -- then restart the server";
         findings.push(note(Kind::TrackCommitTimestamp, evidence).mended_by(sql));
-    }
-    let timeout = server.sender_timeout;
-    if settings.source.is_some() && timeout.is_none_or(|timeout| timeout < SENDER_TIMEOUT_MIN) {
-        let evidence = match timeout {
-            None => {
-                "wal_sender_timeout is 0: a connection that died is never given up, and keeps the slot busy"
-                    .to_owned()
-            }
-            Some(timeout) => format!(
-                "wal_sender_timeout is {} ms: a short stall of the network ends the connection",
-                timeout.as_millis()
-            ),
-        };
-        let sql = "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();";
-        findings.push(warning(Kind::SenderTimeout, evidence, sql));
     }
     if let Some(source) = &settings.source
         && is_among(&server.standby_names, &names::capture_session(&source.stream))

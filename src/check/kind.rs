@@ -77,9 +77,6 @@ kinds! {
     /// has one writing region; a table that gets several needs it from before their first write.
     TrackCommitTimestamp = "track-commit-timestamp",
         "set track_commit_timestamp = on and restart the server, if a table is ever to have several writers";
-    /// The server gives up a silent replication connection too soon or never.
-    SenderTimeout = "sender-timeout",
-        "set wal_sender_timeout to a value from 10 s to some minutes, and reload";
     /// The server takes the session that reads the slot for a synchronous standby, as it does with `*`: a commit may be told
     /// to its client that is in Kafka and on no standby, and where no standby is there it waits for Kafka.
     SynchronousStandby = "synchronous-standby",

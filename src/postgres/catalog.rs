@@ -5,8 +5,6 @@
 //! say what is missing instead of failing on it. Columns that came with a later version are read
 //! through `to_jsonb`, and are unknown before it.
 
-use std::time::Duration;
-
 use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::fault_of;
@@ -47,8 +45,6 @@ pub struct ServerFacts {
     pub origins: Vec<String>,
     /// `max_slot_wal_keep_size` in bytes; none where it is unlimited.
     pub slot_keep_bytes: Option<i64>,
-    /// `wal_sender_timeout`; none where it is off.
-    pub sender_timeout: Option<Duration>,
     /// Where the server keeps its files, where the role may know.
     pub data_directory: Option<String>,
     /// Where its log ends, as a count of bytes.
@@ -80,12 +76,11 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
         origins_max: row.get(9),
         origins: row.get(10),
         slot_keep_bytes: row.get(11),
-        sender_timeout: row.get::<_, Option<i64>>(12).map(|it| Duration::from_millis(it.unsigned_abs())),
-        data_directory: row.get(13),
-        wal_bytes: row.get(14),
-        clock: row.get(15),
-        database: row.get(16),
-        standby_names: row.get(17),
+        data_directory: row.get(12),
+        wal_bytes: row.get(13),
+        clock: row.get(14),
+        database: row.get(15),
+        standby_names: row.get(16),
     })
 }
 
@@ -104,7 +99,6 @@ const SERVER_FACTS: &str = "
            ARRAY(SELECT roname FROM pg_replication_origin),
            (SELECT CASE WHEN setting::int8 < 0 THEN NULL ELSE setting::int8 * 1048576 END
               FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
-           (SELECT nullif(setting::int8, 0) FROM pg_settings WHERE name = 'wal_sender_timeout'),
            (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
            (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
                  ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::int8,

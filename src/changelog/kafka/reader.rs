@@ -40,6 +40,9 @@ const HELPING_RECORDS: usize = 1024;
 const BUFFER_BYTES: usize = 64 << 10;
 /// Helpings that wait to be taken. With the fetch queue they bound what a slow sink leaves in memory.
 const HELPINGS: usize = 4;
+const SOCKET_TIMEOUT: &str = "socket.timeout.ms";
+/// How long an answer may take. It comes as a whole or is asked for again: 3 MiB of it at 100 KiB/s.
+const ANSWER_MILLIS: &str = "30000";
 /// How soon the thread notices that nobody reads any more.
 const TURN: Duration = Duration::from_millis(100);
 
@@ -142,6 +145,9 @@ impl Source {
     /// One that reads from `next` on.
     fn consumer(&self, traffic: Traffic) -> Result<BaseConsumer<Traffic>> {
         let mut config = self.cluster.client("reader");
+        if !self.cluster.properties.iter().any(|(name, _)| name == SOCKET_TIMEOUT) {
+            config.set(SOCKET_TIMEOUT, ANSWER_MILLIS);
+        }
         consumer(Traffic::told_by(&mut config), &self.group, self.fetch.bytes(), traffic)
             .and_then(|consumer| {
                 assign(&consumer, &self.topic, KafkaOffset::Offset(self.next.0)).map(|()| consumer)
