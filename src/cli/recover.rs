@@ -82,7 +82,6 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     let comparing = Comparing::new(settings, link, arguments.patience, 0, json).await?;
     let (from, stream) = (&link.from, &link.stream);
     verification::require_tables(&comparing.connection, from, stream).await?;
-    let stale = verification::stale(&comparing.connection, from, stream).await?;
     let log = KafkaLog::new(
         Cluster { brokers: link.brokers.clone(), properties: link.properties.0.clone() },
         Topics::of(from, stream),
@@ -93,7 +92,7 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     let recovery =
         Recovery { comparing, log, here: &settings.region, max_source_load: arguments.max_source_load };
     if !arguments.execute {
-        return recovery.plan(&stale).await;
+        return recovery.plan().await;
     }
     // Before what came from there is forgotten with a stream that was begun anew.
     let ours = match &settings.source {
@@ -147,13 +146,13 @@ impl Recovery<'_> {
     }
 
     /// Says what would be done, and how the link stands.
-    async fn plan(&self, stale: &Stale) -> Result<u8> {
+    async fn plan(&self) -> Result<u8> {
         let Comparing { connection, link, json, .. } = &self.comparing;
         let (from, stream) = (&link.from, &link.stream);
         let Standing { applied, served, tables, bytes } =
             verification::standing(connection, from, stream).await?;
         let bounds = self.log.bounds().await?;
-        let under_way = stale.tables.len();
+        let under_way = self.stale().await?.tables.len();
         let kept = match bounds {
             Some(bounds) => changelog::incarnation(&self.log, bounds).await?.map(|kept| kept.to_string()),
             None => None,
@@ -244,12 +243,17 @@ impl Recovery<'_> {
         let mut asking = self.asking(About::Recover { ours });
         loop {
             asking.go_on().await?;
-            if let Some(start) = self.start().await?.filter(|start| before.as_ref() != Some(start)) {
-                let incarnation = verification::incarnation(connection, &link.from, &link.stream).await?;
-                let applied = verification::standing(connection, &link.from, &link.stream).await?.applied;
-                if incarnation == Some(start.incarnation.to_string()) && applied >= Some(start.offset.0) {
-                    return Ok(start.left_out);
-                }
+            if let Some(start) = self.start().await?.filter(|start| before.as_ref() != Some(start))
+                && let Some(through) = start.through
+                && verification::has_applied(
+                    connection,
+                    &link.from,
+                    &link.stream,
+                    (start.incarnation, through),
+                )
+                .await?
+            {
+                return Ok(start.left_out);
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -221,6 +221,9 @@ pub struct Start {
     /// Set where no rows follow but those in which one target differs: only who asked for it may begin there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovery: bool,
+    /// In a recovery, the last record of the transaction that says which tables are to be compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<Sequence>,
     /// In a recovery, tables the stream carries that are not compared: nothing tells which of the two regions has their rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<TableName>,

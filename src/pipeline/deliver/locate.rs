@@ -125,6 +125,7 @@ mod tests {
             sequence: Sequence(10),
             offset: Offset(12),
             recovery: true,
+            through: None,
             left_out: Vec::new(),
         };
         let at = |epoch, sequence| Cursor {

@@ -6,6 +6,7 @@ use tokio_postgres::{Client, Row, types::ToSql};
 
 use crate::{
     fault::{Code, Fault, Result},
+    position::{Incarnation, Sequence},
     postgres::fault_of,
     region::Region,
     scope::{Pattern, Scope},
@@ -249,8 +250,6 @@ pub struct Stale {
     pub tables: Vec<TableName>,
     /// Those a backfill is filling, or is to fill: what they hold is not looked at.
     pub filling: Vec<TableName>,
-    /// When the last of them was marked so, on the server's clock; 0 where none is.
-    pub since: f64,
 }
 
 /// Which tables may be stale.
@@ -258,7 +257,7 @@ pub struct Stale {
 /// # Errors
 /// Where the server does not answer, or the role may not.
 pub async fn stale(client: &Client, from: &Region, stream: &str) -> Result<Stale> {
-    let joining = "SELECT schema_name, table_name, mark = 'stale', extract(epoch FROM since)::float8
+    let joining = "SELECT schema_name, table_name, mark = 'stale'
                      FROM landfall.joining WHERE link = $1 AND stream = $2 ORDER BY 1, 2";
     let rows = client.query(joining, &[&from.as_str(), &stream]).await;
     let rows = rows.map_err(sql("read which tables may be stale"))?;
@@ -266,11 +265,7 @@ pub async fn stale(client: &Client, from: &Region, stream: &str) -> Result<Stale
     let names = |rows: &[&Row]| {
         rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect::<Vec<_>>()
     };
-    Ok(Stale {
-        tables: names(&stale),
-        filling: names(&filling),
-        since: stale.iter().map(|row| row.get::<_, f64>(3)).fold(0.0, f64::max),
-    })
+    Ok(Stale { tables: names(&stale), filling: names(&filling) })
 }
 
 /// How a link stands here.
@@ -355,6 +350,24 @@ pub async fn incarnation(client: &Client, from: &Region, stream: &str) -> Result
     let applied = "SELECT incarnation FROM landfall.progress WHERE link = $1 AND stream = $2";
     let applied = client.query_opt(applied, &[&from.as_str(), &stream]).await;
     Ok(applied.map_err(sql("read what the link has applied"))?.and_then(|row| row.get(0)))
+}
+
+/// Whether a link stands at or behind a record, of that incarnation of its stream.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn has_applied(
+    client: &Client,
+    from: &Region,
+    stream: &str,
+    (incarnation, through): (Incarnation, Sequence),
+) -> Result<bool> {
+    let applied = "SELECT EXISTS (SELECT FROM landfall.progress WHERE link = $1 AND stream = $2
+                                     AND incarnation = $3 AND sequence >= $4)";
+    let through = i64::try_from(through.0).unwrap_or(i64::MAX);
+    let parameters: [&(dyn ToSql + Sync); 4] = [&from.as_str(), &stream, &incarnation.to_string(), &through];
+    let applied = client.query_one(applied, &parameters).await;
+    Ok(applied.map_err(sql("read what the link has applied"))?.get(0))
 }
 
 /// As [`allow_recovery`], for a link whose stream was begun anew: where it stood in the one before does not count, nor

@@ -115,6 +115,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             sequence: self.appender.sequence().next(),
             offset: last.map_or(self.offset, |last| Offset(last.0 + 1)),
             recovery: recovery.is_some(),
+            through: None,
             left_out: recovery.unwrap_or_default(),
         }
     }
@@ -185,7 +186,9 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             self.append_copied(change, (0, true, None), &to).await?;
         }
         if let Some(start) = start {
-            self.may_begin(start, &to);
+            // The answer is next, and the last.
+            let through = Some(self.appender.sequence().next());
+            self.may_begin(Start { through, ..start }, &to);
         }
         let flags = Flags::when(change.is_none(), Flags::FIRST).with(Flags::LAST);
         let (origin, ordinal) = (self.params.region.to_string(), u64::from(change.is_some()));
