@@ -457,11 +457,16 @@ impl Kafka {
         let java = home::program("java")?;
         let libs = home::kafka_libs()?;
         let jvm = self.jvm;
+        // What is not there, or of another Java, the JVM does without.
+        let classes = libs.with_file_name("classes.jsa");
+        let shared = (jvm == QUICK).then(|| format!("-XX:SharedArchiveFile={}", classes.display()));
         let broker = self.broker(index)?;
         ensure!(broker.process.is_none(), "broker {index} is running");
         let recipe = Recipe::new(&format!("broker {index}"), &java, &broker.log);
         let process = jvm
             .iter()
+            .copied()
+            .chain(shared.as_deref().filter(|_| classes.exists()))
             .fold(recipe, Recipe::arg)
             .arg("-cp")
             .arg(libs.join("*"))
