@@ -94,7 +94,6 @@ async fn recover(settings: &Settings, arguments: &Arguments, json: bool) -> Resu
     if !arguments.execute {
         return recovery.plan().await;
     }
-    // Before what came from there is forgotten with a stream that was begun anew.
     let ours = match &settings.source {
         Some(source) => {
             let published = (&*source.publication, &source.scope);
@@ -179,7 +178,7 @@ impl Recovery<'_> {
             println!("a recovery is under way: {under_way} tables are still to be compared with {from}");
         }
         println!(
-            "with --execute the link goes on where {from} is then. Every table is compared with {from} while both are \
+            "with --execute the link goes on where {from} is then. Every table that {from} tells of is compared while both are \
              written to ({tables} that have come from there, {} here), and exactly the rows that differ come anew, \
              deletions included. What was written here by others than the link is lost where it differs. This region is \
              not ready meanwhile (joining).",
@@ -241,19 +240,18 @@ impl Recovery<'_> {
         let Comparing { connection, link, .. } = &self.comparing;
         let before = self.start().await?;
         let mut asking = self.asking(About::Recover { ours });
+        // A link that runs may take long to come to the first of them; those behind it are met by the comparison.
+        let mut starts: Vec<Start> = Vec::new();
         loop {
             asking.go_on().await?;
-            if let Some(start) = self.start().await?.filter(|start| before.as_ref() != Some(start))
-                && let Some(through) = start.through
-                && verification::has_applied(
-                    connection,
-                    &link.from,
-                    &link.stream,
-                    (start.incarnation, through),
-                )
-                .await?
-            {
-                return Ok(start.left_out);
+            let start = self.start().await?;
+            starts.extend(start.filter(|start| before.as_ref() != Some(start) && !starts.contains(start)));
+            for start in &starts {
+                let Some(through) = start.through else { continue };
+                let place = (start.incarnation, start.epoch, through);
+                if verification::has_applied(connection, &link.from, &link.stream, place).await? {
+                    return Ok(start.left_out.clone());
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -350,7 +348,7 @@ impl Recovery<'_> {
                 }
             }
             if compared == before {
-                // None of them is told of any more.
+                // Somebody has ended it.
                 break;
             }
         }

@@ -118,7 +118,7 @@ async fn compare(
     verification::require_daemon(&comparing.connection, &link.from, &link.stream).await?;
     let mend = purpose == Purpose::Repair { execute: true };
     let mut ours = Vec::new();
-    if let Some(source) = settings.source.as_ref().filter(|_| mend) {
+    if let Some(source) = settings.source.as_ref().filter(|_| matches!(purpose, Purpose::Repair { .. })) {
         let published = (&*source.publication, &source.scope);
         ours = verification::published_only_by_us(&comparing.connection, &link.from, published).await?;
         let is_named = |table: &TableName| {

@@ -16,9 +16,9 @@ use crate::{
     task,
 };
 
-/// How long a topic that is deleted may be there still, and how often it is looked for.
-const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
-const DELETE_LOOK: Duration = Duration::from_millis(200);
+/// How long a topic that is made may not be there yet, or one that is deleted still be, and how often it is looked for.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+const SETTLE_LOOK: Duration = Duration::from_millis(200);
 
 /// How many copies must have a record before it counts.
 const MIN_INSYNC: &str = "min.insync.replicas";
@@ -181,15 +181,26 @@ pub async fn ensure_topic(
     let fault = |error| cluster.fault_of(doing(), error, "Create", Resource::Topic(topic));
     let answers = admin(cluster)?.create_topics([&new], &options).await.map_err(fault)?;
     match answers.into_iter().next() {
-        Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
-        Some(Err((_, code @ RDKafkaErrorCode::InvalidReplicationFactor))) => Err(Fault::new(
-            Code::TopicSettings,
-            format!("{} with {} replicas: {code}", doing(), rules.replication_factor),
-        )
-        .remedied_by("start more brokers, or set kafka.replication_factor and kafka.min_insync_replicas")),
-        Some(Err((_, code))) => Err(fault(KafkaError::Global(code))),
-        None => Err(Fault::new(Code::KafkaRejected, doing())),
+        Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => (),
+        Some(Err((_, code @ RDKafkaErrorCode::InvalidReplicationFactor))) => {
+            let message = format!("{} with {} replicas: {code}", doing(), rules.replication_factor);
+            return Err(Fault::new(Code::TopicSettings, message).remedied_by(
+                "start more brokers, or set kafka.replication_factor and kafka.min_insync_replicas",
+            ));
+        }
+        Some(Err((_, code))) => return Err(fault(KafkaError::Global(code))),
+        None => return Err(Fault::new(Code::KafkaRejected, doing())),
     }
+    // A broker answers before every one of them knows it.
+    let since = Instant::now();
+    while topic_facts(cluster, topic).await?.is_none() {
+        if since.elapsed() > SETTLE_TIMEOUT {
+            let message = format!("{}: it is not there after {} s", doing(), SETTLE_TIMEOUT.as_secs());
+            return Err(Fault::new(Code::KafkaRejected, message));
+        }
+        tokio::time::sleep(SETTLE_LOOK).await;
+    }
+    Ok(())
 }
 
 /// Deletes a topic with all it holds; good too where there is none. Returns once it is gone.
@@ -209,11 +220,11 @@ pub async fn delete_topic(cluster: &Cluster, topic: &str) -> Result<()> {
     // A broker answers before every one of them has let it go.
     let since = Instant::now();
     while topic_facts(cluster, topic).await?.is_some() {
-        if since.elapsed() > DELETE_TIMEOUT {
-            let message = format!("{}: it is still there after {} s", doing(), DELETE_TIMEOUT.as_secs());
+        if since.elapsed() > SETTLE_TIMEOUT {
+            let message = format!("{}: it is still there after {} s", doing(), SETTLE_TIMEOUT.as_secs());
             return Err(Fault::new(Code::KafkaRejected, message));
         }
-        tokio::time::sleep(DELETE_LOOK).await;
+        tokio::time::sleep(SETTLE_LOOK).await;
     }
     Ok(())
 }

@@ -89,6 +89,11 @@ impl Work<'_> {
 
     async fn execute(&self, patience: Duration, json: bool) -> Result<u8> {
         let SourceSettings { stream, slot, .. } = self.source;
+        if let Some(other) = &self.known.slot_of {
+            let message = format!("slot `{slot}` is that of stream `{other}`, and would be dropped");
+            return Err(Fault::new(Code::SlotBusy, message)
+                .remedied_by("name another slot in source.slot; nothing was changed"));
+        }
         // Before Kafka loses anything.
         anew::require_halted(&self.connection, slot).await?;
         for topic in &self.topics {

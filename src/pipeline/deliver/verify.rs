@@ -441,7 +441,7 @@ impl<L: Log, I: Inspector> Verifying<'_, L, I> {
         }
     }
 
-    /// Asks until an answer comes: delivering stands at its place then. What the answers before it led to is kept by now.
+    /// Asks until an answer comes: delivering stands at its place then.
     async fn answered(&mut self, verification: &Verification, about: &About) -> Result<Option<Arc<Answer>>> {
         if !self.rest(verification).await? {
             return Ok(None);

@@ -169,9 +169,12 @@ impl PostgresInspector {
     async fn came(&mut self) -> Result<Vec<TableName>> {
         let (link, stream) = (self.config.from.to_string(), self.config.stream.clone());
         let connection = self.connection().await?;
-        let came = "SELECT DISTINCT body ->> 'schema', body ->> 'table' FROM landfall.shape
-              WHERE link = $1 AND stream = $2
-                AND to_regclass(format('%I.%I', body ->> 'schema', body ->> 'table')) IS NOT NULL ORDER BY 1, 2";
+        // Without `to_regclass`, which fails for whoever may not use the schema.
+        let came = "SELECT DISTINCT n.nspname::text, c.relname::text
+               FROM landfall.shape s
+               JOIN pg_namespace n ON n.nspname = s.body ->> 'schema'
+               JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.body ->> 'table' AND c.relkind IN ('r', 'p')
+              WHERE link = $1 AND stream = $2 ORDER BY 1, 2";
         let rows = connection.query(came, &[&link, &stream]).await;
         let rows = rows.map_err(sql("ask which tables have come"))?;
         Ok(rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect())

@@ -6,7 +6,7 @@ use tokio_postgres::{Client, Row, types::ToSql};
 
 use crate::{
     fault::{Code, Fault, Result},
-    position::{Incarnation, Sequence},
+    position::{Incarnation, Sequence, WriterEpoch},
     postgres::fault_of,
     region::Region,
     scope::{Pattern, Scope},
@@ -186,7 +186,7 @@ pub async fn look(client: &Client, id: &str, findings: u32) -> Result<Option<Ver
                            count(*) FILTER (WHERE difference = 'unsure' AND NOT mended) AS unsure
                       FROM landfall.verification_finding f
                      WHERE f.verification = t.verification AND f.place = t.place) f ON true
-          WHERE verification = $1 ORDER BY place";
+          WHERE verification = $1 AND place >= 0 ORDER BY place";
     let tables = client.query(tables, &[&id]).await.map_err(&failed)?;
     let found = "SELECT place, key, difference, here, there, mended FROM (
                SELECT *, row_number() OVER (PARTITION BY place ORDER BY found, key) AS at
@@ -293,8 +293,11 @@ pub async fn standing(client: &Client, from: &Region, stream: &str) -> Result<St
            FROM landfall.progress p WHERE link = $1 AND stream = $2 ORDER BY lane LIMIT 1";
     let progress = client.query_opt(progress, &parameters).await.map_err(&failed)?;
     let size = "SELECT count(*), coalesce(sum(pg_table_size(t)), 0)::int8
-           FROM (SELECT DISTINCT to_regclass(format('%I.%I', body ->> 'schema', body ->> 'table')) AS t
-                   FROM landfall.shape WHERE link = $1 AND stream = $2) s WHERE t IS NOT NULL";
+           FROM (SELECT DISTINCT c.oid::regclass AS t
+                   FROM landfall.shape s
+                   JOIN pg_namespace n ON n.nspname = s.body ->> 'schema'
+                   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.body ->> 'table' AND c.relkind IN ('r', 'p')
+                  WHERE link = $1 AND stream = $2) s";
     let size = client.query_one(size, &parameters).await.map_err(&failed)?;
     Ok(Standing {
         applied: progress.as_ref().filter(|row| row.get(1)).map(|row| row.get(0)),
@@ -352,7 +355,8 @@ pub async fn incarnation(client: &Client, from: &Region, stream: &str) -> Result
     Ok(applied.map_err(sql("read what the link has applied"))?.and_then(|row| row.get(0)))
 }
 
-/// Whether a link stands at or behind a record, of that incarnation of its stream.
+/// Whether a link stands at or behind a record of that incarnation of its stream, and of that writer or a later one: a log that
+/// lost its end has lower numbers again.
 ///
 /// # Errors
 /// Where the server does not answer, or the role may not.
@@ -360,12 +364,13 @@ pub async fn has_applied(
     client: &Client,
     from: &Region,
     stream: &str,
-    (incarnation, through): (Incarnation, Sequence),
+    (incarnation, epoch, through): (Incarnation, WriterEpoch, Sequence),
 ) -> Result<bool> {
     let applied = "SELECT EXISTS (SELECT FROM landfall.progress WHERE link = $1 AND stream = $2
-                                     AND incarnation = $3 AND sequence >= $4)";
+                                     AND incarnation = $3 AND (writer_epoch, sequence) >= ($4, $5))";
     let through = i64::try_from(through.0).unwrap_or(i64::MAX);
-    let parameters: [&(dyn ToSql + Sync); 4] = [&from.as_str(), &stream, &incarnation.to_string(), &through];
+    let parameters: [&(dyn ToSql + Sync); 5] =
+        [&from.as_str(), &stream, &incarnation.to_string(), &i64::from(epoch.0), &through];
     let applied = client.query_one(applied, &parameters).await;
     Ok(applied.map_err(sql("read what the link has applied"))?.get(0))
 }
@@ -377,7 +382,6 @@ pub async fn has_applied(
 /// Where the server does not answer, or the role may not.
 pub async fn allow_recovery_anew(client: &Client, from: &Region, stream: &str) -> Result<()> {
     let allow = "WITH place AS (DELETE FROM landfall.progress WHERE link = $1 AND stream = $2),
-                      shapes AS (DELETE FROM landfall.shape WHERE link = $1 AND stream = $2),
                       marks AS (DELETE FROM landfall.joining WHERE link = $1 AND stream = $2),
                       parked AS (DELETE FROM landfall.parked WHERE link = $1 AND stream = $2 RETURNING id),
                       changes AS (DELETE FROM landfall.parked_change WHERE parked IN (SELECT id FROM parked)),

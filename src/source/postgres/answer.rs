@@ -98,7 +98,7 @@ async fn recovery(copier: &mut PostgresCopier, by: &String, ours: &[TableName]) 
     let from_there = backfill::received_from(connection, std::slice::from_ref(by)).await?;
     let left_out = |table: &&TableName| match ours.contains(table) {
         true => told.contains(table),
-        false => from_there.contains(table),
+        false => from_there.contains(table) && !told.contains(table),
     };
     let left_out: Vec<TableName> = carried.iter().filter(left_out).cloned().collect();
     let mut shapes = Vec::new();

@@ -2,6 +2,7 @@
 
 use super::{
     PostgresSourceConfig,
+    places::{self, Looked},
     publication::{self, Published},
     setup, slot,
 };
@@ -82,8 +83,16 @@ impl Keeper for PostgresKeeper {
             ));
         };
         slot::refuse_lost(&slot, name)?;
-        let Published { tables, mut amiss } =
-            publication::glance(&self.connection, &self.config, &self.scope).await?;
+        let published = publication::glance(&self.connection, &self.config, &self.scope).await;
+        if published.as_ref().is_err_and(|fault| fault.code() == Code::PublicationChanged) {
+            places::forget(&self.connection, &self.config).await?;
+        }
+        let Published { tables, mut amiss } = published?;
+        let Looked { lost, renamed } = places::look(&self.connection, &self.config).await?;
+        if !lost.is_empty() {
+            return Err(publication::taken_out(&self.config, &lost));
+        }
+        amiss.extend(renamed.iter().map(|(before, now)| publication::renamed(before, now)));
         self.carries(&tables).await?;
         if slot::is_standby(&self.connection, &self.config).await? {
             amiss.push(slot::standby_warning(&self.config));

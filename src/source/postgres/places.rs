@@ -4,7 +4,7 @@
 
 use super::PostgresSourceConfig;
 use crate::{
-    fault::Result,
+    fault::{Fault, Result},
     postgres::{Connection, fault_of},
     verify::TableName,
 };
@@ -13,14 +13,17 @@ pub(super) const TABLE: &str = "create table if not exists landfall.published (
     stream text not null,
     schema_name text not null,
     table_name text not null,
+    relation oid not null,
     publication oid not null,
     place oid not null,
     primary key (stream, schema_name, table_name, publication, place))";
 
-/// A table may have a place of its own, and one by its schema. Any that stayed has kept it published.
+/// A table may have a place of its own, and one by its schema. Any that stayed has kept it published. The name of one that
+/// has another by now is remembered as long as it is published.
 const LOOK: &str = "
     WITH now AS (
-        SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, p.oid AS publication, at.place
+        SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, c.oid AS relation,
+               p.oid AS publication, at.place
           FROM pg_publication p
          CROSS JOIN LATERAL (
                SELECT r.oid AS place, r.prrelid AS relation FROM pg_publication_rel r WHERE r.prpubid = p.oid
@@ -36,8 +39,12 @@ const LOOK: &str = "
           JOIN now USING (schema_name, table_name, publication, place) WHERE k.stream = $1),
     gone AS (
         DELETE FROM landfall.published k
-         WHERE k.stream = $1 AND (k.schema_name, k.table_name, k.publication, k.place) NOT IN (
-               SELECT schema_name, table_name, publication, place FROM now)),
+         WHERE k.stream = $1
+           AND (k.schema_name, k.table_name, k.publication, k.place) NOT IN (
+               SELECT schema_name, table_name, publication, place FROM now)
+           AND k.relation NOT IN (
+               SELECT relation FROM now
+                WHERE (now.schema_name, now.table_name) <> (k.schema_name, k.table_name))),
     come AS (
         INSERT INTO landfall.published SELECT $1, now.* FROM now ON CONFLICT DO NOTHING)
     SELECT DISTINCT schema_name, table_name
@@ -46,15 +53,42 @@ const LOOK: &str = "
        AND (schema_name, table_name) NOT IN (SELECT schema_name, table_name FROM stayed)
      ORDER BY 1, 2";
 
-/// The tables in scope that are published, and were not at some time since the last look; they are so from now on.
+const RENAMED: &str = "
+    SELECT DISTINCT k.schema_name, k.table_name, n.nspname::text, c.relname::text
+      FROM landfall.published k
+      JOIN pg_class c ON c.oid = k.relation
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE k.stream = $1 AND (k.schema_name, k.table_name) <> (n.nspname::text, c.relname::text)
+     ORDER BY 1, 2";
+
+/// What became of tables in scope.
+pub(super) struct Looked {
+    /// Those that are published, and were not at some time since the last look; they are so from now on.
+    pub(super) lost: Vec<TableName>,
+    /// Those that are published by another name, which is not in scope.
+    pub(super) renamed: Vec<(TableName, TableName)>,
+}
+
+/// Looks at them, and keeps what there is for the next look.
 ///
 /// # Errors
 /// Where the server does not answer.
-pub(super) async fn lost(connection: &Connection, config: &PostgresSourceConfig) -> Result<Vec<TableName>> {
-    let rows = connection.query(LOOK, &[&config.stream, &config.publication]).await;
-    let rows = rows.map_err(|error| fault_of(&error).at("look by what the publication holds its tables"))?;
-    let lost = rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) });
-    Ok(lost.filter(|table| config.scope.holds(&table.schema, &table.table)).collect())
+pub(super) async fn look(connection: &Connection, config: &PostgresSourceConfig) -> Result<Looked> {
+    let failed = |error: tokio_postgres::Error| -> Fault {
+        fault_of(&error).at("look by what the publication holds its tables")
+    };
+    let name = |row: &tokio_postgres::Row, at| TableName { schema: row.get(at), table: row.get(at + 1) };
+    let holds = |table: &TableName| config.scope.holds(&table.schema, &table.table);
+    let lost = connection.query(LOOK, &[&config.stream, &config.publication]).await.map_err(failed)?;
+    let renamed = connection.query(RENAMED, &[&config.stream]).await.map_err(failed)?;
+    Ok(Looked {
+        lost: lost.iter().map(|row| name(row, 0)).filter(holds).collect(),
+        renamed: renamed
+            .iter()
+            .map(|row| (name(row, 0), name(row, 2)))
+            .filter(|(before, now)| holds(before) && !holds(now))
+            .collect(),
+    })
 }
 
 /// Forgets them: what was lost was told, or a stream begins.

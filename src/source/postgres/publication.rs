@@ -1,6 +1,6 @@
 //! The publication: held against the scope, and created where the stream has not begun.
 
-use super::{PostgresSourceConfig, places};
+use super::PostgresSourceConfig;
 use crate::{
     fault::{Code, Fault, Result},
     names::{SCHEMA, qualified, quoted},
@@ -81,38 +81,8 @@ pub(super) async fn check(
         );
         return refuse(message, mend);
     }
-    let mut amiss = amiss(&in_scope, name, is_published);
-    amiss.extend(renamed(&publication, &in_scope, config, carried));
+    let amiss = amiss(&in_scope, name, is_published);
     Ok(Published { tables, amiss })
-}
-
-/// What is published outside the scope while a table in it is gone may be that one, by another name.
-fn renamed(
-    publication: &PublicationFacts,
-    in_scope: &[TableFacts],
-    config: &PostgresSourceConfig,
-    carried: &[String],
-) -> Option<String> {
-    let is_held = |name: &str| {
-        let dots = name.match_indices('.').map(|(at, _)| at);
-        dots.into_iter().any(|at| config.scope.holds(&name[..at], &name[at + 1..]))
-    };
-    let gone: Vec<&str> = carried
-        .iter()
-        .map(String::as_str)
-        .filter(|name| is_held(name) && in_scope.iter().all(|table| table.name() != *name))
-        .collect();
-    let outside = publication.tables.iter().filter(|it| !config.scope.holds(&it.schema, &it.table));
-    let outside: Vec<String> = outside.map(|it| format!("{}.{}", it.schema, it.table)).collect();
-    (!gone.is_empty() && !outside.is_empty()).then(|| {
-        format!(
-            "{} is not there any more, and publication `{}` holds {}, which source.tables leaves out: a table that was renamed \
-             is carried no more. Add its new name to source.tables and restart, or take what is not wanted out of the publication",
-            gone.join(", "),
-            config.publication,
-            outside.join(", ")
-        )
-    })
 }
 
 /// What is amiss with the publication of a stream that has begun; that it cannot be looked at, where a table of it is locked:
@@ -136,26 +106,7 @@ pub(super) async fn glance(
         }
         _ => fault,
     });
-    let checked = match checked {
-        // By what it holds them is looked at anew then.
-        Err(fault) if fault.code() == Code::PublicationChanged => {
-            places::forget(connection, config).await?;
-            Err(fault)
-        }
-        Ok(published) => Ok((published, places::lost(connection, config).await?)),
-        Err(fault) => Err(fault),
-    };
     let ended = run("COMMIT").await;
-    let checked = match checked {
-        Ok((published, lost)) if lost.is_empty() => Ok(published),
-        Ok((_, lost)) => {
-            let list = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let message =
-                format!("{list}: taken out of publication `{}`, and put in again", config.publication);
-            refuse(message, format!("nothing here, it goes on by itself. {COMPARE}"))
-        }
-        Err(fault) => Err(fault),
-    };
     match checked {
         Ok(published) => ended.map(|()| published),
         Err(fault) if fault.code() == Code::TargetBusy => {
@@ -165,6 +116,22 @@ pub(super) async fn glance(
         }
         Err(fault) => Err(fault),
     }
+}
+
+/// Tables that were taken out, and put in again before anybody looked.
+pub(super) fn taken_out(config: &PostgresSourceConfig, lost: &[TableName]) -> Fault {
+    let list = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message = format!("{list}: taken out of publication `{}`, and put in again", config.publication);
+    let remedy = format!("nothing here, it goes on by itself. {COMPARE}");
+    Fault::new(Code::PublicationChanged, message).remedied_by(remedy)
+}
+
+/// What is amiss with a table that is published by a name that is not in scope.
+pub(super) fn renamed(before: &TableName, now: &TableName) -> String {
+    format!(
+        "{before} is {now} by now, which source.tables leaves out: it is carried no more. Add that name to source.tables and \
+         restart, or take the table out of the publication"
+    )
 }
 
 /// What is published of the scope, all of it whole.
