@@ -132,10 +132,7 @@ pub async fn cluster_facts(cluster: &Cluster) -> Result<ClusterFacts> {
 /// # Errors
 /// The cluster does not answer.
 pub async fn topic_facts(cluster: &Cluster, topic: &str) -> Result<Option<TopicFacts>> {
-    let (asker, name) = (Asker::new(cluster, None)?, topic.to_owned());
-    let Some((partitions, replicas)) = task::blocking(move || asker.layout(&name)).await? else {
-        return Ok(None);
-    };
+    let Some((partitions, replicas)) = layout(cluster, topic).await? else { return Ok(None) };
     let admin = admin(cluster)?;
     let resource = ResourceSpecifier::Topic(topic);
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
@@ -154,6 +151,12 @@ pub async fn topic_facts(cluster: &Cluster, topic: &str) -> Result<Option<TopicF
         .filter_map(|entry| entry.value.map(|value| (entry.name, value)))
         .collect();
     Ok(Some(TopicFacts { partitions, replicas, settings }))
+}
+
+/// How many partitions a topic has, and replicas of the first; none where there is no such topic.
+async fn layout(cluster: &Cluster, topic: &str) -> Result<Option<(usize, usize)>> {
+    let (asker, topic) = (Asker::new(cluster, None)?, topic.to_owned());
+    task::blocking(move || asker.layout(&topic)).await
 }
 
 /// Makes sure a topic is what it must be, and creates one that is not there where it `may` be. One that
@@ -193,7 +196,7 @@ pub async fn ensure_topic(
     }
     // A broker answers before every one of them knows it.
     let since = Instant::now();
-    while topic_facts(cluster, topic).await?.is_none() {
+    while layout(cluster, topic).await?.is_none() {
         if since.elapsed() > SETTLE_TIMEOUT {
             let message = format!("{}: it is not there after {} s", doing(), SETTLE_TIMEOUT.as_secs());
             return Err(Fault::new(Code::KafkaRejected, message));
