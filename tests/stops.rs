@@ -886,7 +886,7 @@ async fn a_table_that_was_out_of_the_publication_between_two_looks_and_one_that_
     assert_eq!(stage.us.metric(told).await.unwrap(), Some(1.0), "{}", stage.us.log());
 
     stage.regions.us.execute("create schema archive; alter table t set schema archive").await.unwrap();
-    stage.warns("archive.t, which source.tables leaves out").await;
+    stage.warns("public.t is archive.t by now, which source.tables leaves out").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,13 @@ mod throttle;
 mod watcher;
 mod whole;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use pgwire_replication::PgWireError;
 use tokio_postgres::types::Type;
@@ -64,6 +70,8 @@ pub struct PostgresSourceConfig {
 pub struct PostgresSource {
     config: PostgresSourceConfig,
     session: Option<Session>,
+    /// That the publication is not as it was has been told since it last was.
+    told: Arc<AtomicBool>,
 }
 
 struct Session {
@@ -84,7 +92,7 @@ struct Tables {
 impl PostgresSource {
     /// Connects only when opened.
     pub fn new(config: PostgresSourceConfig) -> Self {
-        Self { config, session: None }
+        Self { config, session: None, told: Arc::default() }
     }
 }
 
@@ -95,14 +103,16 @@ impl Source for PostgresSource {
 
     async fn open(&mut self) -> Result<(Opened, PostgresKeeper, PostgresCopier)> {
         self.session = None;
-        let prepared = setup::prepare(&self.config).await?;
+        let prepared = setup::prepare(&self.config).await.inspect_err(|fault| {
+            self.told.fetch_or(fault.code() == Code::PublicationChanged, Relaxed);
+        })?;
         let config = &self.config;
         let application = names::capture_session(&config.stream);
         let replication =
             Replication::start(&config.address, &config.slot, &config.publication, &application)
                 .await
                 .map_err(|error| start_fault(error, &config.slot))?;
-        let (opened, keeper) = prepared.opened().await?;
+        let (opened, keeper) = prepared.opened(Arc::clone(&self.told)).await?;
         let tables = Tables {
             scope: self.config.scope.clone(),
             relations: foldhash::HashMap::default(),

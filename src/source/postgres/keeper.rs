@@ -1,5 +1,10 @@
 //! Beside the stream: writer epochs, heartbeats, and a look at the slot and the publication.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 use super::{
     PostgresSourceConfig,
     places::{self, Looked},
@@ -22,11 +27,18 @@ pub struct PostgresKeeper {
     config: PostgresSourceConfig,
     /// The tables the stream has carried so far.
     scope: Vec<String>,
+    /// That the publication is not as it was has been told since it last was.
+    told: Arc<AtomicBool>,
 }
 
 impl PostgresKeeper {
-    pub(super) fn new(connection: Connection, config: PostgresSourceConfig, scope: Vec<String>) -> Self {
-        Self { connection, config, scope }
+    pub(super) fn new(
+        connection: Connection,
+        config: PostgresSourceConfig,
+        scope: Vec<String>,
+        told: Arc<AtomicBool>,
+    ) -> Self {
+        Self { connection, config, scope, told }
     }
 
     /// What was confirmed of the slot, and up to where the server's log goes.
@@ -84,12 +96,11 @@ impl Keeper for PostgresKeeper {
         };
         slot::refuse_lost(&slot, name)?;
         let published = publication::glance(&self.connection, &self.config, &self.scope).await;
-        if published.as_ref().is_err_and(|fault| fault.code() == Code::PublicationChanged) {
-            places::forget(&self.connection, &self.config).await?;
-        }
+        let changed = published.as_ref().is_err_and(|fault| fault.code() == Code::PublicationChanged);
+        self.told.fetch_or(changed, Relaxed);
         let Published { tables, mut amiss } = published?;
         let Looked { lost, renamed } = places::look(&self.connection, &self.config).await?;
-        if !lost.is_empty() {
+        if !self.told.swap(false, Relaxed) && !lost.is_empty() {
             return Err(publication::taken_out(&self.config, &lost));
         }
         amiss.extend(renamed.iter().map(|(before, now)| publication::renamed(before, now)));

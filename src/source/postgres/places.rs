@@ -20,6 +20,9 @@ pub(super) const TABLE: &str = "create table if not exists landfall.published (
 
 /// A table may have a place of its own, and one by its schema. Any that stayed has kept it published. The name of one that
 /// has another by now is remembered as long as it is published.
+///
+/// HAZARD: nothing is written where there is no publication. Before Postgres 18 the server could not decode that, nor anything
+/// behind it.
 const LOOK: &str = "
     WITH now AS (
         SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, c.oid AS relation,
@@ -39,7 +42,7 @@ const LOOK: &str = "
           JOIN now USING (schema_name, table_name, publication, place) WHERE k.stream = $1),
     gone AS (
         DELETE FROM landfall.published k
-         WHERE k.stream = $1
+         WHERE k.stream = $1 AND EXISTS (SELECT FROM now)
            AND (k.schema_name, k.table_name, k.publication, k.place) NOT IN (
                SELECT schema_name, table_name, publication, place FROM now)
            AND k.relation NOT IN (
@@ -91,7 +94,7 @@ pub(super) async fn look(connection: &Connection, config: &PostgresSourceConfig)
     })
 }
 
-/// Forgets them: what was lost was told, or a stream begins.
+/// Forgets them: a stream begins.
 ///
 /// # Errors
 /// Where the server does not answer.

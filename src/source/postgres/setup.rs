@@ -1,6 +1,8 @@
 //! What must stand before a slot can be read: our schema, the publication, the slot. Created where the
 //! stream has not begun and the role may; else refused, with the SQL for who may.
 
+use std::sync::{Arc, atomic::AtomicBool};
+
 use tokio_postgres::Row;
 
 use super::{PostgresKeeper, PostgresSourceConfig, copier, places, publication, slot};
@@ -51,13 +53,15 @@ struct StreamRow {
 pub(super) struct Prepared {
     server: Server,
     stream: StreamRow,
-    keeper: PostgresKeeper,
+    connection: Connection,
+    config: PostgresSourceConfig,
 }
 
 impl Prepared {
     /// What there is to know once the slot is ours: whoever held it until a moment ago may have confirmed more meanwhile.
-    pub(super) async fn opened(self) -> Result<(Opened, PostgresKeeper)> {
-        let Self { server, stream, keeper } = self;
+    pub(super) async fn opened(self, told: Arc<AtomicBool>) -> Result<(Opened, PostgresKeeper)> {
+        let Self { server, stream, connection, config } = self;
+        let keeper = PostgresKeeper::new(connection, config, stream.scope.clone(), told);
         let (confirmed, written) = keeper.stands().await?;
         let StreamRow { incarnation, live, consistent, scope, .. } = stream;
         let consistent = at(consistent);
@@ -95,8 +99,7 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<Prepared> {
     })?;
     slot::refuse_lost(&slot, &config.slot)?;
     slot::refuse_foreign(&slot, config)?;
-    let keeper = PostgresKeeper::new(connection, config.clone(), stream.scope.clone());
-    Ok(Prepared { server, stream, keeper })
+    Ok(Prepared { server, stream, connection, config: config.clone() })
 }
 
 async fn server(connection: &Connection) -> Result<Server> {
