@@ -194,11 +194,16 @@ pub async fn ensure_topic(
         Some(Err((_, code))) => return Err(fault(KafkaError::Global(code))),
         None => return Err(Fault::new(Code::KafkaRejected, doing())),
     }
-    // A broker answers before every one of them knows it.
+    settle(cluster, topic, true).await.map_err(|fault| fault.at(doing()))
+}
+
+/// Waits until a topic is there, or is not: a broker answers before every one of them knows it.
+async fn settle(cluster: &Cluster, topic: &str, there: bool) -> Result<()> {
     let since = Instant::now();
-    while layout(cluster, topic).await?.is_none() {
+    while layout(cluster, topic).await?.is_some() != there {
         if since.elapsed() > SETTLE_TIMEOUT {
-            let message = format!("{}: it is not there after {} s", doing(), SETTLE_TIMEOUT.as_secs());
+            let is = if there { "not there" } else { "still there" };
+            let message = format!("it is {is} after {} s", SETTLE_TIMEOUT.as_secs());
             return Err(Fault::new(Code::KafkaRejected, message));
         }
         tokio::time::sleep(SETTLE_LOOK).await;
@@ -220,16 +225,7 @@ pub async fn delete_topic(cluster: &Cluster, topic: &str) -> Result<()> {
         Some(Err((_, code))) => return Err(fault(KafkaError::Global(code))),
         None => return Err(Fault::new(Code::KafkaRejected, doing())),
     }
-    // A broker answers before every one of them has let it go.
-    let since = Instant::now();
-    while topic_facts(cluster, topic).await?.is_some() {
-        if since.elapsed() > SETTLE_TIMEOUT {
-            let message = format!("{}: it is still there after {} s", doing(), SETTLE_TIMEOUT.as_secs());
-            return Err(Fault::new(Code::KafkaRejected, message));
-        }
-        tokio::time::sleep(SETTLE_LOOK).await;
-    }
-    Ok(())
+    settle(cluster, topic, false).await.map_err(|fault| fault.at(doing()))
 }
 
 /// Compares what a topic is with what it must be.

@@ -110,7 +110,7 @@ async fn recovery(copier: &mut PostgresCopier, by: &String, ours: &[TableName]) 
 
 async fn settled(copier: &mut PostgresCopier, table: &TableName) -> Result<Told> {
     if !tables(copier).await?.contains(table) {
-        return Err(Fault::new(Code::TableDiffers, format!("the stream carries not table {table}")));
+        return Err(Fault::new(Code::TableDiffers, format!("the stream does not carry table {table}")));
     }
     let connection = copier.connection().await?;
     let shapes = vec![Table::look(connection, &table.schema, &table.table).await?.shape];
