@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use testbed::{Daemon, TwoRegions, eventually};
+use testbed::{Daemon, Region, TwoRegions, eventually, said};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -24,6 +24,25 @@ async fn told(daemon: &Daemon) -> Option<String> {
     Some(remedy[start..end].to_owned())
 }
 
+/// Has every session of the role begin as a company may have it begin for applications: soon cut off, unable to write, and
+/// with literals read as they were long ago.
+async fn set_up_for_applications(region: &Region) {
+    let mut settings = vec![
+        "statement_timeout = '100ms'",
+        "lock_timeout = '100ms'",
+        "idle_in_transaction_session_timeout = '100ms'",
+        "idle_session_timeout = '100ms'",
+        "default_transaction_read_only = on",
+        "standard_conforming_strings = off",
+    ];
+    if region.postgres.major() >= 17 {
+        settings.push("transaction_timeout = '100ms'");
+    }
+    for setting in settings {
+        region.execute(&format!("alter role landfall in database shop set {setting}")).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
     for (us_major, eu_major) in [(15, 18), (18, 15)] {
@@ -31,6 +50,9 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
         let table = "create schema sales; create table sales.t (id int8 primary key)";
         regions.execute_both(table).await.unwrap();
         regions.eu.execute("revoke connect on database shop from public").await.unwrap();
+        for region in [&regions.us, &regions.eu] {
+            set_up_for_applications(region).await;
+        }
         let config = regions.us.config().source(&["sales.*"]).to_toml();
         let us = regions.us.daemon(LANDFALL, &config).start().unwrap();
         let eu = regions.eu.daemon(LANDFALL, &regions.eu_receives()).start().unwrap();
@@ -70,6 +92,25 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
             .await
             .unwrap_or_else(|error| panic!("{error}\n{page}"));
         }
+        // Sessions that read while a stream goes on, and one that waits longer than applications may.
+        let refused = said(&us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap());
+        let sql = refused.split("run as a superuser: ").nth(1).and_then(|rest| rest.split(" then ask").next());
+        regions.us.execute(sql.unwrap_or_else(|| panic!("{refused}"))).await.unwrap();
+        let mut locker = regions.us.connect().await.unwrap();
+        let lock = locker.transaction().await.unwrap();
+        lock.batch_execute("lock table sales.t in access exclusive mode").await.unwrap();
+        let filling = us.start_command(&["backfill", "--to", "eu-west-1"]).unwrap();
+        eventually(PATIENCE, "the backfill waits for the table", async || {
+            let sql = "select bool_or(not granted)::text from pg_locks where relation = 'sales.t'::regclass";
+            Ok(regions.us.postgres.query_text("shop", sql).await?.as_deref() == Some("true"))
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", us.log_tail()));
+        lock.rollback().await.unwrap();
+        let filled = filling.wait_with_output().await.unwrap();
+        assert!(filled.status.success(), "{}\n{}\n{}", said(&filled), us.log_tail(), eu.log_tail());
+        let verified = eu.command(&["verify"]).await.unwrap();
+        assert!(verified.status.success(), "{}\n{}\n{}", said(&verified), us.log_tail(), eu.log_tail());
     }
 }
 
@@ -99,7 +140,7 @@ async fn a_role_in_the_place_of_another_is_told_whose_our_own_tables_are() {
     // It may use neither the schema nor, once it may, the tables in it.
     for grant in ["", "grant usage, create on schema landfall to successor"] {
         regions.eu.execute(grant).await.unwrap();
-        let check = testbed::said(&eu.command(&["check"]).await.unwrap());
+        let check = said(&eu.command(&["check"]).await.unwrap());
         assert!(check.contains("ALTER TABLE \"landfall\".\"progress\" OWNER TO \"successor\";"), "{check}");
         assert!(!check.contains("LF-GENESIS-GONE"), "{check}");
     }

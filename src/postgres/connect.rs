@@ -143,6 +143,15 @@ pub const OUTPUT_SETTINGS: &str = "-c timezone=UTC -c datestyle=ISO,YMD -c inter
      -c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C -c xmlbinary=base64 -c xmloption=content \
      -c array_nulls=on -c default_transaction_isolation=read\\ committed";
 
+/// What a role or a database may be set to for applications' sake, and what would have a session of ours refuse to write, end
+/// while it waits, or read a literal otherwise. How long a statement or a lock may take is for whoever runs it to say.
+const UNHINDERED: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+     -c idle_session_timeout=0 -c default_transaction_read_only=off -c standard_conforming_strings=on";
+
+/// The same of what Postgres 17 brought, which an older server does not know.
+const UNHINDERED_17: &str = "
+    SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('server_version_num')::int4 >= 170000";
+
 /// Has the server ask as we do ([`watch_over`]) whether the other end is there: what a daemon holds whose host is gone (locks,
 /// a snapshot, a replication origin) is let go half a minute later, not two hours.
 pub(super) const WATCHED: &str =
@@ -166,13 +175,15 @@ const OPERATORS_FOUND: &str = "
                         WHERE g.privilege_type = 'CREATE' AND g.grantee NOT IN (n.nspowner, d.datdba))
     HAVING count(*) > 0";
 
+const SET_UP: &str = "set up a session";
+
 /// Has a session find the operators of extensions that have been made since it was opened.
 ///
 /// # Errors
 /// Where the server does not answer.
 pub async fn find_operators(client: &Client) -> Result<()> {
     let set = client.batch_execute(OPERATORS_FOUND).await;
-    set.map_err(|error| fault_of(&error).at("set up a session"))
+    set.map_err(|error| fault_of(&error).at(SET_UP))
 }
 
 async fn open(address: &Address, application: &str) -> Result<Connection> {
@@ -184,7 +195,7 @@ async fn open(address: &Address, application: &str) -> Result<Connection> {
         .user(&address.user)
         .dbname(&address.database)
         .application_name(application)
-        .options(format!("{OUTPUT_SETTINGS} {WATCHED}"))
+        .options(format!("{OUTPUT_SETTINGS} {UNHINDERED} {WATCHED}"))
         .ssl_mode(tokio_postgres::config::SslMode::Disable);
     let password = address.current_password().await;
     if !password.is_empty() {
@@ -194,7 +205,8 @@ async fn open(address: &Address, application: &str) -> Result<Connection> {
         MaybeTlsStream::Plain(stream) => drive(&config, stream, line).await?,
         MaybeTlsStream::Tls(stream) => drive(&config, *stream, line).await?,
     };
-    find_operators(&client).await?;
+    let set_up = client.batch_execute(&format!("{UNHINDERED_17}; {OPERATORS_FOUND}")).await;
+    set_up.map_err(|error| fault_of(&error).at(SET_UP))?;
     Ok(Connection { client, driver })
 }
 

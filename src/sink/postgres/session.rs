@@ -153,10 +153,7 @@ pub(super) async fn set_lock_timeout(client: &Client, timeout: Duration) -> Resu
 pub(super) const SETTINGS: &str = "
     SET session_replication_role = replica; SET synchronous_commit = off; SET plan_cache_mode = force_generic_plan;
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-    SET jit = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-    SET tcp_user_timeout = '30s';
-    -- Postgres 17 and up.
-    SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
+    SET jit = off; SET tcp_user_timeout = '30s'";
 
 fn sql(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Fault {
     move |error| fault_of(&error).at(doing)

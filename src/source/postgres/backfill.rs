@@ -314,19 +314,26 @@ pub async fn require_readable<'a>(
     client: &Client,
     tables: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<()> {
-    let names: Vec<String> = tables.map(|(schema, table)| qualified(schema, table)).collect();
-    let lacking = "SELECT format('GRANT SELECT ON %s TO %I;', t, current_user)
-              FROM unnest($1::text[]) t WHERE NOT has_table_privilege(t, 'SELECT')
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.unzip();
+    let lacking = "WITH t AS (
+                SELECT c.oid, n.oid AS schema, n.nspname, c.relname
+                  FROM unnest($1::text[], $2::text[]) AS w (schema, name)
+                  JOIN pg_namespace n ON n.nspname = w.schema
+                  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name)
+            SELECT DISTINCT format('GRANT USAGE ON SCHEMA %I TO %I;', nspname, current_user)
+              FROM t WHERE NOT has_schema_privilege(schema, 'USAGE')
+             UNION ALL
+            SELECT format('GRANT SELECT ON %I.%I TO %I;', nspname, relname, current_user)
+              FROM t WHERE NOT has_table_privilege(oid, 'SELECT')
              UNION ALL
             SELECT format('ALTER ROLE %I BYPASSRLS;', current_user)
-             WHERE (SELECT bool_or(row_security_active(t)) FROM unnest($1::text[]) t)";
-    let rows = client.query(lacking, &[&names]).await.map_err(sql("ask what may be read"))?;
+             WHERE (SELECT bool_or(row_security_active(oid)) FROM t)";
+    let rows = client.query(lacking, &[&schemas, &names]).await.map_err(sql("ask what may be read"))?;
     if rows.is_empty() {
         return Ok(());
     }
     let grants: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-    let message = format!("the daemon's role may not read every row of {} tables", rows.len());
-    Err(Fault::new(Code::PrivilegeMissing, message)
+    Err(Fault::new(Code::PrivilegeMissing, "the daemon's role may not read every row of these tables")
         .remedied_by(format!("run as a superuser: {} then ask again", grants.join(" "))))
 }
 

@@ -159,12 +159,10 @@ impl PostgresCopier {
             let connection = connected.inspect_err(|_| self.readers.close())?;
             // A watermark is committed only once what was committed before it is shown, however long a standby takes:
             // unless that standby is capture, which may wait for this session. And a lock on one table must not hold up
-            // what else waits for this session. It is at rest in a transaction while others read.
+            // what else waits for this session.
             let waits =
                 if slot::is_standby(&connection, &self.config).await? { "local" } else { "remote_apply" };
-            let settings = format!(
-                "set synchronous_commit = {waits}; set lock_timeout = '2s'; set idle_in_transaction_session_timeout = 0"
-            );
+            let settings = format!("set synchronous_commit = {waits}; set lock_timeout = '2s'");
             connection.batch_execute(&settings).await.map_err(sql("set up a session that copies"))?;
             self.connection = Some(connection);
         }

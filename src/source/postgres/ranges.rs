@@ -223,8 +223,7 @@ fn no_answer() -> Fault {
 async fn open(config: &PostgresSourceConfig) -> Result<Connection> {
     let application = format!("landfall backfill {} beside", config.stream);
     let reader = connect(&config.address, &application).await?;
-    let settings = format!("{LOCK_TIMEOUT}; set idle_in_transaction_session_timeout = 0");
-    reader.batch_execute(&settings).await.map_err(sql("set up a further session that copies"))?;
+    reader.batch_execute(LOCK_TIMEOUT).await.map_err(sql("set up a further session that copies"))?;
     Ok(reader)
 }
 

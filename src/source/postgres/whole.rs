@@ -74,11 +74,7 @@ impl Sessions {
     pub(super) async fn open(config: &PostgresSourceConfig) -> Result<Self> {
         let application = format!("landfall backfill {}", config.stream);
         let reader = connect(&config.address, &application).await?;
-        // It stands still for as long as the rate that was asked for, or Kafka, has it wait.
-        let settings =
-            "set lock_timeout = '2s'; set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
-            -- Postgres 17 and up.
-            select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'";
+        let settings = "set lock_timeout = '2s'";
         reader.batch_execute(settings).await.map_err(sql("set up a session that copies a table"))?;
         Ok(Self { reader, lookout: Lookout::open(&config.address, &application).await? })
     }
