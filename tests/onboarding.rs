@@ -427,6 +427,13 @@ async fn a_server_that_waits_for_any_standby_is_warned_of_and_does_not_wait_for_
         });
     commit.unwrap_or_else(|_| panic!("nobody confirms it: {}", daemon.log_tail())).unwrap();
     confirmed(&us).await;
+
+    // Nor for a standby that is away: what others commit without it is carried.
+    us.postgres.set("synchronous_standby_names", "nobody").await.unwrap();
+    daemon.kill9().unwrap();
+    daemon.start_again().unwrap();
+    us.execute("set synchronous_commit = local; insert into t default values").await.unwrap();
+    confirmed(&us).await;
     us.postgres.set("synchronous_standby_names", "").await.unwrap();
     eventually(PATIENCE, "status warns no more", async || {
         Ok(!daemon.http_get("/status").await?.1.contains("synchronous_standby_names"))

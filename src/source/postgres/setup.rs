@@ -35,6 +35,10 @@ const STREAM_TABLE: &str = "create table if not exists landfall.stream (
     scope text[] not null,
     begun timestamptz not null default now())";
 
+/// Has a session wait for no standby.
+const ALONE: &str = "set synchronous_commit = local";
+const SET_UP: &str = "set up a session of the source";
+
 /// A place in the log that is no transaction's.
 pub(super) fn at(lsn: Lsn) -> Position {
     Position::Postgres(PostgresPosition { commit: lsn, end: lsn, xid: 0, time: Micros(0) })
@@ -61,6 +65,10 @@ impl Prepared {
     /// What there is to know once the slot is ours: whoever held it until a moment ago may have confirmed more meanwhile.
     pub(super) async fn opened(self, told: Arc<AtomicBool>) -> Result<(Opened, PostgresKeeper)> {
         let Self { server, stream, connection, config } = self;
+        // A standby that is away holds up neither heartbeats nor a start. What a server that fails over loses of this is found
+        // out at the next start, as slot.rs says.
+        let alone = connection.batch_execute(ALONE).await;
+        alone.map_err(|error| fault_of(&error).at(SET_UP))?;
         let keeper = PostgresKeeper::new(connection, config, stream.scope.clone(), told);
         let (confirmed, written) = keeper.stands().await?;
         let StreamRow { incarnation, live, consistent, scope, .. } = stream;
@@ -75,8 +83,8 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<Prepared> {
     let server = server(&connection).await?;
     if slot::is_standby(&connection, config).await? {
         tracing::warn!("{}", slot::standby_warning(config));
-        let alone = connection.batch_execute("set synchronous_commit = local").await;
-        alone.map_err(|error| fault_of(&error).at("set up a session of the source"))?;
+        let alone = connection.batch_execute(ALONE).await;
+        alone.map_err(|error| fault_of(&error).at(SET_UP))?;
     }
     grants::require(&connection, Duties { source: true, sink: false }, OWN_TABLES).await?;
     let own_tables = format!("{STREAM_TABLE}; {}; {}", places::TABLE, copier::TABLES);
