@@ -20,6 +20,8 @@ fn statements() -> String {
 enum Lost {
     Topic,
     Slot,
+    /// All that its database knew of it.
+    Schema,
 }
 
 /// The last step of the paper.
@@ -35,8 +37,8 @@ async fn a_stream_is_begun_anew_as_the_paper_says_and_its_region_filled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_begun_anew_as_the_paper_says_and_its_link_recovered() {
-    begin_anew(Lost::Topic, Last::Recover).await;
+async fn a_stream_its_database_knows_nothing_of_is_begun_anew_and_its_link_recovered() {
+    begin_anew(Lost::Schema, Last::Recover).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,19 +90,34 @@ async fn begin_anew(lost: Lost, last: Last) {
             us.start_again().unwrap();
             halted(&us, "LF-SLOT-MISSING").await;
         }
+        Lost::Schema => {
+            us.kill9().unwrap();
+            regions.us.execute("drop schema landfall cascade").await.unwrap();
+            regions.us.execute(change).await.unwrap();
+            regions.us.grant(&us).await.unwrap();
+            us.start_again().unwrap();
+            halted(&us, "LF-STREAM-FOREIGN").await;
+        }
     }
 
     let plan = us.command(&["recover", "--source"]).await.unwrap();
     let told = String::from_utf8_lossy(&plan.stdout);
-    assert!(plan.status.success() && told.contains("landfall.us-east-1.state"), "{told}");
+    assert!(plan.status.success() && told.contains("topic"), "{told}");
+    // It is the region's, and another stream's as well.
+    assert!(!told.contains("landfall.us-east-1.state"), "{told}");
     let slots = "select count(*)::text from pg_replication_slots";
     let there = regions.us.postgres.query_text(DATABASE, slots).await.unwrap();
-    let (kept, is) = if lost == Lost::Slot { ("0", "gone") } else { ("1", "incarnation") };
+    let (kept, is) = match lost {
+        Lost::Topic => ("1", "its topic is not there"),
+        Lost::Slot => ("0", "which is gone"),
+        Lost::Schema => ("1", "topic landfall.us-east-1.main is deleted"),
+    };
     assert_eq!(there.as_deref(), Some(kept), "nothing was asked for yet");
     assert!(told.contains(is), "{told}");
     let done = us.command(&["recover", "--source", "--execute"]).await.unwrap();
     let (told, said) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success() && told.contains("begun anew"), "{told}{said}\n{}", us.log_tail());
+    assert!(regions.us.kafka.end_offset("landfall.us-east-1.state").await.unwrap() > 0, "it is left as it was");
     if last == Last::Fill {
         eu.sigterm(PATIENCE).await.unwrap();
         regions.eu.execute(&statements()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Begins a stream anew: forgets it in its database, deletes its topics, and waits for the daemon to begin another.
+//! Begins a stream anew: forgets it in its database, deletes its topic, and waits for the daemon to begin another.
 
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,9 @@ pub(super) async fn run(settings: &Settings, execute: bool, patience: Duration, 
             .remedied_by("run it with the settings of the region whose stream has lost something"));
     };
     let connection = connect(&settings.database, "landfall recover").await?;
-    let topics = [names::topic(&settings.region, &source.stream), names::state_topic(&settings.region)];
+    let topic = names::topic(&settings.region, &source.stream);
     let known = anew::known(&connection, &source.stream, &source.slot).await?;
-    let work = Work { settings, source, kafka, connection, topics, known };
+    let work = Work { settings, source, kafka, connection, topic, known };
     if execute { work.execute(patience, json).await } else { work.plan(json).await }
 }
 
@@ -34,25 +34,20 @@ struct Work<'a> {
     source: &'a SourceSettings,
     kafka: &'a KafkaSettings,
     connection: Connection,
-    /// The stream's, and the one with its checkpoints.
-    topics: [String; 2],
+    topic: String,
     known: Known,
 }
 
 impl Work<'_> {
     async fn plan(&self, json: bool) -> Result<u8> {
-        let mut there = Vec::new();
-        for topic in &self.topics {
-            if topic_facts(&self.kafka.cluster(), topic).await?.is_some() {
-                there.push(topic.as_str());
-            }
-        }
+        let is_there = topic_facts(&self.kafka.cluster(), &self.topic).await?.is_some();
+        let topic = is_there.then_some(&self.topic);
         let SourceSettings { stream, slot, .. } = self.source;
         let incarnation = self.known.incarnation.as_deref();
         if json {
             let plan = serde_json::json!({
                 "stream": stream, "incarnation": incarnation, "slot": slot, "slot_is": self.slot(),
-                "topics": there, "executed": false,
+                "topic": topic, "executed": false,
             });
             println!("{plan}");
             return Ok(GOOD);
@@ -66,9 +61,9 @@ impl Work<'_> {
             None => println!("  the database knows nothing of it"),
         }
         println!("  slot `{slot}`, which is {}, is dropped where it is there", self.slot());
-        match there[..] {
-            [] => println!("  none of its topics is there"),
-            _ => println!("  deleted in Kafka, with what they hold: {}", there.join(", ")),
+        match topic {
+            None => println!("  its topic is not there"),
+            Some(topic) => println!("  topic {topic} is deleted in Kafka, with what it holds"),
         }
         println!(
             "Then the daemon here begins another by itself. Each region with a link from here halts (LF-TOPIC-LOST) until \
@@ -96,9 +91,7 @@ impl Work<'_> {
         }
         // Before Kafka loses anything.
         anew::require_halted(&self.connection, slot).await?;
-        for topic in &self.topics {
-            delete_topic(&self.kafka.cluster(), topic).await?;
-        }
+        delete_topic(&self.kafka.cluster(), &self.topic).await?;
         anew::forget(&self.connection, stream, slot).await?;
         if !json {
             println!("forgotten; waiting for the daemon here to begin the stream");

@@ -47,6 +47,8 @@ pub(super) async fn locate<L: Log>(
         && progress.is_none_or(|at| {
             at.incarnation == start.incarnation && is_before(&at.through, &start)
         })
+        // It outlives the stream that it was kept for, where that is begun anew.
+        && changelog::incarnation(log, bounds).await?.is_none_or(|it| it == start.incarnation)
     {
         return Ok((start.offset, Some(start)));
     }
