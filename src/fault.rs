@@ -96,7 +96,7 @@ codes! {
     /// The server invalidated the slot, most often because more log was waiting for it than
     /// `max_slot_wal_keep_size` allows.
     SlotLost = "LF-SLOT-LOST", Halt,
-        "the changes in the range shown are gone from the server; raise max_slot_wal_keep_size and begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
+        "the changes in the range shown are gone from the server; raise max_slot_wal_keep_size (or idle_replication_slot_timeout, where it was idle) and begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The slot stands beyond what the stream in Kafka holds, so the changes between can come from nowhere.
     SlotAhead = "LF-SLOT-AHEAD", Halt,
         "the range shown was released by the server without being in the log: the slot was advanced or recreated by hand, or Kafka lost acknowledged records; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
@@ -110,13 +110,13 @@ codes! {
     /// The server lacks the last transaction the log holds, or has another in its place: its history is not
     /// the one that was replicated.
     ServerDiverged = "LF-SERVER-DIVERGED", Halt,
-        "the server was restored, or promoted with loss: the other regions hold transactions it does not; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
+        "the server was restored, or promoted with loss: the other regions hold transactions it does not, which a recovery takes away there, so keep a copy of their tables first; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The topic is gone, or was made anew: what is in it does not continue what was read from it.
     TopicLost = "LF-TOPIC-LOST", Halt,
         "the topic was deleted or recreated; the range shown is gone from it; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The topic holds a stream this database knows nothing of.
     StreamForeign = "LF-STREAM-FOREIGN", Halt,
-        "the topic belongs to another database or the schema `landfall` was dropped; restore it, or use another region name";
+        "the topic is another database's, or the schema `landfall` was dropped here; where the url or the brokers are wrong, correct them and drop the slot that was made here; where they are right, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// Retention, or somebody, deleted records of the topic before this region had read them.
     RetentionPassed = "LF-RETENTION-PASSED", Halt,
         "the records in the range shown are gone; `landfall recover` in this region has the rows they touched come anew";

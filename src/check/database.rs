@@ -281,6 +281,13 @@ fn of_server(server: &ServerFacts, settings: &Settings) -> Vec<Finding> {
             NAME_STANDBYS,
         ));
     }
+    if let Some(timeout) = server.slot_idle_timeout.as_ref().filter(|_| settings.source.is_some()) {
+        findings.push(warning(
+            Kind::SlotIdle,
+            format!("idle_replication_slot_timeout is {timeout}: the server gives up a slot that nobody has read for so long, and the stream with it"),
+            "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+        ));
+    }
     let wanted = settings
         .links
         .iter()
@@ -518,14 +525,18 @@ fn of_slot(
             "set source.slot to another name",
         ));
     } else if slot.is_lost() {
-        let why = slot.invalidation.as_deref().unwrap_or("it was over max_slot_wal_keep_size");
-        findings.push(error(
-            Kind::SlotLost,
-            format!(
-                "the server invalidated the slot {name} ({why}): the changes it held are gone from the server"
-            ),
-            "raise max_slot_wal_keep_size, and copy the tables anew under a new incarnation",
-        ));
+        let why = slot.invalidation.as_deref().unwrap_or("the server removed log it needed");
+        let evidence =
+            format!("the server invalidated the slot {name} ({why}): the changes it held are gone from the server");
+        findings.push(if live {
+            halt(Kind::SlotLost, Code::SlotLost, &evidence)
+        } else {
+            error(
+                Kind::SlotLost,
+                evidence,
+                format!("SELECT pg_drop_replication_slot({});  -- the stream has not begun", names::literal(name)),
+            )
+        });
     } else if slot.wal_status.as_deref() == Some("unreserved") {
         findings.push(warning(
             Kind::SlotUnreserved,

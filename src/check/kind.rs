@@ -87,6 +87,10 @@ kinds! {
     /// The server keeps so little log for a slot that a short outage of this region's Kafka loses it.
     WalRoom = "wal-room",
         "raise max_slot_wal_keep_size, to hold the log of an hour or more, and reload";
+    /// The server gives up a slot that nobody has read for a while, however much room there is: a daemon that is away for
+    /// longer has lost its stream.
+    SlotIdle = "slot-idle",
+        "set idle_replication_slot_timeout = 0, or to longer than a daemon may ever be away, and reload";
     /// Whether the server's disk has room for the log that a slot may keep.
     WalDisk = "wal-disk",
         "free disk where the server keeps pg_wal, or lower max_slot_wal_keep_size";
@@ -107,7 +111,7 @@ kinds! {
         "begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The server invalidated the slot: what it held is gone from the server.
     SlotLost = "slot-lost",
-        "raise max_slot_wal_keep_size, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
+        "raise max_slot_wal_keep_size (or idle_replication_slot_timeout, where it was idle), begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The slot is over its limit, and is lost at the next checkpoint.
     SlotUnreserved = "slot-unreserved",
         "start the source now, or raise max_slot_wal_keep_size and reload";

@@ -180,8 +180,8 @@ impl Recovery<'_> {
         println!(
             "with --execute the link goes on where {from} is then. Every table that {from} tells of is compared while both are \
              written to ({tables} that have come from there, {} here), and exactly the rows that differ come anew, \
-             deletions included. What was written here by others than the link is lost where it differs. This region is \
-             not ready meanwhile (joining).",
+             deletions included. What was written here by others than the link, and what {from} itself has lost, is taken \
+             away where it differs: keep a copy first of what may be wanted. This region is not ready meanwhile (joining).",
             page::bytes(bytes)
         );
         if lost == Some(0) && under_way == 0 {

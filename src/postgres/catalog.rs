@@ -45,6 +45,8 @@ pub struct ServerFacts {
     pub origins: Vec<String>,
     /// `max_slot_wal_keep_size` in bytes; none where it is unlimited.
     pub slot_keep_bytes: Option<i64>,
+    /// `idle_replication_slot_timeout` as it is shown; none where it is never, as before PostgreSQL 18.
+    pub slot_idle_timeout: Option<String>,
     /// Where the server keeps its files, where the role may know.
     pub data_directory: Option<String>,
     /// Where its log ends, as a count of bytes.
@@ -76,11 +78,12 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
         origins_max: row.get(9),
         origins: row.get(10),
         slot_keep_bytes: row.get(11),
-        data_directory: row.get(12),
-        wal_bytes: row.get(13),
-        clock: row.get(14),
-        database: row.get(15),
-        standby_names: row.get(16),
+        slot_idle_timeout: row.get(12),
+        data_directory: row.get(13),
+        wal_bytes: row.get(14),
+        clock: row.get(15),
+        database: row.get(16),
+        standby_names: row.get(17),
     })
 }
 
@@ -99,6 +102,7 @@ const SERVER_FACTS: &str = "
            ARRAY(SELECT roname FROM pg_replication_origin),
            (SELECT CASE WHEN setting::int8 < 0 THEN NULL ELSE setting::int8 * 1048576 END
               FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+           nullif(current_setting('idle_replication_slot_timeout', true), '0'),
            (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
            (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
                  ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::int8,

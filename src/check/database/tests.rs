@@ -38,6 +38,7 @@ fn server() -> ServerFacts {
         origins_max: 10,
         origins: Vec::new(),
         slot_keep_bytes: Some(1 << 30),
+        slot_idle_timeout: None,
         data_directory: None,
         wal_bytes: 0,
         clock: 0,
@@ -102,6 +103,7 @@ fn a_server_is_judged_by_what_it_is_for() {
         (&|it| it.in_recovery = true, &["server-standby"]),
         (&|it| it.standby_names = "FIRST 1 (a, b)".into(), &[]),
         (&|it| it.standby_names = "*".into(), &["synchronous-standby"]),
+        (&|it| it.slot_idle_timeout = Some("2d".into()), &["slot-idle"]),
         (&|it| it.origins = strangers(6), &[]),
         (&|it| it.origins = strangers(7), &["origins-left"]),
         (&|it| it.origins = [strangers(8), ours()].concat(), &[]),
@@ -238,6 +240,10 @@ fn a_slot_is_ours_alive_and_can_be_read() {
     assert_eq!(ids(Some(&SlotFacts { wal_status: Some("lost".into()), ..slot() }), &server()), ["slot-lost"]);
     let unreserved = SlotFacts { wal_status: Some("unreserved".into()), ..slot() };
     assert_eq!(ids(Some(&unreserved), &server()), ["slot-unreserved"]);
+    let lost = SlotFacts { wal_status: Some("lost".into()), ..slot() };
+    let mend = |live| of_slot(Some(&lost), &server(), &source, live).remove(0).mend.unwrap();
+    assert_eq!(mend(true), Code::SlotLost.remedy());
+    assert!(mend(false).starts_with("SELECT pg_drop_replication_slot('landfall_r_shop');"), "{}", mend(false));
     let gone = of_slot(None, &full, &source, true);
     assert_eq!((gone.len(), gone[0].id, gone[0].severity), (1, Kind::SlotMissing, Severity::Error));
     assert_eq!(gone[0].mend.as_deref(), Some(Code::SlotMissing.remedy()));
