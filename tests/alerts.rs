@@ -54,6 +54,8 @@ async fn every_alert_says_what_how_bad_and_where_to_read_on() {
         "LandfallSlotInactive",
         "LandfallBufferHeadroomLow",
         "LandfallStreamHalted",
+        "LandfallPublicationChanged",
+        "LandfallWarning",
         "LandfallConflicts",
         "LandfallParked",
         "LandfallRetriesRising",

@@ -22,6 +22,7 @@ const STILL: &[(&str, &str)] = &[
     ("sum(rate(replication_redone_batches_total", "no batch differs from what it holds: a conflict halts"),
     ("sum(rate(replication_stale_records_dropped_total", "no source died with a record on its way"),
     ("max(rate(replication_backpressure_seconds_total", "the queue to Kafka never fills"),
+    ("sum(replication_warnings{", "every table in scope is published"),
     ("max(replication_parked_transactions{", "this link halts on a conflict; it is the other that parks"),
     ("sum(replication_verify_given_up_total", "every table can be compared"),
     ("3 * max(replication_verify_interval_seconds{", "a setting stays as it is"),

@@ -224,7 +224,7 @@ fn of_source(source: &SourceEntry, now: Micros) -> StreamStatus {
         last_append_seconds_ago: source.last_append.get().map(|then| now.seconds_since(then).max(0.0)),
     };
     StreamStatus {
-        warnings: source.warnings.get().into_iter().flatten().chain(source.unkept.get()).collect(),
+        warnings: source.warned_of(),
         stages: stages([("read", source.read_seconds.get()), ("buffer", source.buffer_seconds.get())]),
         source: Some(figures),
         ..stream("source", source.region().as_str(), source.stream(), source, now)

@@ -27,6 +27,7 @@ struct Gauges {
     clock_offset: GaugeVec,
     state: GaugeVec,
     parked: GaugeVec,
+    warnings: GaugeVec,
     retained: GaugeVec,
     safe: GaugeVec,
     seconds_left: GaugeVec,
@@ -69,6 +70,11 @@ impl Gauges {
                 "Transactions of another region that are kept aside here: refused, or waiting behind one that was.",
                 &link,
             ),
+            warnings: gauge(
+                "replication_warnings",
+                "What a person should know though nothing has stopped, as the status lists it: of a source, tables that are not carried as the settings say; 1 of a link whose region still has to be filled.",
+                &["role", "from", "stream"],
+            ),
             retained: gauge(
                 "replication_slot_retained_bytes",
                 "Write-ahead log the slot keeps this region's server from removing.",
@@ -87,7 +93,7 @@ impl Gauges {
         }
     }
 
-    fn all(&self) -> [&GaugeVec; 9] {
+    fn all(&self) -> [&GaugeVec; 10] {
         [
             &self.lag,
             &self.headroom,
@@ -95,6 +101,7 @@ impl Gauges {
             &self.clock_offset,
             &self.state,
             &self.parked,
+            &self.warnings,
             &self.retained,
             &self.safe,
             &self.seconds_left,
@@ -114,7 +121,10 @@ impl Gauges {
             }
         };
         if let Some(source) = roster.find_source() {
-            state("source", source.region().as_str(), source.stream(), &source.state());
+            let labels = ["source", source.region().as_str(), source.stream()];
+            state(labels[0], labels[1], labels[2], &source.state());
+            let looked = source.warnings.get().is_some();
+            set(&self.warnings, &labels, looked.then(|| source.warned_of().len() as f64));
             let slot = source.slot(Instant::now());
             set(&self.retained, &[], slot.retained_bytes.map(|bytes| bytes as f64));
             set(&self.safe, &[], slot.safe_bytes.map(|bytes| bytes as f64));
@@ -128,6 +138,8 @@ impl Gauges {
             set(&self.retention, &labels, link.retention_seconds.get());
             set(&self.clock_offset, &labels, link.clock_offset_seconds.get());
             set(&self.parked, &labels, link.parked.get().map(|parked| parked as f64));
+            let joining = link.is_joining().map(|is| f64::from(u8::from(is)));
+            set(&self.warnings, &["link", labels[0], labels[1]], joining);
         }
     }
 }

@@ -226,8 +226,7 @@ pub struct SourceEntry {
     pub buffer_seconds: Figure<f64>,
     /// When a record was last acknowledged.
     pub last_append: Figure<Micros>,
-    /// What a person should know though nothing has stopped: tables in scope that are not published, or should not be as
-    /// they are.
+    /// What is to be warned of at the server: tables in scope that are not published, or should not be as they are.
     pub warnings: Figure<Vec<String>>,
     /// And what they should know of the topic beside the stream's, where it takes nothing.
     pub unkept: Figure<String>,
@@ -289,6 +288,11 @@ impl SourceEntry {
     /// When the slot was last looked at; never, where nobody has.
     pub fn slot_seen(&self) -> Option<Instant> {
         self.slot.get().map(|(_, at)| at)
+    }
+
+    /// What a person should know though nothing has stopped.
+    pub fn warned_of(&self) -> Vec<String> {
+        self.warnings.get().into_iter().flatten().chain(self.unkept.get()).collect()
     }
 
     /// How the slot stands. Unknown once nobody has been able to look for a while, whatever keeps them from it.
@@ -492,6 +496,11 @@ impl LinkEntry {
             ),
             _ => None,
         }
+    }
+
+    /// Whether it is; none while nobody has looked.
+    pub fn is_joining(&self) -> Option<bool> {
+        self.filling.get().map(|_| self.joining().is_some())
     }
 
     /// How old the last applied heartbeat is: what the target shows is at least as new as the source
