@@ -200,7 +200,8 @@ async fn show(connection: &Connection, parked: &Listed, values: bool, json: bool
         paragraph(parked).iter().for_each(|line| println!("{line}"));
         println!("      committed at {} in {}", parked.position, parked.from);
     }
-    let mut content = Content::of(connection, (&parked.from, &parked.stream), parked.id).await?;
+    let shapes = parked::shapes(connection, (&parked.from, &parked.stream)).await?;
+    let mut content = Content::of(parked.id, &shapes);
     loop {
         let changes = content.next(connection).await?;
         if changes.is_empty() {

@@ -395,7 +395,9 @@ fn apply(state: &mut State, before: &mut Before, change: &Change) -> std::result
                 }
                 put(state, shape, key, row).map_err(|()| ConflictKind::InsertExists)?;
             }
-            overtake(state, change);
+            if joining != Some(Joining::Snapshot) {
+                overtake(state, change);
+            }
             Ok(())
         }
         Change::Insert { shape, new } => {

@@ -165,6 +165,87 @@ async fn what_was_parked_takes_no_row_away_that_may_be_newer() {
 }
 
 #[tokio::test]
+async fn what_is_parked_is_newer_than_what_one_snapshot_brings() {
+    let target = PostgresTarget::new("what_is_parked_is_newer_than_what_one_snapshot").await;
+    target.run("CREATE TABLE u (id int8 PRIMARY KEY, v text); INSERT INTO u VALUES (7, 'theirs')").await;
+    let u = shape_of(&target, "u").await;
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    let mut begins = log.one(vec![keyless_mark(Mark::Snapshot), portion("1\ta\n", None)]);
+    begins.shapes = vec![keyless(), u.clone()];
+    sink.apply(&begins).await.unwrap();
+    let changes = vec![
+        update(&keyless(), Some(row(["2", "b"])), row(["2", "B"])),
+        delete(&keyless(), row(["3", "c"])),
+        insert(&u, row(["7", "ours"])),
+    ];
+    assert_eq!(sink.apply(&log.one(changes)).await.unwrap().parked, 1);
+    sink.apply(&log.one(vec![portion("2\tb\n3\tc\n", None)])).await.unwrap();
+    let changes = "SELECT count(*)::text FROM landfall.parked_change";
+    assert_eq!(target.ask(changes).await.as_deref(), Some("3"));
+    sink.apply(&log.one(vec![keyless_mark(Mark::Done)])).await.unwrap();
+    target.run("DELETE FROM u").await;
+    target.wish(&target.parked().await, Wish::Retry).await;
+    assert_eq!(sink.attend().await.unwrap().parked, 0);
+    assert_eq!(target.rows().await, [(1, "a".to_owned()), (2, "B".to_owned())]);
+}
+
+#[tokio::test]
+async fn what_is_tried_again_takes_no_row_that_is_only_equal_to_its_own() {
+    let target = PostgresTarget::new("what_is_tried_again_takes_no_row").await;
+    target.run("CREATE TABLE n (k numeric PRIMARY KEY, v text CHECK (v <> 'no'))").await;
+    let n = shape_of(&target, "n").await;
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    let mut refused = log.one(vec![insert(&n, row(["1.0", "no"]))]);
+    refused.shapes = vec![n.clone()];
+    sink.apply(&refused).await.unwrap();
+    sink.apply(&log.one(vec![delete(&n, row(["1.0", "no"]))])).await.unwrap();
+    // At the source it comes in its place.
+    let comes = log.one(vec![insert(&n, row(["1.00", "yes"]))]);
+    assert_eq!(sink.apply(&comes).await.unwrap().parked, 2);
+    let parked = target.parked().await;
+    target.wish(&parked[..1], Wish::Discard).await;
+    target.wish(&parked[1..], Wish::Retry).await;
+    assert_eq!(sink.attend().await.unwrap().parked, 1, "the row it deletes is not there");
+    assert_eq!(target.ask("SELECT string_agg(k || v, ',') FROM n").await.as_deref(), Some("1.00yes"));
+    let reason = target.ask("SELECT reason FROM landfall.parked").await.unwrap();
+    assert!(reason.contains("landfall parked discard") && !reason.contains("by itself"), "{reason}");
+}
+
+#[tokio::test]
+async fn what_meets_a_lock_is_still_asked_for_and_everything_behind_it() {
+    let target = PostgresTarget::new("what_meets_a_lock_is_still_asked_for").await;
+    target.put(7, "theirs").await;
+    let mut log = Log::new();
+    let mut sink = target.parking_sink();
+    sink.claim().await.unwrap();
+    let mut refused = log.one(vec![insert(&shape(), row(["7", "ours"]))]);
+    refused.shapes = vec![shape()];
+    sink.apply(&refused).await.unwrap();
+    sink.apply(&log.one(vec![update(&shape(), None, row(["7", "ours, later"]))])).await.unwrap();
+    let parked = target.parked().await;
+    target.remove(7).await;
+    target.wish(&parked, Wish::Retry).await;
+    target.run("BEGIN; LOCK TABLE t IN SHARE MODE").await;
+    assert_eq!(sink.attend().await.unwrap().parked, 2);
+    target.run("COMMIT").await;
+    let asked = "SELECT count(asked)::text FROM landfall.parked";
+    assert_eq!(target.ask(asked).await.as_deref(), Some("2"));
+    let reason = target.ask("SELECT reason FROM landfall.parked ORDER BY id LIMIT 1").await.unwrap();
+    assert!(reason.contains("blocked by backend") && reason.contains("tried again"), "{reason}");
+    let tries = async {
+        while sink.attend().await.unwrap().parked > 0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), tries).await.expect("it is applied once the lock is gone");
+    assert_eq!(target.rows().await, [(7, "ours, later".to_owned())]);
+}
+
+#[tokio::test]
 async fn a_row_that_is_locked_is_not_mended_and_the_stream_goes_on() {
     let target = PostgresTarget::new("a_row_that_is_locked_is_not_mended").await;
     target.put(1, "old").await;

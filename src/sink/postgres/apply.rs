@@ -87,6 +87,8 @@ pub(super) struct Session {
     condemned: Option<Condemned>,
     /// There was no time for everything that was asked for, at this moment.
     in_arrears: Option<Instant>,
+    /// Nothing of it is tried before this moment.
+    busy_until: Option<Instant>,
     /// The transactions of the batch in hand that were kept aside,
     aside: Vec<Position>,
     /// and why those were that the target refuses.
@@ -191,6 +193,7 @@ impl Session {
             overtakes: false,
             condemned,
             in_arrears: None,
+            busy_until: None,
             aside: Vec::new(),
             refused: Vec::new(),
         })

@@ -59,6 +59,8 @@ struct StatementName {
 enum Way {
     /// As arrays.
     Arrays,
+    /// As arrays, to rows whose key is the same text.
+    ByText,
     /// As arrays, counted by the server.
     Counted,
     /// As a copy.
@@ -162,6 +164,8 @@ pub(super) struct Known {
     keep: Option<Statement>,
     /// Tables that the server counts nothing in: one has a rule, which no statement inside another may meet.
     uncounted: HashSet<Fingerprint>,
+    /// A row has a key only where its text is the same, whatever the database takes for equal.
+    by_text: bool,
 }
 
 impl Known {
@@ -186,6 +190,12 @@ impl Known {
             ready.push(self.make_action_ready(client, action, counted).await?);
         }
         Ok(ready)
+    }
+
+    /// Has a row be taken for the one a key names only where that key is the same text: where more than one text is equal
+    /// for the database, the row there may be another, that came later.
+    pub(super) fn find_by_text(&mut self, by_text: bool) {
+        self.by_text = by_text;
     }
 
     /// How rows are found in the tables looked at.
@@ -305,6 +315,8 @@ impl Known {
             (Way::Counted, Ready::Counted)
         } else if is_insert && rows.count >= COPY_MIN && !rows.set.is_empty() {
             (Way::Copy, Ready::Copy)
+        } else if self.by_text && !is_insert {
+            (Way::ByText, Ready::Rows)
         } else {
             (Way::Arrays, Ready::Rows)
         };
@@ -323,6 +335,7 @@ impl Known {
             Way::Counted => statement::counted_text(table, &rows),
             Way::Copy => statement::copy_text(table, &rows.set),
             Way::Arrays => statement::text(table, &rows),
+            Way::ByText => statement::text_by_text(table, &rows),
         };
         match self.prepare(client, name.clone(), &text).await {
             Err(Trouble::Stale(_)) if way == Way::Counted => {
@@ -380,7 +393,9 @@ impl Known {
 
     /// The same for the tables of these shapes.
     pub(super) async fn look_at(&mut self, client: &Client, wanted: &[&Arc<Shape>]) -> Result<()> {
-        if self.tables.len() + wanted.len() > KEPT_MAX {
+        let is_new = |shape: &&&Arc<Shape>| !self.tables.contains_key(&shape.fingerprint());
+        let new = wanted.iter().filter(is_new).count();
+        if new > 0 && self.tables.len() + new > KEPT_MAX {
             self.forget();
         }
         for shape in wanted {

@@ -180,24 +180,28 @@ pub async fn withdraw(client: &Client, ids: &[ParkedId]) -> Result<()> {
     client.execute(withdraw, &[&ids]).await.map(drop).map_err(sql("take back what was asked for"))
 }
 
+/// The shapes that a stream's changes name.
+///
+/// # Errors
+/// Where the server does not answer, or the role may not.
+pub async fn shapes(client: &Client, (link, stream): (&str, &str)) -> Result<Shapes> {
+    let shapes = "SELECT body::text FROM landfall.shape WHERE link = $1 AND stream = $2";
+    let rows = client.query(shapes, &[&link, &stream]).await.map_err(sql("read the shapes"))?;
+    let shapes: Vec<Arc<Shape>> = rows.iter().map(|row| shape_of(row.get(0))).collect::<Result<_>>()?;
+    Ok(shapes.into_iter().map(|shape| (shape.fingerprint(), shape)).collect())
+}
+
 /// Reads a parked transaction's changes, portion by portion.
-pub struct Content {
+pub struct Content<'a> {
     id: ParkedId,
-    shapes: Shapes,
+    shapes: &'a Shapes,
     after: i64,
 }
 
-impl Content {
-    /// Of the stream's transaction `id`, from its first change on.
-    ///
-    /// # Errors
-    /// Where the server does not answer, or the role may not.
-    pub async fn of(client: &Client, (link, stream): (&str, &str), id: ParkedId) -> Result<Self> {
-        let shapes = "SELECT body::text FROM landfall.shape WHERE link = $1 AND stream = $2";
-        let rows = client.query(shapes, &[&link, &stream]).await.map_err(sql("read the shapes"))?;
-        let shapes: Vec<Arc<Shape>> = rows.iter().map(|row| shape_of(row.get(0))).collect::<Result<_>>()?;
-        let shapes = shapes.into_iter().map(|shape| (shape.fingerprint(), shape)).collect();
-        Ok(Self { id, shapes, after: -1 })
+impl<'a> Content<'a> {
+    /// Of the transaction `id`, from its first change on; `shapes` are its stream's.
+    pub fn of(id: ParkedId, shapes: &'a Shapes) -> Self {
+        Self { id, shapes, after: -1 }
     }
 
     /// The next of its changes, in their order; none where it has no more.
@@ -224,9 +228,9 @@ impl Content {
         let (ordinal, operation, body): (i64, &str, &[u8]) = (row.get(0), row.get(1), row.get(2));
         let body = Bytes::copy_from_slice(body);
         let decoded = if operation == Operation::Truncate.as_str() {
-            decode::truncate(&body, &self.shapes)
+            decode::truncate(&body, self.shapes)
         } else {
-            decode::change(&body, &self.shapes)
+            decode::change(&body, self.shapes)
         };
         let decoded = decoded.map_err(|error| {
             Fault::new(Code::Internal, format!("read change {ordinal} of parked {}", self.id)).because(error)

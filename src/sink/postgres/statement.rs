@@ -27,6 +27,15 @@ fn is_idle(rows: &Rows<'_>) -> bool {
 
 /// The text of the statement that applies `rows`' columns to `table`.
 pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
+    text_where(table, rows, false)
+}
+
+/// The same, for rows whose key is the text that is given, not only equal to it.
+pub(super) fn text_by_text(table: &Table, rows: &Rows<'_>) -> String {
+    text_where(table, rows, true)
+}
+
+fn text_where(table: &Table, rows: &Rows<'_>, by_text: bool) -> String {
     let name = &table.name;
     let only = table.only;
     let set_names: Vec<String> = rows.set.iter().map(|&at| table.column_name(at)).collect();
@@ -48,7 +57,12 @@ pub(super) fn text(table: &Table, rows: &Rows<'_>) -> String {
         format!("SELECT {} FROM unnest({}) AS v ({})", given.join(", "), arrays.join(", "), names.join(", "));
     let wanted: Vec<String> = (rows.set.iter().len()..rows.width())
         .zip(&*rows.locate)
-        .map(|(at, &column)| table.is_at(column, &format!("u.c{at}")))
+        .map(|(at, &column)| match table.is_at(column, &format!("u.c{at}")) {
+            equal if by_text && !table.equality_is_exact(column) => {
+                format!("{equal} AND t.{}::text = u.c{at}::text", table.column_name(column))
+            }
+            equal => equal,
+        })
         .collect();
     let wanted = wanted.join(" AND ");
     match rows.operation {

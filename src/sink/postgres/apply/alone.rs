@@ -133,14 +133,18 @@ impl Session {
         let applied = if goes { self.one_over_stale(change).await } else { self.one(change).await };
         match applied {
             Ok(None) => match change {
-                Change::Chunk { .. } => self.overtake_rows(change).await,
+                // What is read under one snapshot is older than whatever came behind its mark.
+                Change::Chunk { shape, .. } if !self.is_under_snapshot(shape) => {
+                    self.overtake_rows(change).await
+                }
                 _ => Ok(()),
             },
             Ok(Some(touched)) => {
                 Err(Trouble::Fault(trouble::of_count(touched, change, position, ordered.ordinal)))
             }
             Err(Trouble::Stale(refusal) | Trouble::Differs(refusal)) => {
-                Err(Trouble::Fault(trouble::of_change(refusal, change, position, ordered.ordinal)))
+                let fault = trouble::of_change(refusal, change, position, ordered.ordinal);
+                Err(Trouble::Fault(self.with_what_is_parked(fault, change)))
             }
             Err(trouble) => Err(trouble),
         }

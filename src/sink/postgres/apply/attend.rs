@@ -3,6 +3,7 @@
 //! ```text
 //!  retry    ▶ stands behind another, or half overtaken: stays, and is told why
 //!           ▶ its changes, one by one, and gone from landfall.parked: one commit; refused again: stays
+//!           ▶ somebody holds a lock, or the server has no room: it is still asked for, and tried again after a while
 //!  discard  ▶ gone from landfall.parked
 //! ```
 
@@ -13,12 +14,14 @@ use tokio::time::Instant;
 use super::{
     Session,
     alone::InTheWay,
+    blocker::{ask_blocker, watch, with_blocker},
     into_fault,
-    park::{behind, with_remedy},
+    park::{behind, parked_remedy, with_remedy},
 };
 use crate::{
     change::{Frame, Ordered, TransactionHead},
     crash,
+    envelope::decode::Shapes,
     fault::{Code, Fault, Result},
     plan::parked::{ParkedId, Part},
     position::{Offset, Sequence, WriterEpoch},
@@ -41,6 +44,11 @@ const RETRY_ATTEMPTS_MAX: u32 = 3;
 
 /// The stream waits meanwhile: not for a lock that somebody holds.
 const BEGIN_ATTENDING: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '1s'";
+/// That long.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Where a lock is in the way, or the server lacks room, nothing more is tried for so long: the stream waits while it is.
+const BUSY_REST: Duration = Duration::from_secs(5);
 
 /// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look.
 const ATTEND_FOR: Duration = Duration::from_secs(1);
@@ -56,10 +64,11 @@ impl Session {
     pub(in crate::sink::postgres) async fn attend(&mut self) -> Result<Attended> {
         let meanwhile = self.in_arrears.take().map_or(Duration::ZERO, |since| since.elapsed());
         let until = Instant::now() + (ARREARS * meanwhile).clamp(ATTEND_FOR, ATTEND_FOR_MAX);
-        let mut more = false;
+        let rests = self.busy_until.is_some_and(|until| Instant::now() < until);
+        let (mut more, mut shapes) = (false, None);
         let mut replayed = BTreeMap::new();
         let (mut after, mut looked_again) = (ParkedId(0), false);
-        while self.open.is_none() && !self.kept.transactions.is_empty() {
+        while !rests && self.open.is_none() && !self.kept.transactions.is_empty() {
             let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
             let Some(asked) = parked::asked(self.client(), link, stream, after).await? else { break };
             more = Instant::now() >= until;
@@ -75,7 +84,16 @@ impl Session {
             }
             match asked.wish {
                 Wish::Discard => self.discard(&asked).await?,
-                Wish::Retry => self.retry(&asked, &mut replayed).await?,
+                Wish::Retry => {
+                    if shapes.is_none() {
+                        shapes = Some(parked::shapes(self.client(), (link, stream)).await?);
+                    }
+                    let shapes = shapes.as_ref().expect("read above");
+                    if !self.retry(&asked, shapes, &mut replayed).await? {
+                        self.busy_until = Some(Instant::now() + BUSY_REST);
+                        break;
+                    }
+                }
             }
         }
         let replayed = replayed.into_values().collect();
@@ -95,17 +113,20 @@ impl Session {
         Ok(())
     }
 
-    /// Applies a parked transaction, or notes why it still cannot be.
+    /// Applies a parked transaction, or notes why it still cannot be. False where that says nothing of the transaction: it is
+    /// still asked for.
     async fn retry(
         &mut self,
         asked: &Asked,
+        shapes: &Shapes,
         replayed: &mut BTreeMap<(String, &'static str), Replayed>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let id = asked.id;
         let parts = self.parts(id).await?;
         let ahead = parts.iter().filter_map(|part| self.kept.rows.holder(part)).min().filter(|it| *it < id);
         if let Some(ahead) = ahead {
-            return self.note_behind(id, ahead).await;
+            self.note_behind(id, ahead).await?;
+            return Ok(true);
         }
         let overtaken = "SELECT EXISTS (SELECT FROM landfall.parked_row WHERE parked = $1 AND overtaken)";
         let overtaken =
@@ -114,14 +135,19 @@ impl Session {
             let why = "a backfill or repair has brought newer rows for a part of it. It goes by itself once one has brought \
                        the rest (`landfall repair --execute`; where it emptied a table, a backfill of that table); where \
                        nothing of the rest differs, discard it";
-            return self.note_outcome(id, Code::Conflict, why).await;
+            self.note_outcome(id, Code::Conflict, why).await?;
+            return Ok(true);
         }
         let mut attempt = 1;
         loop {
             let mut counts = BTreeMap::new();
-            let tried = self.try_retry(asked, &mut counts).await;
-            match self.end_of_attending(tried).await {
-                Ok(false) => return Ok(()),
+            let config = self.config.clone();
+            let ask = ask_blocker(&config, self.backend.pid);
+            self.known.find_by_text(true);
+            let (tried, blocker) = watch(self.try_retry(asked, shapes, &mut counts), WAIT_MAX / 2, ask).await;
+            self.known.find_by_text(false);
+            match self.end_of_attending(tried).await.map_err(|trouble| with_blocker(trouble, blocker)) {
+                Ok(false) => return Ok(true),
                 Ok(true) => {
                     self.forget_parked(id, &parts);
                     for (name, count) in counts {
@@ -130,7 +156,7 @@ impl Session {
                         sum.rows += count.rows;
                     }
                     tracing::info!(%id, position = %asked.position, "parked transaction applied");
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(Trouble::Again(fault)) if attempt < RETRY_ATTEMPTS_MAX => {
                     tracing::debug!(%id, %fault, attempt, "parked transaction rolled back, tried again");
@@ -141,7 +167,12 @@ impl Session {
                     if is_of_the_session(&fault) {
                         return Err(fault);
                     }
-                    return self.note_outcome(id, fault.code(), &with_advice(&fault)).await;
+                    if fault.code() == Code::TargetBusy {
+                        self.note_busy(id, &fault).await?;
+                        return Ok(false);
+                    }
+                    self.note_outcome(id, fault.code(), &with_advice(&fault)).await?;
+                    return Ok(true);
                 }
             }
         }
@@ -150,13 +181,13 @@ impl Session {
     async fn try_retry(
         &mut self,
         asked: &Asked,
+        shapes: &Shapes,
         counts: &mut BTreeMap<(String, &'static str), Replayed>,
     ) -> Attempt<bool> {
         if !self.begin_attending(asked).await? {
             return Ok(false);
         }
-        let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
-        let mut content = Content::of(self.client(), (link, stream), asked.id).await?;
+        let mut content = Content::of(asked.id, shapes);
         loop {
             let changes = content.next(self.client()).await?;
             if changes.is_empty() {
@@ -237,6 +268,16 @@ impl Session {
         noted.map(drop).map_err(|error| fault_of(&error).at("note what became of a parked transaction"))
     }
 
+    /// It was tried, and is to be again.
+    async fn note_busy(&self, id: ParkedId, fault: &Fault) -> Result<()> {
+        let why = with_remedy(fault);
+        tracing::warn!(%id, code = %fault.code(), "parked transaction waits: {why}");
+        let note = "UPDATE landfall.parked SET attempts = attempts + 1, code = $2, reason = $3
+                     WHERE id = $1 AND asked = 'retry'";
+        let noted = self.client().execute(note, &[&id.0, &fault.code().as_str(), &why]).await;
+        noted.map(drop).map_err(|error| fault_of(&error).at("note what a parked transaction waits for"))
+    }
+
     /// It stands behind another, and was not tried.
     async fn note_behind(&self, id: ParkedId, ahead: ParkedId) -> Result<()> {
         let note = "UPDATE landfall.parked SET asked = NULL, code = NULL, reason = $2
@@ -265,7 +306,7 @@ fn is_of_the_session(fault: &Fault) -> bool {
     matches!(fault.code(), Code::DatabaseUnreachable | Code::DatabaseRefused | Code::Superseded)
 }
 
-/// As [`with_remedy`], for one that was tried again: what stands in its way may have come after it.
+/// As [`parked_remedy`], for one that was tried again: what stands in its way may have come after it.
 fn with_advice(fault: &Fault) -> String {
     let conflict = std::error::Error::source(fault).and_then(|cause| cause.downcast_ref::<Conflict>());
     match conflict.map(|conflict| conflict.kind) {
@@ -280,7 +321,7 @@ fn with_advice(fault: &Fault) -> String {
             fault.message(),
             fault.remedy()
         ),
-        _ => with_remedy(fault),
+        _ => parked_remedy(fault),
     }
 }
 

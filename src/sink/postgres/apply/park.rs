@@ -19,7 +19,7 @@ use crate::{
     plan::parked::{ParkedId, Part, RowName, parts_of},
     position::{Incarnation, Position, Sequence},
     sink::{
-        Batch, OnRefusal, PARKED_CHANGES_MAX, Step,
+        Batch, Conflict, ConflictKind, OnRefusal, PARKED_CHANGES_MAX, Step,
         postgres::{
             parked::Kept,
             pipeline::Pipeline,
@@ -197,7 +197,7 @@ impl Session {
     async fn keep_head(&self, head: &TransactionHead, why: &Why) -> Attempt<ParkedId> {
         let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
         let (code, reason, ahead) = match why {
-            Why::Refused(fault) => (Some(fault.code().as_str()), with_remedy(fault), None),
+            Why::Refused(fault) => (Some(fault.code().as_str()), parked_remedy(fault), None),
             Why::Behind(id) => (None, behind(*id), Some(id.0)),
         };
         // What comes behind one that is to be applied again is to be as well, or what is written without a pause would have
@@ -341,6 +341,20 @@ impl Session {
         self.drop_overtaken().await
     }
 
+    /// A backfill's rows that do not go in: what is parked of their table may be why, where it would have moved another row
+    /// out of their way.
+    pub(super) fn with_what_is_parked(&self, fault: Fault, change: &Change) -> Fault {
+        let Change::Chunk { shape, .. } = change else { return fault };
+        let table = TableName { schema: shape.schema.to_string(), table: shape.table.to_string() };
+        match self.kept.rows.holder(&Part { table, row: None }) {
+            Some(id) => fault.remedied_by(format!(
+                "parked transaction {id} changes rows of this table, which may stand in the way: mend what it was refused for, \
+                 and `landfall parked retry {id}`; it goes on by itself"
+            )),
+            None => fault,
+        }
+    }
+
     /// Rows came as they are here in the stream: whatever is parked of exactly these rows is older.
     pub(super) async fn overtake_rows(&mut self, change: &Change) -> Attempt<()> {
         let shape = change.shape();
@@ -395,6 +409,25 @@ impl Session {
 
 pub(super) fn with_remedy(fault: &Fault) -> String {
     format!("{} (next: {})", fault.message(), fault.remedy())
+}
+
+/// As [`with_remedy`], for a transaction that is parked: nothing of it goes on by itself.
+pub(super) fn parked_remedy(fault: &Fault) -> String {
+    let conflict = std::error::Error::source(fault).and_then(|cause| cause.downcast_ref::<Conflict>());
+    let next = match (conflict.map(|conflict| conflict.kind), fault.code()) {
+        (Some(ConflictKind::InsertExists | ConflictKind::UpdateExists), _) => {
+            "delete or move the row that stands in the way at the target, then `landfall parked retry`"
+        }
+        (Some(ConflictKind::UpdateMissing | ConflictKind::DeleteMissing), _) => {
+            "where `landfall verify` finds nothing different, it has been overtaken: `landfall parked discard`; else insert \
+             the row at the target as it was before, then `landfall parked retry`"
+        }
+        (None, Code::RowRejected) if fault.remedy() == Code::RowRejected.remedy() => {
+            "make the target's table accept the row as the source's does, then `landfall parked retry`"
+        }
+        _ => return with_remedy(fault),
+    };
+    format!("{} (next: {next})", fault.message())
 }
 
 /// Says that a transaction was refused and is parked; gives what is counted of it. Said here and not by whoever is given
