@@ -121,7 +121,7 @@ pub const SETTINGS: &[Setting] = &[
         "source.tables",
         "list of patterns `schema.table`, `*` for any text",
         Required,
-        "The tables whose changes go out. A name with dots, stars or capitals may stand in double quotes inside the text. The schemas landfall, information_schema and pg_* are never carried.",
+        "The tables whose changes go out. Only those that are written in this region: what comes in by a link is left out of it. A name with dots, stars or capitals may stand in double quotes inside the text. The schemas landfall, information_schema and pg_* are never carried.",
     ),
     setting(
         "source.publication",
