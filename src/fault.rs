@@ -116,7 +116,7 @@ codes! {
         "the topic was deleted or recreated; the range shown is gone from it; begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// The topic holds a stream this database knows nothing of.
     StreamForeign = "LF-STREAM-FOREIGN", Halt,
-        "the topic is another database's, or the schema `landfall` was dropped here; where the url or the brokers are wrong, correct them and drop the slot that was made here; where they are right, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
+        "the topic is another database's, or the schema `landfall` was dropped here; where the url or the brokers are wrong, correct them and drop the slot that was made here; where they are right and no other database sends there, begin the stream anew: `landfall recover --source` in its region, then `landfall recover` where it is read";
     /// Retention, or somebody, deleted records of the topic before this region had read them.
     RetentionPassed = "LF-RETENTION-PASSED", Halt,
         "the records in the range shown are gone; `landfall recover` in this region has the rows they touched come anew";

@@ -23,7 +23,8 @@ use crate::{
         },
         connect,
         grants::{
-            Duties, Lack, Privilege, connect_to, create_publication, lacking, use_schemas, write_tables,
+            Duties, Lack, Privilege, connect_to, create_publication, lacking, publish_also, publish_whole,
+            use_schemas, write_tables,
         },
         own,
         tables::{shapes, traits},
@@ -382,7 +383,7 @@ fn of_publication(
                 missing.len(),
                 list(&missing)
             ),
-            format!("ALTER PUBLICATION {name} ADD TABLE {};", list(&missing)),
+            publish_also(&source.publication, &list(&missing)),
         ));
     }
     if !published.operations_missing.is_empty() {
@@ -422,9 +423,7 @@ fn of_publication(
         let (said, sql) =
             (format!("{}.{}", table.schema, table.table), qualified(&table.schema, &table.table));
         let facts = tables.iter().find(|facts| facts.schema == table.schema && facts.table == table.table);
-        let anew = format!(
-            "BEGIN; ALTER PUBLICATION {name} DROP TABLE {sql}; ALTER PUBLICATION {name} ADD TABLE {sql}; COMMIT;"
-        );
+        let anew = publish_whole(&source.publication, &sql);
         if facts.is_some()
             && let Some(filter) = &table.row_filter
         {
@@ -526,15 +525,19 @@ fn of_slot(
         ));
     } else if slot.is_lost() {
         let why = slot.invalidation.as_deref().unwrap_or("the server removed log it needed");
-        let evidence =
-            format!("the server invalidated the slot {name} ({why}): the changes it held are gone from the server");
+        let evidence = format!(
+            "the server invalidated the slot {name} ({why}): the changes it held are gone from the server"
+        );
         findings.push(if live {
             halt(Kind::SlotLost, Code::SlotLost, &evidence)
         } else {
             error(
                 Kind::SlotLost,
                 evidence,
-                format!("SELECT pg_drop_replication_slot({});  -- the stream has not begun", names::literal(name)),
+                format!(
+                    "SELECT pg_drop_replication_slot({});  -- the stream has not begun",
+                    names::literal(name)
+                ),
             )
         });
     } else if slot.wal_status.as_deref() == Some("unreserved") {

@@ -160,6 +160,24 @@ pub fn create_publication(name: &str, tables: &[&TableFacts]) -> String {
     )
 }
 
+/// Publishes tables, given as quoted names, from one moment on: of a transaction that had written to one and not ended,
+/// what it wrote before would be in no stream, and what a backfill reads meanwhile would not hold it either.
+pub fn publish_also(publication: &str, tables: &str) -> String {
+    let publication = quoted(publication);
+    format!(
+        "BEGIN; LOCK TABLE {tables} IN SHARE MODE; ALTER PUBLICATION {publication} ADD TABLE {tables}; COMMIT;"
+    )
+}
+
+/// Publishes a table anew, whole, where it was published by halves; see [`publish_also`].
+pub fn publish_whole(publication: &str, table: &str) -> String {
+    let publication = quoted(publication);
+    format!(
+        "BEGIN; LOCK TABLE {table} IN SHARE MODE; ALTER PUBLICATION {publication} DROP TABLE {table}; \
+         ALTER PUBLICATION {publication} ADD TABLE {table}; COMMIT;"
+    )
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

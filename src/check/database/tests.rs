@@ -186,7 +186,7 @@ fn a_publication_lets_everything_in_scope_through() {
         assert_eq!(ids(Some(published), &role()), expected);
     }
     assert_eq!(ids(Some(&published(&["a", "b", "other"])), &role()), []);
-    let add = "ALTER PUBLICATION \"landfall\" ADD TABLE \"public\".\"b\";".to_owned();
+    let add = "BEGIN; LOCK TABLE \"public\".\"b\" IN SHARE MODE; ALTER PUBLICATION \"landfall\" ADD TABLE \"public\".\"b\"; COMMIT;".to_owned();
     assert_eq!(ids(Some(&published(&["a"])), &role()), [("publication-tables", Severity::Error, add)]);
     let breaks = ids(Some(&published(&["a", "b", "keyless"])), &role());
     assert_eq!(breaks[0].0, "publication-breaks-updates");
@@ -243,7 +243,11 @@ fn a_slot_is_ours_alive_and_can_be_read() {
     let lost = SlotFacts { wal_status: Some("lost".into()), ..slot() };
     let mend = |live| of_slot(Some(&lost), &server(), &source, live).remove(0).mend.unwrap();
     assert_eq!(mend(true), Code::SlotLost.remedy());
-    assert!(mend(false).starts_with("SELECT pg_drop_replication_slot('landfall_r_shop');"), "{}", mend(false));
+    assert!(
+        mend(false).starts_with("SELECT pg_drop_replication_slot('landfall_r_shop');"),
+        "{}",
+        mend(false)
+    );
     let gone = of_slot(None, &full, &source, true);
     assert_eq!((gone.len(), gone[0].id, gone[0].severity), (1, Kind::SlotMissing, Severity::Error));
     assert_eq!(gone[0].mend.as_deref(), Some(Code::SlotMissing.remedy()));

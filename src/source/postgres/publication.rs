@@ -8,7 +8,7 @@ use crate::{
         Connection,
         catalog::{self, PublicationFacts, TableFacts, Unlike, UnlikePartition},
         fault_of,
-        grants::create_publication,
+        grants::{create_publication, publish_also, publish_whole},
     },
     verify::TableName,
 };
@@ -76,8 +76,8 @@ pub(super) async fn check(
             config.stream
         );
         let mend = format!(
-            "ALTER PUBLICATION {} ADD TABLE {add}; -- Or, what is to be carried no more: out of source.tables, and restart.",
-            quoted(name)
+            "{} -- Or, what is to be carried no more: out of source.tables, and restart.",
+            publish_also(name, &add)
         );
         return refuse(message, mend);
     }
@@ -150,11 +150,7 @@ fn published(publication: &PublicationFacts, config: &PostgresSourceConfig) -> R
         if found.row_filter.is_some() || !found.columns_left_out.is_empty() {
             let message =
                 format!("publication `{name}` publishes {schema}.{table} with a row filter or a column list");
-            let (publication, table) = (quoted(name), qualified(schema, table));
-            let mend = format!(
-                "BEGIN; ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table}; COMMIT;"
-            );
-            return refuse(message, mend);
+            return refuse(message, publish_whole(name, &qualified(schema, table)));
         }
         tables.push(TableName { schema: schema.clone(), table: table.clone() });
     }
@@ -193,11 +189,11 @@ fn table_name(table: &TableFacts) -> TableName {
 
 fn amiss(tables: &[TableFacts], publication: &str, published: impl Fn(&TableFacts) -> bool) -> Vec<String> {
     let said = |table: &TableFacts| {
-        let (name, publication) = (table.quoted(), quoted(publication));
+        let name = table.quoted();
         match published(table) {
             true if table.is_usable() => None,
             false if table.is_usable() => {
-                Some(format!("{name} is not published: ALTER PUBLICATION {publication} ADD TABLE {name};"))
+                Some(format!("{name} is not published: {}", publish_also(publication, &name)))
             }
             _ if !table.logged => Some(format!("{name} is unlogged: its changes are not in the log")),
             published => {
