@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use testbed::{Daemon, TwoRegions, checksum, eventually, region::DATABASE};
+use testbed::{Daemon, TwoRegions, checksum, eventually, region::DATABASE, said};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -115,22 +115,35 @@ async fn begin_anew(lost: Lost, last: Last) {
     assert_eq!(there.as_deref(), Some(kept), "nothing was asked for yet");
     assert!(told.contains(is), "{told}");
     let done = us.command(&["recover", "--source", "--execute"]).await.unwrap();
-    let (told, said) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success() && told.contains("begun anew"), "{told}{said}\n{}", us.log_tail());
-    assert!(regions.us.kafka.end_offset("landfall.us-east-1.state").await.unwrap() > 0, "it is left as it was");
+    let told = said(&done);
+    assert!(done.status.success() && told.contains("begun anew"), "{told}\n{}", us.log_tail());
+    assert!(
+        regions.us.kafka.end_offset("landfall.us-east-1.state").await.unwrap() > 0,
+        "it is left as it was"
+    );
+    regions.us.execute("grant select on t to landfall").await.unwrap();
     if last == Last::Fill {
+        let asked = us.command(&["backfill", "--to", "eu-west-1", "--detach"]).await.unwrap();
+        assert!(asked.status.success(), "{}", said(&asked));
+        eventually(PATIENCE, "a table is copied", async || {
+            let status = us.command(&["backfill", "status", "--json"]).await?;
+            let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+            let state = &status[0]["tables"][0]["state"];
+            Ok(state == "copying" || state == "done")
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", us.log_tail()));
         eu.sigterm(PATIENCE).await.unwrap();
         regions.eu.execute(&statements()).await.unwrap();
         eu.start_again().unwrap();
     }
-    regions.us.execute("grant select on t to landfall; insert into t values (102, 2)").await.unwrap();
+    regions.us.execute("insert into t values (102, 2)").await.unwrap();
     regions.us.execute("delete from t where id = 1").await.unwrap();
     let done = match last {
         Last::Fill => us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap(),
         Last::Recover => eu.command(&["recover", "--execute"]).await.unwrap(),
     };
-    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success(), "{said}\n{}\n{}", us.log_tail(), eu.log_tail());
+    assert!(done.status.success(), "{}\n{}\n{}", said(&done), us.log_tail(), eu.log_tail());
     eventually(PATIENCE, "both sides are equal, with what came after the copy", async || {
         let ours = checksum::database(&regions.us.connect().await?).await?;
         let theirs = checksum::database(&regions.eu.connect().await?).await?;
@@ -147,8 +160,11 @@ async fn begin_anew(lost: Lost, last: Last) {
     let broken = "select pg_terminate_backend(active_pid)::text from pg_replication_slots";
     assert_eq!(regions.us.postgres.query_text(DATABASE, broken).await.unwrap().as_deref(), Some("true"));
     let refused = us.command(&["recover", "--source", "--execute"]).await.unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(2) && said.contains("[LF-SLOT-BUSY]"), "{said}");
+    assert!(
+        refused.status.code() == Some(2) && said(&refused).contains("[LF-SLOT-BUSY]"),
+        "{}",
+        said(&refused)
+    );
 }
 
 async fn halted(daemon: &Daemon, code: &str) {

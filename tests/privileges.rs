@@ -94,7 +94,8 @@ async fn a_role_with_nothing_is_told_step_by_step_what_to_run() {
         }
         // Sessions that read while a stream goes on, and one that waits longer than applications may.
         let refused = said(&us.command(&["backfill", "--to", "eu-west-1"]).await.unwrap());
-        let sql = refused.split("run as a superuser: ").nth(1).and_then(|rest| rest.split(" then ask").next());
+        let sql =
+            refused.split("run as a superuser: ").nth(1).and_then(|rest| rest.split(" then ask").next());
         regions.us.execute(sql.unwrap_or_else(|| panic!("{refused}"))).await.unwrap();
         let mut locker = regions.us.connect().await.unwrap();
         let lock = locker.transaction().await.unwrap();

@@ -286,11 +286,8 @@ async fn a_region_takes_over_from_one_that_is_lost_and_comes_back() {
 async fn a_table_that_has_rows_is_added_while_it_is_written() {
     let regions = TwoRegions::start(15, 18, 1).await.unwrap();
     regions.execute_both("create table orders (id int8 primary key)").await.unwrap();
-    let parks = regions.eu.config().link_with(
-        &regions.us.name,
-        &regions.us.kafka.remote(),
-        "on_refusal = \"park\"",
-    );
+    let parks =
+        regions.eu.config().link_with(&regions.us.name, &regions.us.kafka.remote(), "on_refusal = \"park\"");
     let us = regions.us.start_daemon(LANDFALL, &regions.us_sends()).await.unwrap();
     let eu = regions.eu.start_daemon(LANDFALL, &parks.to_toml()).await.unwrap();
     eu.wait_heartbeat(PATIENCE).await.unwrap();
