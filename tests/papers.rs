@@ -226,6 +226,8 @@ fn every_alert_has_its_runbook() {
         "LandfallSlotInactive",
         "LandfallBufferHeadroomLow",
         "LandfallStreamHalted",
+        "LandfallPublicationChanged",
+        "LandfallWarning",
         "LandfallConflicts",
         "LandfallParked",
         "LandfallRetriesRising",
