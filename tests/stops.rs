@@ -135,6 +135,29 @@ impl Stage {
         self.regions.us.postgres.start_again().await.unwrap();
     }
 
+    /// Waits for two checkpoints more: whatever the last may lie behind the stream's end, there is no row in it.
+    async fn checkpoints(&self) {
+        let kept = async || self.regions.us.kafka.end_offset("landfall.us-east-1.state").await;
+        let before = kept().await.unwrap();
+        eventually(PATIENCE, "two checkpoints more are kept", async || Ok(kept().await? >= before + 2))
+            .await
+            .unwrap();
+    }
+
+    /// Has retention take all of a stream whose source is away, once the sink has it.
+    async fn tail_goes(&self) {
+        let kafka = &self.regions.us.kafka;
+        let end = kafka.end_offset(TOPIC).await.unwrap();
+        // A place alone is kept a few seconds later.
+        let reached = format!("select bool_and(kafka_offset + 1 >= {end})::text from landfall.progress");
+        eventually(PATIENCE, "the sink is at the end", async || {
+            Ok(self.regions.eu.postgres.query_text("shop", &reached).await?.as_deref() == Some("true"))
+        })
+        .await
+        .unwrap();
+        kafka.delete_records(TOPIC, end).await.unwrap();
+    }
+
     async fn stop_sink(&mut self) {
         self.eu.sigterm(DOWN).await.unwrap();
     }
@@ -420,29 +443,54 @@ async fn a_tail_that_retention_took_while_the_source_was_down() {
     let mut stage = Stage::set("checkpoint_interval = \"1s\"").await;
     stage.write(2).await;
     stage.arrives(2).await;
-    // Whatever the last checkpoint may lie behind the end, there is no row in it.
-    let kept = async |stage: &Stage| stage.regions.us.kafka.end_offset("landfall.us-east-1.state").await;
-    let before = kept(&stage).await.unwrap();
-    eventually(PATIENCE, "two checkpoints more are kept", async || Ok(kept(&stage).await? >= before + 2))
-        .await
-        .unwrap();
+    stage.checkpoints().await;
     stage.stop_source().await;
     stage.write(3).await;
-    let kafka = &stage.regions.us.kafka;
-    let end = kafka.end_offset(TOPIC).await.unwrap();
-    // And the sink has all of it: a place alone is kept a few seconds later.
-    let reached = format!("select bool_and(kafka_offset + 1 >= {end})::text from landfall.progress");
-    eventually(PATIENCE, "the sink is at the end", async || {
-        Ok(stage.regions.eu.postgres.query_text("shop", &reached).await?.as_deref() == Some("true"))
-    })
-    .await
-    .unwrap();
-    kafka.delete_records(TOPIC, end).await.unwrap();
+    stage.tail_goes().await;
     stage.us.start_again().unwrap();
     stage.arrives(3).await;
     stage.write(4).await;
     stage.arrives(4).await;
     shows(&stage.eu, "us-east-1", "running", None).await;
+    // A server that dies forgets what it was told last, and sends again what the checkpoint speaks of.
+    stage.checkpoints().await;
+    stage.us.kill9().unwrap();
+    stage.regions.us.postgres.stop(Shutdown::Immediate).await.unwrap();
+    stage.regions.us.postgres.start_again().await.unwrap();
+    stage.write(5).await;
+    stage.tail_goes().await;
+    stage.us.start_again().unwrap();
+    stage.arrives(5).await;
+    shows(&stage.eu, "us-east-1", "running", None).await;
+    assert!(stage.us.log().contains("the server has the last transaction of it"), "{}", stage.us.log_tail());
+}
+
+/// What it writes from then on would be taken for what the other regions have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_restored_from_a_copy_whose_tail_retention_took() {
+    let mut stage = Stage::set("checkpoint_interval = \"1s\"").await;
+    let copy = stage.copy_of_server().await;
+    stage.us.start_again().unwrap();
+    stage.write(2).await;
+    stage.arrives(2).await;
+    stage.checkpoints().await;
+    stage.stop_source().await;
+    stage.tail_goes().await;
+    stage.restore(&copy).await;
+    stage.us.start_again().unwrap();
+    let said = halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await;
+    assert!(said.contains("the server's log ends at"), "{said}");
+    // It outgrows what the stream has seen of the other life.
+    stage.write(3).await;
+    stage.sql("select pg_logical_emit_message(false, 'fill', repeat('x', 8000000))::text").await;
+    stage.us.kill9().unwrap();
+    stage.us.start_again().unwrap();
+    let outgrown =
+        async || Ok(!halts(&stage.us, "us-east-1", "LF-SERVER-DIVERGED").await.contains("ends at"));
+    eventually(PATIENCE, "it is told by what it sends", outgrown).await.unwrap();
+    // Nothing of it went out: a region that is behind would have taken it for the stream's.
+    shows(&stage.eu, "us-east-1", "running", None).await;
+    assert!(!stage.holds(3).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

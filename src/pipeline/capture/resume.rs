@@ -8,6 +8,9 @@
 //!
 //! C beyond T: the server released what the log does not hold. L among what is sent again, but not the
 //! same, or not there: the server is not the one the log came from, whatever its name says.
+//!
+//! Where retention took the tail, L and T are those of the last checkpoint, and bind the server as much. What it sends again
+//! is appended again then.
 
 use crate::{
     lsn::Lsn,
@@ -23,6 +26,8 @@ pub struct Tail {
     pub through: Option<Position>,
     /// A transaction that was begun in the log and not ended.
     pub open: Option<Open>,
+    /// Retention took it, and a checkpoint tells of it: what the server sends again is appended again.
+    pub gone: bool,
 }
 
 /// A transaction half appended.
@@ -94,6 +99,8 @@ pub struct Resume {
     open: Option<(PostgresPosition, Option<u64>)>,
     /// Whether the log's last transaction was seen again, or will not be sent.
     proven: bool,
+    /// Whether nothing stands in the log any more of what is sent again.
+    gone: bool,
 }
 
 impl Resume {
@@ -106,7 +113,8 @@ impl Resume {
         let postgres = |Position::Postgres(at)| at;
         let (confirmed, written) = (postgres(confirmed).end, postgres(written).end);
         let through = tail.through.map(postgres).map_or(confirmed, |at| at.end);
-        if confirmed > through {
+        // A tail that is gone went on behind its checkpoint; the sinks know whether they have what was confirmed of it.
+        if confirmed > through && !tail.gone {
             return Err(Diverged::SlotAhead { confirmed, through });
         }
         if written < through {
@@ -115,7 +123,12 @@ impl Resume {
         let last = tail.last.map(postgres);
         let open = tail.open.map(|open| (postgres(open.position), open.ordinal));
         let proven = last.is_none_or(|last| last.end <= confirmed);
-        Ok(Self { last, through, open, proven })
+        Ok(Self { last, through, open, proven, gone: tail.gone })
+    }
+
+    /// Whether the server is known to have the log's last transaction, as far as it is to send it.
+    pub fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// A transaction begins at the server.
@@ -127,17 +140,21 @@ impl Resume {
         let same = |ours: &PostgresPosition| {
             (ours.commit, ours.xid, ours.time) == (sent.commit, sent.xid, sent.time)
         };
+        let again = if self.gone { Decision::Append } else { Decision::Skip };
         if let Some(last) = self.last {
             if sent.commit < last.commit {
-                return Ok(Decision::Skip);
+                return Ok(again);
             }
             if sent.commit == last.commit {
                 self.proven = true;
-                return if same(&last) { Ok(Decision::Skip) } else { Err(other(last)) };
+                return if same(&last) { Ok(again) } else { Err(other(last)) };
             }
             if !self.proven {
                 return Err(Diverged::Missing(last));
             }
+        } else if self.gone {
+            // The checkpoint knew of no transaction, which says nothing of those before it.
+            return Ok(Decision::Append);
         }
         // The log says that nothing of the stream lies between its last transaction and this.
         if sent.commit < self.through {
@@ -200,7 +217,7 @@ mod tests {
     }
 
     fn tail(last: Option<Position>, through: u64, open: Option<Open>) -> Tail {
-        Tail { last, through: Some(place(through)), open }
+        Tail { last, through: Some(place(through)), open, gone: false }
     }
 
     #[test]
@@ -244,6 +261,46 @@ mod tests {
             matches!(resume.begin(&at(120, 8)), Ok(Decision::Nothing(Diverged::Other { .. }))),
             "the log says nothing is there"
         );
+    }
+
+    #[test]
+    fn of_a_tail_that_is_gone_the_last_transaction_is_proven_and_appended_again() {
+        let gone = |last| Tail { gone: true, ..tail(last, 150, None) };
+        let start = || Resume::new(&gone(Some(at(100, 7))), place(50), place(500)).unwrap();
+        let mut resume = start();
+        assert_eq!(resume.begin(&at(60, 5)), Ok(Decision::Append));
+        assert!(!resume.is_proven());
+        assert_eq!(resume.begin(&at(100, 7)), Ok(Decision::Append));
+        assert!(resume.is_proven());
+        assert!(
+            matches!(resume.begin(&at(120, 8)), Ok(Decision::Nothing(Diverged::Other { .. }))),
+            "the checkpoint says that nothing is there"
+        );
+        assert_eq!(resume.begin(&at(150, 9)), Ok(Decision::Append));
+        assert!(matches!(start().begin(&at(100, 9)), Err(Diverged::Other { .. })), "another in its place");
+        assert!(matches!(start().begin(&at(120, 8)), Err(Diverged::Missing(_))), "sent past it");
+        assert!(matches!(start().passed(&place(120)), Err(Diverged::Missing(_))), "passed it");
+        assert!(matches!(
+            Resume::new(&gone(None), place(50), place(149)),
+            Err(Diverged::ServerBehind { .. })
+        ));
+    }
+
+    #[test]
+    fn of_a_tail_that_is_gone_nothing_is_asked_that_a_healthy_server_lacks() {
+        let gone = |last| Tail { gone: true, ..tail(last, 150, None) };
+        let start = |last, confirmed| Resume::new(&gone(last), place(confirmed), place(500)).unwrap();
+        // The slot confirmed the last transaction, the place behind it, or what came after the checkpoint.
+        for confirmed in [108, 150, 300] {
+            let mut resume = start(Some(at(100, 7)), confirmed);
+            assert!(resume.is_proven(), "{confirmed}");
+            assert_eq!(resume.begin(&at(310, 9)), Ok(Decision::Append));
+            assert_eq!(resume.passed(&place(400)), Ok(None));
+        }
+        // A checkpoint that knows of no transaction.
+        let mut resume = start(None, 50);
+        assert!(resume.is_proven());
+        assert_eq!(resume.begin(&at(100, 7)), Ok(Decision::Append));
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub(super) struct Left {
     pub(super) ran: bool,
     /// The last checkpoint read or made: as true as one that is kept, where what is kept cannot be read.
     checkpoint: Option<Checkpoint>,
+    /// The server has just shown that it has the last transaction of a tail that is gone.
+    proven: bool,
 }
 
 pub(super) async fn run<S: Source, L: Log>(
@@ -67,9 +69,8 @@ pub(super) async fn run<S: Source, L: Log>(
     left: &mut Left,
 ) -> Result<()> {
     let entry = &roster.source();
-    let (opened, mut keeper, mut copier) = source.open().await?;
-    let beside = (&mut keeper, &mut copier);
-    let (appender, tail, epoch) = begin(params, log, &opened, beside, &mut left.checkpoint).await?;
+    let Hold { opened, mut keeper, mut copier, begun, resume } = take_hold(params, source, log, left).await?;
+    let Begun { appender, tail, epoch } = begun;
     copier.written_by(epoch);
     let desk = &Desk::new();
     let aside = Aside::new(copier.filling().await?);
@@ -78,8 +79,11 @@ pub(super) async fn run<S: Source, L: Log>(
         copier.starts().await?.into_iter().map(|(region, start)| (region, Sequence(0), start)).collect();
     // Whatever this session appends stands there or behind it.
     let offset = log.bounds().await?.map_or(Offset(0), |bounds| bounds.high);
-    let resume = Resume::new(&tail, opened.confirmed, opened.written).map_err(diverged)?;
-    let through = tail.through.unwrap_or(opened.consistent);
+    // Of a tail that is gone nothing is in the log but what the slot confirmed, however far the checkpoint was.
+    let (last, through) = match tail.gone {
+        true => (None, opened.confirmed),
+        false => (tail.last, tail.through.unwrap_or(opened.consistent)),
+    };
     let mut capture = Capture {
         params,
         source,
@@ -93,7 +97,7 @@ pub(super) async fn run<S: Source, L: Log>(
         encoded: Encoded::default(),
         seen: through,
         through,
-        last: tail.last,
+        last,
         durable: None,
         idle_at: Instant::now(),
         checkpoint_at: Instant::now(),
@@ -122,15 +126,88 @@ pub(super) async fn run<S: Source, L: Log>(
     outcome.map_err(|fault| fault.at(format_args!("stream {} of {}", params.stream, params.region)))
 }
 
+/// A server and a log that belong together.
+struct Hold<S: Source, W> {
+    opened: Opened,
+    keeper: S::Keeper,
+    copier: S::Copier,
+    begun: Begun<W>,
+    resume: Resume,
+}
+
+/// A log that is ours to append to, behind its tail.
+struct Begun<W> {
+    appender: Appender<W>,
+    tail: Tail,
+    epoch: WriterEpoch,
+}
+
+/// Takes hold of the server and of the log, and holds the one against the other.
+///
+/// Where retention took the tail, what the server sends again is appended again: of a server that is another it would be read
+/// as the stream's. So it is read up to the last transaction that is known of first, and then from its beginning.
+async fn take_hold<S: Source, L: Log>(
+    params: &CaptureParams,
+    source: &mut S,
+    log: &L,
+    left: &mut Left,
+) -> Result<Hold<S, L::Writer>> {
+    loop {
+        let (opened, mut keeper, mut copier) = source.open().await?;
+        let mut begun = begin(params, log, &opened, &mut keeper, &mut left.checkpoint).await?;
+        let resume = Resume::new(&begun.tail, opened.confirmed, opened.written).map_err(diverged)?;
+        if begun.tail.gone {
+            if !std::mem::take(&mut left.proven) && !resume.is_proven() {
+                prove(source, resume).await?;
+                tracing::info!("the stream's tail is gone; the server has the last transaction of it");
+                left.proven = true;
+                continue;
+            }
+            // What the slot confirmed was in it; the sinks know whether they have it. Of what was put into it beside the
+            // database's log they do not.
+            copier.begin_anew().await?;
+            let anchor = Anchor { after: opened.confirmed, next: begun.appender.sequence().next() };
+            begun.appender.barrier(&barrier(&opened, Some(anchor))).await?;
+            begun.appender.settle().await?;
+        }
+        return Ok(Hold { opened, keeper, copier, begun, resume });
+    }
+}
+
+/// Reads what the server sends until it has shown that it has the last transaction; appends and confirms nothing.
+async fn prove<S: Source>(source: &mut S, mut resume: Resume) -> Result<()> {
+    let mut inside = false;
+    while !resume.is_proven() {
+        match source.next().await? {
+            Event::Begin(begin) => {
+                resume.begin(&begin).map_err(diverged)?;
+                inside = true;
+            }
+            Event::Commit(_) => inside = false,
+            // Inside a transaction it says nothing about its end.
+            Event::Idle(position) if !inside => {
+                resume.passed(&position).map_err(diverged)?;
+            }
+            _ => (),
+        }
+    }
+    Ok(())
+}
+
+/// What a barrier of this writer's holds.
+fn barrier(opened: &Opened, anchor: Option<Anchor>) -> Vec<u8> {
+    body::to_value(&Barrier { server: opened.server.clone(), time: clock::now(), anchor })
+}
+
 /// Raises the writer epoch, puts the barrier, reads the tail up to it; begins the stream where it has
 /// not begun.
-async fn begin<L: Log, K: Keeper, C: Copier>(
+async fn begin<L: Log, K: Keeper>(
     params: &CaptureParams,
     log: &L,
     opened: &Opened,
-    (keeper, copier): (&mut K, &mut C),
+    keeper: &mut K,
     remembered: &mut Option<Checkpoint>,
-) -> Result<(Appender<L::Writer>, Tail, WriterEpoch)> {
+) -> Result<Begun<L::Writer>> {
     log.ensure(!opened.live).await?;
     let lost = |what: String| {
         let topic = names::topic(&params.region, &params.stream);
@@ -176,16 +253,12 @@ async fn begin<L: Log, K: Keeper, C: Copier>(
             _ => (),
         }
     }
-    let barrier = |anchor| {
-        let server = opened.server.clone();
-        body::to_value(&Barrier { server, time: clock::now(), anchor })
-    };
     let mut above = checkpoint.map_or(WriterEpoch(0), |checkpoint| checkpoint.epoch);
     let (mut appender, end, epoch) = loop {
         let epoch = keeper.raise_epoch(above).await?;
         let mut appender =
             Appender::new(log.writer()?, opened.incarnation, epoch, Sequence(0), params.max_record_bytes);
-        let value = barrier(None);
+        let value = barrier(opened, None);
         appender.barrier(&value).await?;
         appender.settle().await?;
         crate::crash::point("capture.after_barrier");
@@ -201,14 +274,8 @@ async fn begin<L: Log, K: Keeper, C: Copier>(
         above = end.highest;
     };
     appender.continue_after(end.sequence);
-    if end.lost {
-        // Retention took the tail. What the slot confirmed was in it; the sinks know whether they have it. Of what was put
-        // into it beside the database's log they do not.
-        copier.begin_anew().await?;
-        let anchor = Anchor { after: opened.confirmed, next: end.sequence.next() };
-        appender.barrier(&barrier(Some(anchor))).await?;
-        appender.settle().await?;
-        return Ok((appender, Tail { last: None, through: Some(opened.confirmed), open: None }, epoch));
+    if end.tail.gone {
+        return Ok(Begun { appender, tail: end.tail, epoch });
     }
     if end.sequence == Sequence(0) {
         if opened.live {
@@ -229,11 +296,11 @@ async fn begin<L: Log, K: Keeper, C: Copier>(
         appender.append(Kind::Genesis, Flags::NONE, b"", &body::to_value(&genesis)).await?;
         appender.settle().await?;
         keeper.mark_live().await?;
-        let tail = Tail { last: None, through: Some(opened.consistent), open: None };
-        return Ok((appender, tail, epoch));
+        let tail = Tail { through: Some(opened.consistent), ..Tail::default() };
+        return Ok(Begun { appender, tail, epoch });
     }
     keeper.mark_live().await?;
-    Ok((appender, end.tail, epoch))
+    Ok(Begun { appender, tail: end.tail, epoch })
 }
 
 fn diverged(error: Diverged) -> Fault {

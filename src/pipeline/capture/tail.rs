@@ -35,12 +35,10 @@ pub struct Checkpoint {
 /// A stream's end, as its log has it.
 #[derive(Clone, Copy, Debug)]
 pub struct End {
-    /// The last record's number; 0 where there is none.
+    /// The last record's number; 0 where there is none. Where the tail is gone, none was higher.
     pub sequence: Sequence,
-    /// What the tail says.
+    /// What the tail says; where it is gone, what the checkpoint does.
     pub tail: Tail,
-    /// Where the log's own record of the sequence is gone, where it goes on.
-    pub lost: bool,
     /// The highest epoch that wrote before this writer's barrier.
     pub highest: WriterEpoch,
 }
@@ -104,23 +102,25 @@ pub async fn read<L: Log>(
     };
     let Some(tracker) = scan.tracker else {
         // Nothing of ours is left. Whether anything ever was, the checkpoint knows.
-        let end = checkpoint.map_or(
-            End { sequence: Sequence(0), tail: Tail::default(), lost: false, highest },
-            |checkpoint| {
+        let end =
+            checkpoint.map_or(End { sequence: Sequence(0), tail: Tail::default(), highest }, |checkpoint| {
                 // More numbers than there can have been: several records may stand at an offset.
                 let offsets = (bounds.high.0 - checkpoint.offset.0).max(0).unsigned_abs();
                 let since = offsets * PACK_RECORDS_MAX as u64;
                 End {
                     sequence: Sequence(checkpoint.sequence.0 + since),
-                    tail: Tail { last: None, through: Some(checkpoint.through), open: None },
-                    lost: true,
+                    tail: Tail {
+                        last: checkpoint.last,
+                        through: Some(checkpoint.through),
+                        open: None,
+                        gone: true,
+                    },
                     highest,
                 }
-            },
-        );
+            });
         return Ok(end);
     };
-    Ok(End { sequence: tracker.sequence(), tail: scan.tail, lost: false, highest })
+    Ok(End { sequence: tracker.sequence(), tail: scan.tail, highest })
 }
 
 async fn read_from<L: Log>(
@@ -217,7 +217,7 @@ impl Scan {
     fn behind(from: &Checkpoint) -> Self {
         Self {
             tracker: Some(Tracker::new(from.incarnation, from.epoch, from.sequence)),
-            tail: Tail { last: from.last, through: Some(from.through), open: None },
+            tail: Tail { last: from.last, through: Some(from.through), open: None, gone: false },
             claim: Some(Claim { epoch: from.epoch, sequence: from.sequence, met: false }),
             ..Self::new(from.incarnation)
         }
@@ -371,7 +371,7 @@ impl Scan {
 
     fn ended(&mut self, position: Position) {
         self.headless = false;
-        self.tail = Tail { last: Some(position), through: Some(position), open: None };
+        self.tail = Tail { last: Some(position), through: Some(position), open: None, gone: false };
     }
 }
 
