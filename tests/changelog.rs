@@ -13,7 +13,7 @@ use landfall::{
     kafka::{Cluster, TopicRules},
     position::{Incarnation, Offset, Sequence, WriterEpoch},
 };
-use testbed::{Kafka, Region, eventually};
+use testbed::{Daemon, Kafka, Region, eventually};
 
 const LANDFALL: &str = env!("CARGO_BIN_EXE_landfall");
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -448,6 +448,77 @@ async fn goes_on_and_says_so(gone: Gone) {
     })
     .await
     .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
+}
+
+/// What a source's daemon says it is doing: state, code and remedy; nothing where it says nothing.
+async fn says(daemon: &Daemon) -> [String; 3] {
+    let page = daemon.http_get("/status").await.map(|(_, page)| page).unwrap_or_default();
+    let status: serde_json::Value = serde_json::from_str(&page).unwrap_or_default();
+    ["state", "code", "remedy"].map(|what| status["streams"][0][what].as_str().unwrap_or("").to_owned())
+}
+
+/// Waits until a source's daemon says that its topic takes nothing.
+async fn says_untaken(daemon: &Daemon) {
+    eventually(PATIENCE, "it is told", async || {
+        let [state, code, remedy] = says(daemon).await;
+        Ok(state == "retrying" && code == "LF-KAFKA-REJECTED" && remedy.contains("min.insync.replicas"))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log_tail()));
+    assert_eq!(daemon.command(&["status"]).await.unwrap().status.code(), Some(1));
+}
+
+async fn runs(daemon: &Daemon) {
+    eventually(PATIENCE, "it runs", async || Ok(says(daemon).await[0] == "running"))
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log_tail()));
+}
+
+/// The client tries for ever without a word, and all the while the topic may tell where it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_topic_takes_nothing_says_so_running_and_starting() {
+    for gone in [Gone::Follower, Gone::Leader] {
+        untaken_is_told(gone).await;
+    }
+}
+
+async fn untaken_is_told(gone: Gone) {
+    let topic = "landfall.us-east-1.main";
+    let mut us = Region::start("us-east-1", 18, 3).await.unwrap();
+    us.execute("create table t (id int8 primary key)").await.unwrap();
+    let settings = us.config().source(&["public.*"]).to_toml();
+    let mut daemon = us.start_daemon(LANDFALL, &settings).await.unwrap();
+    us.begun(PATIENCE).await.unwrap();
+    runs(&daemon).await;
+    let broker = stop_taking(&mut us.kafka, topic, gone).await;
+    us.execute("insert into t values (1)").await.unwrap();
+    let stopped = Instant::now();
+    says_untaken(&daemon).await;
+    println!("{gone:?}: told after {:?}", stopped.elapsed());
+    // Nor is anything else said while it is so, though a look finds the topic there.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    says_untaken(&daemon).await;
+    let log = daemon.log();
+    let told = "the stream's topic has taken nothing for";
+    assert!(gone == Gone::Leader || log.contains(told), "{gone:?}: {log}");
+    assert_eq!(log.matches("\"message\":\"running\"").count(), 1, "{gone:?}: {log}");
+    if gone == Gone::Follower {
+        // At a start as well, where it waits for its barrier.
+        daemon.kill9().unwrap();
+        daemon = us.start_daemon(LANDFALL, &settings).await.unwrap();
+        says_untaken(&daemon).await;
+        assert!(daemon.log().contains(told), "{}", daemon.log());
+    }
+    us.kafka.alter_config(topic, WRITES).await.unwrap();
+    runs(&daemon).await;
+    let end = us.postgres.query_text("shop", "select pg_current_wal_lsn()::text").await.unwrap().unwrap();
+    let confirmed = format!("select (confirmed_flush_lsn >= '{end}')::text from pg_replication_slots");
+    eventually(PATIENCE, "everything is confirmed", async || {
+        Ok(us.postgres.query_text("shop", &confirmed).await?.as_deref() == Some("true"))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
+    us.kafka.start_again(broker).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::{
-    changelog::{Bounds, Entry, Log, Reader, Writer, kafka::PACK_BYTES},
+    changelog::{Bounds, Counts, Entry, Log, Reader, Writer, kafka::PACK_BYTES},
     envelope::{Header, InvalidHeader, Packer, unpack},
     fault::{Code, Fault, Result},
     position::Offset,
@@ -120,7 +120,7 @@ impl Log for MemoryLog {
     }
 
     fn writer(&self) -> Result<MemoryWriter> {
-        Ok(MemoryWriter { log: self.clone(), packer: Packer::new(PACK_BYTES), appended: 0 })
+        Ok(MemoryWriter { log: self.clone(), packer: Packer::new(PACK_BYTES), counts: Arc::default() })
     }
 
     fn reader(&self, from: Offset) -> Result<MemoryReader> {
@@ -160,7 +160,7 @@ impl Log for MemoryLog {
 pub struct MemoryWriter {
     log: MemoryLog,
     packer: Packer,
-    appended: u64,
+    counts: Arc<Counts>,
 }
 
 impl MemoryWriter {
@@ -174,7 +174,8 @@ impl MemoryWriter {
                 vec![(Header::open(Some(&packed.header), packed.key, &value), value)]
             };
             self.log.put(records);
-            self.appended += packed.records as u64;
+            self.counts.give(packed.records as u64);
+            self.counts.acknowledge(packed.records as u64);
             self.packer.clear();
         }
     }
@@ -188,7 +189,8 @@ impl Writer for MemoryWriter {
             let sealed = header.seal(key, value);
             let header = Header::open(Some(&sealed), key, value);
             self.log.put(vec![(header, Bytes::copy_from_slice(value))]);
-            self.appended += 1;
+            self.counts.give(1);
+            self.counts.acknowledge(1);
         } else if !self.packer.take(header, key, value) {
             self.put_gathered();
             assert!(self.packer.take(header, key, value), "the first of a pack is taken");
@@ -202,16 +204,20 @@ impl Writer for MemoryWriter {
     }
 
     fn acknowledged(&self) -> u64 {
-        self.appended
+        self.counts.acknowledged()
+    }
+
+    fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 
     fn last_offset(&self) -> Option<Offset> {
         let state = self.log.state();
-        (self.appended > 0).then(|| Offset(state.low + state.entries.len() as i64 - 1))
+        (self.acknowledged() > 0).then(|| Offset(state.low + state.entries.len() as i64 - 1))
     }
 
     async fn acknowledged_beyond(&self, seen: u64) -> Result<()> {
-        if self.appended > seen { Ok(()) } else { std::future::pending().await }
+        if self.acknowledged() > seen { Ok(()) } else { std::future::pending().await }
     }
 
     fn unkept(&mut self) -> Option<Duration> {

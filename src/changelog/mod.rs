@@ -4,7 +4,14 @@
 pub mod kafka;
 pub mod memory;
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -107,6 +114,34 @@ pub async fn incarnation<L: Log>(log: &L, bounds: Bounds) -> Result<Option<Incar
     Ok(entries.first().and_then(|entry| entry.header.as_ref().ok()).map(|header| header.incarnation))
 }
 
+/// How many records a writer was given, and how many of them every in-sync replica has: for whoever watches it while it
+/// waits.
+#[derive(Debug, Default)]
+pub struct Counts {
+    given: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
+impl Counts {
+    /// Records that were queued.
+    pub fn given(&self) -> u64 {
+        self.given.load(Ordering::Acquire)
+    }
+
+    /// As for [`Writer::acknowledged`].
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
+    fn give(&self, records: u64) {
+        self.given.fetch_add(records, Ordering::Release);
+    }
+
+    fn acknowledge(&self, records: u64) {
+        self.acknowledged.fetch_add(records, Ordering::Release);
+    }
+}
+
 /// Appends to a log. Records stand in it in the order they were given, each once. Several that were given one after the
 /// other may stand at one offset.
 pub trait Writer: Send + 'static {
@@ -128,6 +163,9 @@ pub trait Writer: Send + 'static {
 
     /// How many of this writer's records every in-sync replica has, from the first on without a gap.
     fn acknowledged(&self) -> u64;
+
+    /// The same, and what it was given.
+    fn counts(&self) -> Arc<Counts>;
 
     /// The offset of the last record acknowledged, where the log told.
     fn last_offset(&self) -> Option<Offset>;

@@ -25,7 +25,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use super::{PARTITION, traffic::Traffic};
 use crate::{
-    changelog::Writer,
+    changelog::{Counts, Writer},
     envelope::{HEADER_NAME, Header, Packer},
     fault::{Fault, Result},
     kafka::{Cluster, Resource, fault_of},
@@ -104,8 +104,6 @@ pub struct KafkaWriter {
     used: usize,
     pace: Pace,
     packer: Packer,
-    /// Records of the stream given to any of them.
-    given: u64,
     given_bytes: u64,
     queue_bytes: usize,
     delivered: Arc<Delivered>,
@@ -124,7 +122,8 @@ const CHECKPOINT: usize = 0;
 struct Acks(Arc<Delivered>, Traffic);
 
 struct Delivered {
-    records: AtomicU64,
+    /// Records of the stream given to any of the producers, and those acknowledged.
+    counts: Arc<Counts>,
     bytes: AtomicU64,
     offset: AtomicI64,
     /// Checkpoints that the state topic took, and those that came to their end in any way.
@@ -199,7 +198,7 @@ impl ProducerContext for Acks {
                     self.0.offset.store(message.offset(), Ordering::Relaxed);
                 }
                 self.0.bytes.fetch_add(message.payload_len() as u64, Ordering::Relaxed);
-                self.0.records.fetch_add(records as u64, Ordering::Release);
+                self.0.counts.acknowledge(records as u64);
             }
             Err((error, _)) if given_up(error) => {
                 let _ = self.0.given_up.set((Instant::now(), error.clone()));
@@ -220,7 +219,7 @@ impl KafkaWriter {
         limits: WriterLimits,
     ) -> Result<Self> {
         let delivered = Arc::new(Delivered {
-            records: AtomicU64::new(0),
+            counts: Arc::default(),
             bytes: AtomicU64::new(0),
             offset: AtomicI64::new(-1),
             kept: AtomicU64::new(0),
@@ -261,7 +260,6 @@ impl KafkaWriter {
             used: 0,
             pace: Pace::new(PACE_INTERVAL, Instant::now()),
             packer: Packer::new(limits.pack_bytes),
-            given: 0,
             given_bytes: 0,
             queue_bytes: limits.queue_bytes,
             topic: topic.to_owned(),
@@ -275,6 +273,11 @@ impl KafkaWriter {
     /// The one in use.
     fn producer(&self) -> &ThreadedProducer<Acks> {
         &self.producers[self.used].1
+    }
+
+    /// Records of the stream given to any of them.
+    fn given(&self) -> u64 {
+        self.delivered.counts.given()
     }
 
     /// All of them.
@@ -292,7 +295,7 @@ impl KafkaWriter {
         let Some(rate) = self.pace.note(records as u64, Instant::now()) else { return Ok(()) };
         let due = due(self.producers.iter().map(|(from, _)| *from), self.used, rate);
         if due != self.used {
-            while self.acknowledged() < self.given {
+            while self.acknowledged() < self.given() {
                 self.check()?;
                 tokio::time::sleep(ROOM_INTERVAL).await;
             }
@@ -365,7 +368,11 @@ impl Writer for KafkaWriter {
     }
 
     fn acknowledged(&self) -> u64 {
-        self.delivered.records.load(Ordering::Acquire)
+        self.delivered.counts.acknowledged()
+    }
+
+    fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.delivered.counts)
     }
 
     fn last_offset(&self) -> Option<Offset> {
@@ -384,7 +391,7 @@ impl Writer for KafkaWriter {
             }
             // What was given up is told when its reason has not come for a while.
             let _ = timeout(REPORTED_WITHIN, changed).await;
-            if self.acknowledged() < self.given {
+            if self.acknowledged() < self.given() {
                 tokio::time::sleep(GATHER).await;
             }
         }
@@ -452,7 +459,7 @@ impl KafkaWriter {
         loop {
             record = match self.producer().send(record) {
                 Ok(()) => {
-                    self.given += records as u64;
+                    self.delivered.counts.give(records as u64);
                     self.given_bytes += value.len() as u64;
                     return Ok(since.map_or(Duration::ZERO, |since: Instant| since.elapsed()));
                 }

@@ -6,10 +6,11 @@ use tokio::time::MissedTickBehavior;
 
 use super::copy::Desk;
 use crate::{
-    changelog::{Log, Reader},
+    changelog::{Counts, Log, Reader},
     clock,
     envelope::body::{Beat, Echo},
     fault::{Code, Fault},
+    kafka::ENOUGH_REPLICAS,
     retry::Retry,
     roster::{Roster, SourceEntry, State},
     source::{Keeper, Watcher},
@@ -23,6 +24,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 const WATCH_SHARE: u32 = 50;
 /// but so often always.
 const WATCH_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// How long the stream's topic may take nothing before people are told: with a look now and then, within half a minute.
+/// A leader is elected in less.
+const UNTAKEN_PATIENCE: Duration = Duration::from_secs(20);
 /// How often the slot is looked at while no session does. It is known for four of these.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// A database that takes longer to say how the slot stands does not say.
@@ -136,23 +140,29 @@ fn echoes(roster: &Roster) -> Vec<Echo> {
     last.map(|(region, beat)| Echo { region, sent: beat.sent, arrived: beat.arrived }).collect()
 }
 
-/// Looks whether the log is still the one written to; ends with the first fault that does not pass.
-pub(super) async fn watch<L: Log>(log: &L, entry: &SourceEntry) -> Fault {
-    let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    let mut reached = None;
-    let mut attempt = 0;
+/// Looks whether the log is still the one written to, and takes what the writer with these counts gives it; ends with the
+/// first fault that does not pass. One that does is shown until something was taken: then the road is `well` again.
+pub(super) async fn watch<L: Log>(log: &L, counts: &Counts, entry: &SourceEntry, well: State) -> Fault {
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + WATCH_INTERVAL, WATCH_INTERVAL);
+    let mut untaken = Untaken::new(counts, Instant::now());
+    let (mut reached, mut attempt) = (None, 0);
     loop {
         tick.tick().await;
-        match log.bounds().await {
+        let bounds = log.bounds().await;
+        let waits = untaken.look(counts, Instant::now());
+        match bounds {
             Ok(Some(bounds)) if reached.is_some_and(|reached| bounds.high < reached) => {
                 let message = format!("the topic ends at {}, it had reached {reached:?}", bounds.high);
                 return Fault::new(Code::TopicLost, message);
             }
             Ok(Some(bounds)) => {
                 reached = Some(bounds.high);
-                if attempt > 0 {
+                if waits >= UNTAKEN_PATIENCE {
+                    attempt += 1;
+                    entry.set(State::retrying(&nothing_taken(waits), attempt));
+                } else if attempt > 0 && waits.is_zero() {
                     attempt = 0;
-                    entry.set(State::Running);
+                    entry.set(well.clone());
                 }
             }
             Ok(None) => return Fault::new(Code::TopicLost, "the topic does not exist any more"),
@@ -164,6 +174,33 @@ pub(super) async fn watch<L: Log>(log: &L, entry: &SourceEntry) -> Fault {
             }
             Err(fault) => return fault,
         }
+    }
+}
+
+/// Why a topic that answers takes nothing: its leader would tell the producer, which tries for ever without a word.
+fn nothing_taken(waits: Duration) -> Fault {
+    let message = format!("the stream's topic has taken nothing for {} s", waits.as_secs());
+    Fault::new(Code::KafkaRejected, message).remedied_by(ENOUGH_REPLICAS)
+}
+
+/// For how long nothing was taken of what a writer gave.
+struct Untaken {
+    acknowledged: u64,
+    since: Instant,
+}
+
+impl Untaken {
+    fn new(counts: &Counts, now: Instant) -> Self {
+        Self { acknowledged: counts.acknowledged(), since: now }
+    }
+
+    /// None at all where something was taken since the last look, or nothing waits.
+    fn look(&mut self, counts: &Counts, now: Instant) -> Duration {
+        let acknowledged = counts.acknowledged();
+        if acknowledged > self.acknowledged || acknowledged >= counts.given() {
+            (self.acknowledged, self.since) = (acknowledged, now);
+        }
+        now - self.since
     }
 }
 

@@ -69,8 +69,9 @@ pub(super) async fn run<S: Source, L: Log>(
     left: &mut Left,
 ) -> Result<()> {
     let entry = &roster.source();
-    let Hold { opened, mut keeper, mut copier, begun, resume } = take_hold(params, source, log, left).await?;
-    let Begun { appender, tail, epoch } = begun;
+    let Hold { opened, mut keeper, mut copier, begun, resume } =
+        take_hold(params, source, log, entry, left).await?;
+    let Begun { mut appender, tail, epoch } = begun;
     copier.written_by(epoch);
     let desk = &Desk::new();
     let aside = Aside::new(copier.filling().await?);
@@ -84,6 +85,7 @@ pub(super) async fn run<S: Source, L: Log>(
         true => (None, opened.confirmed),
         false => (tail.last, tail.through.unwrap_or(opened.consistent)),
     };
+    let counts = appender.writer().counts();
     let mut capture = Capture {
         params,
         source,
@@ -119,7 +121,7 @@ pub(super) async fn run<S: Source, L: Log>(
     let outcome = tokio::select! {
         outcome = capture.run(stop) => outcome,
         fault = keep(&mut keeper, params.heartbeat_interval, entry, roster) => Err(fault),
-        fault = watch(log, entry) => Err(fault),
+        fault = watch(log, &counts, entry, State::Running) => Err(fault),
         never = copy::run(params, &mut copier, log, desk, entry) => match never {},
         never = listen(log, &params.stream, desk) => match never {},
     };
@@ -150,11 +152,12 @@ async fn take_hold<S: Source, L: Log>(
     params: &CaptureParams,
     source: &mut S,
     log: &L,
+    entry: &SourceEntry,
     left: &mut Left,
 ) -> Result<Hold<S, L::Writer>> {
     loop {
         let (opened, mut keeper, mut copier) = source.open().await?;
-        let mut begun = begin(params, log, &opened, &mut keeper, &mut left.checkpoint).await?;
+        let mut begun = begin(params, (log, entry), &opened, &mut keeper, &mut left.checkpoint).await?;
         let resume = Resume::new(&begun.tail, opened.confirmed, opened.written).map_err(diverged)?;
         if begun.tail.gone {
             if !std::mem::take(&mut left.proven) && !resume.is_proven() {
@@ -168,7 +171,7 @@ async fn take_hold<S: Source, L: Log>(
             copier.begin_anew().await?;
             let anchor = Anchor { after: opened.confirmed, next: begun.appender.sequence().next() };
             begun.appender.barrier(&barrier(&opened, Some(anchor))).await?;
-            begun.appender.settle().await?;
+            settle(&mut begun.appender, log, entry).await?;
         }
         return Ok(Hold { opened, keeper, copier, begun, resume });
     }
@@ -194,6 +197,20 @@ async fn prove<S: Source>(source: &mut S, mut resume: Resume) -> Result<()> {
     Ok(())
 }
 
+/// Waits until what a session begins with is durable. As long as the log does not take it, people are told.
+async fn settle<L: Log>(appender: &mut Appender<L::Writer>, log: &L, entry: &SourceEntry) -> Result<()> {
+    let (counts, before) = (appender.writer().counts(), entry.state());
+    tokio::select! {
+        outcome = appender.settle() => {
+            if entry.state() != before {
+                entry.set(State::Starting);
+            }
+            outcome
+        }
+        fault = watch(log, &counts, entry, State::Starting) => Err(fault),
+    }
+}
+
 /// What a barrier of this writer's holds.
 fn barrier(opened: &Opened, anchor: Option<Anchor>) -> Vec<u8> {
     body::to_value(&Barrier { server: opened.server.clone(), time: clock::now(), anchor })
@@ -203,7 +220,7 @@ fn barrier(opened: &Opened, anchor: Option<Anchor>) -> Vec<u8> {
 /// not begun.
 async fn begin<L: Log, K: Keeper>(
     params: &CaptureParams,
-    log: &L,
+    (log, entry): (&L, &SourceEntry),
     opened: &Opened,
     keeper: &mut K,
     remembered: &mut Option<Checkpoint>,
@@ -260,7 +277,7 @@ async fn begin<L: Log, K: Keeper>(
             Appender::new(log.writer()?, opened.incarnation, epoch, Sequence(0), params.max_record_bytes);
         let value = barrier(opened, None);
         appender.barrier(&value).await?;
-        appender.settle().await?;
+        settle(&mut appender, log, entry).await?;
         crate::crash::point("capture.after_barrier");
         let own = OwnBarrier { value: &value, from: bounds.high, epoch };
         let end = tail::read(log, opened.incarnation, own, bounds, checkpoint).await.map_err(|fault| {
@@ -294,7 +311,7 @@ async fn begin<L: Log, K: Keeper>(
             time: clock::now(),
         };
         appender.append(Kind::Genesis, Flags::NONE, b"", &body::to_value(&genesis)).await?;
-        appender.settle().await?;
+        settle(&mut appender, log, entry).await?;
         keeper.mark_live().await?;
         let tail = Tail { through: Some(opened.consistent), ..Tail::default() };
         return Ok(Begun { appender, tail, epoch });
