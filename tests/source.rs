@@ -1,7 +1,13 @@
 //! Proves the source port's promises, the same for the source in memory and for a Postgres slot; and, on
 //! the parts in memory, that the two roads lose and double nothing wherever a writer dies.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use landfall::{
     change::{Cell, Change, Column, Identity, Row, Shape},
@@ -13,7 +19,7 @@ use landfall::{
     check,
     config::Settings,
     envelope::{Flags, Format, Header, Kind, Tracker},
-    fault::Code,
+    fault::{Code, Fault},
     kafka::{Cluster, TopicRules},
     metrics::Metrics,
     pipeline::{
@@ -24,12 +30,12 @@ use landfall::{
     roster::{Roster, State},
     scope::Scope,
     sink::{
-        OnRefusal,
+        Applied, Attended, Batch, Claim, OnRefusal, Sink,
         memory::{MemoryInspector, MemorySink, MemoryTarget},
     },
     source::{
-        Event, Keeper, Source, Watcher,
-        memory::{MemoryDatabase, MemorySource},
+        Event, Keeper, Opened, Source, Watcher,
+        memory::{MemoryCopier, MemoryDatabase, MemoryKeeper, MemorySource, MemoryWatcher},
         postgres::{PostgresSource, PostgresSourceConfig},
     },
     task,
@@ -364,6 +370,110 @@ async fn a_late_checkpoint_in_kafka_stops_nobody() {
         KafkaLog::new(cluster, topics, "group".into(), rules.clone(), limits).unwrap()
     };
     a_late_checkpoint_stops_nobody(log).await;
+}
+
+/// A source that fails within the first transaction, each time; it counts how often it was opened.
+struct FailingSource(MemorySource, Arc<AtomicUsize>, usize);
+
+impl Source for FailingSource {
+    type Keeper = MemoryKeeper;
+    type Copier = MemoryCopier;
+    type Watcher = MemoryWatcher;
+
+    async fn open(&mut self) -> landfall::fault::Result<(Opened, MemoryKeeper, MemoryCopier)> {
+        self.1.fetch_add(1, Relaxed);
+        self.2 = 0;
+        self.0.open().await
+    }
+
+    async fn next(&mut self) -> landfall::fault::Result<Event> {
+        let event = self.0.next().await?;
+        self.2 += 1;
+        if self.2 < 3 { Ok(event) } else { Err(Fault::new(Code::DatabaseUnreachable, "it is told to fail")) }
+    }
+
+    fn confirm(&mut self, position: &Position) {
+        self.0.confirm(position);
+    }
+
+    fn watcher(&self) -> MemoryWatcher {
+        self.0.watcher()
+    }
+}
+
+/// A sink that takes nothing; it counts how often it was claimed.
+struct FailingSink(MemorySink, Arc<AtomicUsize>);
+
+impl Sink for FailingSink {
+    async fn claim(&mut self) -> landfall::fault::Result<Claim> {
+        self.1.fetch_add(1, Relaxed);
+        self.0.claim().await
+    }
+
+    async fn apply(&mut self, _batch: &Batch) -> landfall::fault::Result<Applied> {
+        Err(Fault::new(Code::DatabaseUnreachable, "it is told to fail"))
+    }
+
+    async fn flush(&mut self) -> landfall::fault::Result<Sequence> {
+        self.0.flush().await
+    }
+
+    async fn abandon(&mut self) -> landfall::fault::Result<()> {
+        self.0.abandon().await
+    }
+
+    async fn attend(&mut self) -> landfall::fault::Result<Attended> {
+        self.0.attend().await
+    }
+}
+
+/// Setting up costs the server as much each time, and is no success.
+#[tokio::test]
+async fn sessions_that_fail_before_anything_goes_through_come_later_and_later() {
+    let region = |name: &str| name.parse().unwrap();
+    let (stopper, stop) = task::stopper();
+    let (database, log) = (MemoryDatabase::default(), MemoryLog::default());
+    database.commit(vec![insert(1), insert(2)]);
+    // Of two daemons: one whose source fails, and one that receives what a source that is well has appended.
+    let (failing, well) =
+        (Arc::new(Roster::new(region("us-east-1"))), Arc::new(Roster::new(region("us-east-1"))));
+    let [metrics, of_well] = [&failing, &well].map(|roster| Metrics::new(Arc::clone(roster)));
+    let (opened, claimed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let params = || capture_params(Duration::from_millis(1));
+    let source = FailingSource(MemorySource::new(database.clone()), Arc::clone(&opened), 0);
+    let fails = capture::run(
+        params(),
+        source,
+        MemoryLog::default(),
+        Arc::clone(&failing),
+        metrics.clone(),
+        stop.clone(),
+    );
+    let source = MemorySource::new(MemoryDatabase::default());
+    let capture = capture::run(params(), source, log.clone(), well, of_well, stop.clone());
+    let link = failing.link(&region("eu-west-1"), "main");
+    let params = DeliverParams {
+        here: region("us-east-1"),
+        from: region("eu-west-1"),
+        stream: "main".into(),
+        limits: BatchLimits { changes: 100, bytes: 1 << 20 },
+        open_transaction_timeout: Duration::from_secs(60),
+    };
+    let sink = MemorySink::new(MemoryTarget::default(), OnRefusal::Halt);
+    let sink = (FailingSink(sink, Arc::clone(&claimed)), MemoryInspector);
+    let deliver = deliver::run(params, Arc::new(log), sink, Arc::clone(&link), metrics, stop);
+    let judge = async {
+        // The waits grow from 0.2 s by half, each as much as half longer or shorter: at most ten fit in.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        for (what, entry, count) in [("source", &**failing.source(), &opened), ("link", &**link, &claimed)] {
+            let (state, count) = (entry.state(), count.load(Relaxed));
+            let State::Retrying { attempt, .. } = state else { panic!("the {what} is {state:?}") };
+            println!("{what}: {count} sessions, attempt {attempt}");
+            assert!((4..=12).contains(&count) && attempt >= 4, "{what}: attempt {attempt} of {count}");
+        }
+        stopper.stop();
+    };
+    tokio::join!(fails, capture, deliver, judge);
 }
 
 #[tokio::test]

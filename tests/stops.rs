@@ -520,6 +520,13 @@ async fn a_record_larger_than_the_topic_takes() {
     stage.regions.us.execute(writes).await.unwrap();
     let said = shows(&stage.us, "us-east-1", "retrying", Some("LF-KAFKA-REJECTED")).await;
     assert!(said.contains("max.message.bytes"), "{said}");
+    // As nothing goes through, it is tried later and later.
+    eventually(PATIENCE, "attempts are counted", async || {
+        let status: serde_json::Value = serde_json::from_str(&stage.us.http_get("/status").await?.1)?;
+        Ok(status["streams"][0]["attempt"].as_u64() >= Some(5))
+    })
+    .await
+    .unwrap();
     stage.regions.us.kafka.alter_config(TOPIC, &[("max.message.bytes", "2000000")]).await.unwrap();
     stage.write(2).await;
     stage.arrives(2).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::{
     fault::{Code, Consequence, Fault},
     metrics::Metrics,
@@ -26,17 +28,19 @@ impl Setback {
         Self(Retry::new(FIRST, LONGEST))
     }
 
-    /// A session ended with `fault`; `ran` says that it had got to work before. Returns when it is time
-    /// for the next, or the stop is asked for.
+    /// A session that `began` then ended with `fault`; `ran` says that something went through in it, beyond where it began.
+    /// One that lasted longer than the longest wait did as well. Returns when it is time for the next, or the stop is asked
+    /// for.
     pub(super) async fn meet(
         &mut self,
         fault: &Fault,
-        ran: bool,
+        (began, ran): (Instant, bool),
         entry: &StateEntry,
         metrics: &Metrics,
         stop: &mut Stop,
     ) {
-        if ran {
+        // Not because it was set up: what the next is to do first may fail each time, and costs each time.
+        if ran || began.elapsed() > LONGEST {
             self.0.reset();
         }
         // Somebody else is at it: to look whether they still are is no setback.

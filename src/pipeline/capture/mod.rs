@@ -23,6 +23,8 @@ mod tail;
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     changelog::Log, envelope::Format, metrics::Metrics, pipeline::setback::Setback, region::Region,
     roster::Roster, source::Source, task::Stop,
@@ -78,6 +80,7 @@ async fn sessions<S: Source, L: Log>(
     let mut left = session::Left::default();
     while !stop.is_asked() {
         left.ran = false;
+        let began = Instant::now();
         let outcome = tokio::select! {
             outcome = session::run(params, &mut source, log, roster, metrics, stop.clone(), &mut left) => outcome,
             // The session finishes what is in hand when it is asked to stop; while it is still being
@@ -85,7 +88,7 @@ async fn sessions<S: Source, L: Log>(
             () = stopped_early(stop.clone()) => Ok(()),
         };
         let Err(fault) = outcome else { return };
-        setback.meet(&fault, left.ran, &entry, metrics, &mut stop).await;
+        setback.meet(&fault, (began, left.ran), &entry, metrics, &mut stop).await;
     }
 }
 

@@ -51,7 +51,7 @@ const GULP: usize = 256;
 /// What a session leaves behind.
 #[derive(Default)]
 pub(super) struct Left {
-    /// It got to work.
+    /// Something went through, beyond where it began.
     pub(super) ran: bool,
     /// The last checkpoint read or made: as true as one that is kept, where what is kept cannot be read.
     checkpoint: Option<Checkpoint>,
@@ -113,8 +113,9 @@ pub(super) async fn run<S: Source, L: Log>(
         starts,
         offset,
         checkpoint: &mut left.checkpoint,
+        began: through,
+        ran: &mut left.ran,
     };
-    left.ran = true;
     entry.unkept.forget();
     // Of the last session, whose numbers may have been others: what is durable is told by the records of this one.
     entry.acked.forget();
@@ -367,6 +368,10 @@ struct Capture<'a, S, W> {
     offset: Offset,
     /// The last one made.
     checkpoint: &'a mut Option<Checkpoint>,
+    /// Everything up to here was known to be in the log, or not of the stream, when the session began.
+    began: Position,
+    /// Whether something beyond that has become durable.
+    ran: &'a mut bool,
 }
 
 /// The transaction being read.
@@ -662,6 +667,7 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         crate::crash::point("capture.after_ack");
         // Not before something went through: what stopped the session before is met on the way.
         self.entry.set(State::Running);
+        *self.ran |= !self.began.covers(&durable.position);
         self.source.confirm(&durable.position);
         crate::crash::point("capture.after_confirm");
         let Position::Postgres(at) = durable.position;

@@ -17,7 +17,7 @@ mod verify;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use assemble::BatchLimits;
 
@@ -70,9 +70,9 @@ pub async fn run<L: Log, S: Sink, I: Inspector>(
             () = show(&mut inspector, &entry) => (),
             () = stop.asked() => return,
         }
-        let mut running = false;
+        let (began, mut ran) = (Instant::now(), false);
         let target = (&mut sink, &mut inspector);
-        let outcome = session::run(&params, &log, target, &entry, &metrics, stop.clone(), &mut running).await;
+        let outcome = session::run(&params, &log, target, &entry, &metrics, stop.clone(), &mut ran).await;
         let Err(fault) = outcome else { return };
         if matches!(fault.code(), Code::TargetHeld | Code::Superseded) {
             entry.stand_by();
@@ -83,7 +83,7 @@ pub async fn run<L: Log, S: Sink, I: Inspector>(
             metrics.conflict(conflict.kind.as_str(), "halted", &conflict.table);
             stands_at = Some(fault.message());
         }
-        setback.meet(&fault, running, &entry, &metrics, &mut stop).await;
+        setback.meet(&fault, (began, ran), &entry, &metrics, &mut stop).await;
     }
 }
 

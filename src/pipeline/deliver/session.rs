@@ -63,7 +63,7 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     entry: &Arc<LinkEntry>,
     metrics: &Metrics,
     stop: Stop,
-    running: &mut bool,
+    ran: &mut bool,
 ) -> Result<()> {
     // Before anything is claimed: while the log is out of reach there is nothing to apply.
     log.bounds().await?;
@@ -85,7 +85,6 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
     let retention = log.retention().await?;
     let watching = watch(Arc::clone(log), Arc::clone(&next), retention, look);
     let _watching = Guarded(task::spawn("link watch", watching));
-    *running = true;
     let meeting = &Meeting::default();
     let mut applying = Applying {
         meeting,
@@ -103,6 +102,7 @@ pub(super) async fn run<L: Log, S: Sink, I: Inspector>(
         moving: false,
         next,
         metrics,
+        ran,
         attend_at: (claim.parked > 0).then(Instant::now),
     };
     applying.show(claim.progress.as_ref());
@@ -410,6 +410,8 @@ struct Applying<'a, S, L> {
     /// The offset behind it, for the look at the log.
     next: Arc<AtomicI64>,
     metrics: &'a Metrics,
+    /// Something of this session has been flushed.
+    ran: &'a mut bool,
     /// When what is parked is attended to next; never, where nothing is.
     attend_at: Option<Instant>,
 }
@@ -571,6 +573,7 @@ impl<S: Sink, L: Log> Applying<'_, S, L> {
             self.untold.pop_front();
         }
         if let Some(through) = told {
+            *self.ran = true;
             self.entry.applied.set(through.sequence);
             if let Some(position) = through.position {
                 self.entry.position.set(position.to_string());
