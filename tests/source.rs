@@ -34,11 +34,12 @@ use landfall::{
         memory::{MemoryInspector, MemorySink, MemoryTarget},
     },
     source::{
-        Event, Keeper, Opened, Source, Watcher,
+        Content, Copier, Event, Keeper, Opened, Source, Watcher,
         memory::{MemoryCopier, MemoryDatabase, MemoryKeeper, MemorySource, MemoryWatcher},
         postgres::{PostgresSource, PostgresSourceConfig},
     },
     task,
+    verify::{About, Found, Question, TableName},
 };
 use testbed::{Kafka, Postgres, eventually};
 
@@ -183,6 +184,73 @@ async fn a_slot_keeps_its_promises() {
             "{refused}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_share_a_look_at_the_publication_but_for_what_a_stale_one_would_get_wrong() {
+    let postgres = Postgres::start(18, "answers").await.unwrap();
+    postgres.create_database("shop").await.unwrap();
+    postgres
+        .execute("shop", "create table old (id int8 primary key); insert into old values (1)")
+        .await
+        .unwrap();
+    let settings = format!(
+        "region = \"us-east-1\"\n[database]\nurl = \"{}\"\n[kafka]\nbrokers = [\"k:1\"]\n[source]\ntables = [\"public.*\"]",
+        postgres.url("shop")
+    );
+    let settings = Settings::from_parts(&settings, [], &|_| unreachable!("no file is named")).unwrap();
+    let config = PostgresSourceConfig {
+        address: settings.database,
+        stream: "main".into(),
+        scope: Scope(vec!["public.*".parse().unwrap()]),
+        publication: "landfall".into(),
+        slot: "landfall_test".into(),
+        copy_sessions: 1,
+        peers: vec!["eu-west-1".into()],
+    };
+    let (_, _, mut copier) = PostgresSource::new(config).open().await.unwrap();
+    let mut number = 0;
+    let mut ask = async |about: About| {
+        number += 1;
+        let (verification, by, stream) = ("v".to_owned(), "eu-west-1".to_owned(), "main".to_owned());
+        let question = Question { verification, number, by, stream, about };
+        let portion = copier.answer(&question, |_| "low".into(), std::future::pending()).await;
+        match portion.unwrap().expect("nobody gives up").content {
+            Content::Answer { answer, .. } => answer.found,
+            other => panic!("{other:?}"),
+        }
+    };
+    let table = |table: &str| TableName { schema: "public".into(), table: table.into() };
+    let sums = |name: &str| About::Sums { table: table(name), after: None, range_rows: 10, ranges: 10 };
+    let mend = || About::Mend { table: table("old"), keys: vec![vec!["1".into()]] };
+
+    assert_eq!(ask(About::Tables).await, Found::Tables(vec![table("old")]));
+    postgres.set("log_statement", "all").await.unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..30 {
+        assert!(matches!(ask(sums("old")).await, Found::Sums(_)));
+        assert_eq!(ask(mend()).await, Found::Mended(1));
+    }
+    let looks = postgres.log().matches("FROM pg_publication_tables").count() as u64;
+    assert!(looks <= 1 + began.elapsed().as_secs() / 10, "{looks} looks for 60 questions");
+
+    // What was published since is told of at once.
+    postgres
+        .execute("shop", "create table new (id int8 primary key); alter publication landfall add table new")
+        .await
+        .unwrap();
+    assert!(matches!(ask(sums("new")).await, Found::Sums(_)));
+    // And nothing is put in the place of what began to come from there.
+    let comes = r#"create table landfall.shape (link text, body jsonb);
+        insert into landfall.shape values ('eu-west-1', '{"schema": "public", "table": "old"}')"#;
+    postgres.execute("shop", comes).await.unwrap();
+    let refused = ask(mend()).await;
+    assert!(
+        matches!(&refused, Found::Refused(why) if why.contains("come from another region")),
+        "{refused:?}"
+    );
+    assert_eq!(ask(About::Tables).await, Found::Tables(vec![table("new")]));
+    assert!(matches!(ask(sums("old")).await, Found::Refused(_)));
 }
 
 fn capture_params(checkpoint_interval: Duration) -> CaptureParams {

@@ -1,6 +1,9 @@
 //! What another region asks: read under a snapshot, between two watermarks.
 
-use std::time::Instant;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use super::{
     backfill,
@@ -27,6 +30,15 @@ const RANGE_ROWS_MAX: u32 = 10_000;
 const RANGES_MAX: u32 = 256;
 /// Keys that are looked up for one question.
 const KEYS_MAX: usize = 1_000;
+/// For so long it is taken as it was seen which tables are ours: a verification of ten thousand of them asks as many
+/// questions or more, and a look at the publication opens every one.
+///
+/// That is safe: a table that has left the publication meanwhile, or has begun to come from another region, is told of as it
+/// would be had that happened right behind the look. The first ends the session, which then says what to run; whether it may
+/// be read is asked each time. The second may make differences of what its link has not brought here yet, and nothing more:
+/// a row that mends would take a newer one's place, so of those it is asked each time where the table comes from
+/// ([`require_ours`]). And that a table is not ours is said by a look of its own only: what was published since is told of.
+const SEEN_FOR: Duration = Duration::from_secs(10);
 
 pub(super) async fn answer(
     copier: &mut PostgresCopier,
@@ -36,7 +48,7 @@ pub(super) async fn answer(
 ) -> Result<Option<Portion>> {
     let since = Instant::now();
     let read = match &question.about {
-        About::Tables => tables(copier).await.map(|tables| (Found::Tables(tables), None, With::Nothing)),
+        About::Tables => look(copier).await.map(|looked| (Found::Tables(looked.ours), None, With::Nothing)),
         About::Recover { ours } => match recovery(copier, &question.by, ours).await {
             // Not before it is known that the mark goes out: whoever is left out without it is filled by nobody.
             Ok(marked) => copier.leave_out(&question.by).await.map(|()| marked),
@@ -92,43 +104,78 @@ type Told = (Found, Option<ReadFor>, With);
 /// Every table whose rows are this region's to tell may be stale where it is asked for, but for those of which neither
 /// region has a row from the other: where both publish them, it may be the other that has them.
 async fn recovery(copier: &mut PostgresCopier, by: &String, ours: &[TableName]) -> Result<Told> {
-    let carried = carried(copier).await?;
-    let told = tables(copier).await?;
+    let looked = look(copier).await?;
+    let (told, theirs) = (HashSet::<_>::from_iter(&looked.ours), HashSet::<_>::from_iter(ours));
     let connection = copier.connection().await?;
     let from_there = backfill::received_from(connection, std::slice::from_ref(by)).await?;
-    let left_out = |table: &&TableName| match ours.contains(table) {
+    let is_left_out = |table: &TableName| match theirs.contains(table) {
         true => told.contains(table),
         false => from_there.contains(table) && !told.contains(table),
     };
-    let left_out: Vec<TableName> = carried.iter().filter(left_out).cloned().collect();
+    let left_out = looked.carried.iter().filter(|table| is_left_out(table)).cloned().collect();
     let mut shapes = Vec::new();
-    for name in told.iter().filter(|name| !left_out.contains(name)) {
+    for name in looked.ours.iter().filter(|name| !is_left_out(name)) {
         shapes.push(Table::look(connection, &name.schema, &name.table).await?.shape);
     }
     Ok((Found::Marked, None, With::Recovery { shapes, left_out }))
 }
 
 async fn settled(copier: &mut PostgresCopier, table: &TableName) -> Result<Told> {
-    if !tables(copier).await?.contains(table) {
-        return Err(Fault::new(Code::TableDiffers, format!("the stream does not carry table {table}")));
-    }
+    require_ours(copier, table, false).await?;
     let connection = copier.connection().await?;
     let shapes = vec![Table::look(connection, &table.schema, &table.table).await?.shape];
     Ok((Found::Marked, None, With::Mark { shapes, mark: Mark::Settled }))
 }
 
-async fn carried(copier: &mut PostgresCopier) -> Result<Vec<TableName>> {
-    let config = copier.config.clone();
-    Ok(publication::check(copier.connection().await?, &config, true, &[]).await?.tables)
+/// What the database says of tables.
+struct Looked {
+    /// Those the stream carries.
+    carried: Vec<TableName>,
+    /// Those of them whose rows are this region's to tell: without those that come here from another. Of these this region
+    /// has what has arrived, and nothing newer.
+    ours: Vec<TableName>,
 }
 
-/// The tables whose rows are this region's to tell: those the stream carries, without those that come here from another. Of
-/// these this region has what has arrived, and nothing newer.
-async fn tables(copier: &mut PostgresCopier) -> Result<Vec<TableName>> {
-    let carried = carried(copier).await?;
-    let peers = copier.config.peers.clone();
-    let received = backfill::received_from(copier.connection().await?, &peers).await?;
-    Ok(carried.into_iter().filter(|table| !received.contains(table)).collect())
+async fn look(copier: &mut PostgresCopier) -> Result<Looked> {
+    let (config, now) = (copier.config.clone(), Instant::now());
+    let connection = copier.connection().await?;
+    let carried = publication::tables(connection, &config).await?;
+    let received = backfill::received_from(connection, &config.peers).await?;
+    let ours: Vec<TableName> = carried.iter().filter(|table| !received.contains(table)).cloned().collect();
+    copier.ours.saw(&ours, now);
+    Ok(Looked { carried, ours })
+}
+
+/// Requires that a table's rows are this region's to tell: as was seen a moment ago, where that will do.
+async fn require_ours(copier: &mut PostgresCopier, table: &TableName, to_mend: bool) -> Result<()> {
+    let seen = copier.ours.has(table, Instant::now());
+    let is_ours = if seen && to_mend {
+        let peers = copier.config.peers.clone();
+        !backfill::is_received_from(copier.connection().await?, &peers, table).await?
+    } else {
+        seen || look(copier).await?.ours.contains(table)
+    };
+    if is_ours {
+        return Ok(());
+    }
+    let message = format!("the stream does not carry table {table}, or its rows come from another region");
+    Err(Fault::new(Code::TableDiffers, message))
+}
+
+/// The tables whose rows are this region's to tell, as they were last seen.
+#[derive(Default)]
+pub(super) struct Ours(Option<(HashSet<TableName>, Instant)>);
+
+impl Ours {
+    fn saw(&mut self, tables: &[TableName], now: Instant) {
+        self.0 = Some((tables.iter().cloned().collect(), now));
+    }
+
+    /// Whether a table was among them not longer than [`SEEN_FOR`] ago.
+    fn has(&self, table: &TableName, now: Instant) -> bool {
+        let of_now = |seen: &Instant| now.saturating_duration_since(*seen) < SEEN_FOR;
+        self.0.as_ref().is_some_and(|(tables, seen)| of_now(seen) && tables.contains(table))
+    }
 }
 
 async fn read(
@@ -138,11 +185,7 @@ async fn read(
     low: impl Fn(&str) -> String + Send,
     given_up: impl Future<Output = ()> + Send,
 ) -> Result<Option<(Found, ReadFor, With)>> {
-    if !tables(copier).await?.contains(table) {
-        let message =
-            format!("the stream does not carry table {table}, or its rows come from another region");
-        return Err(Fault::new(Code::TableDiffers, message));
-    }
+    require_ours(copier, table, matches!(about, About::Mend { .. })).await?;
     let address = copier.config.address.clone();
     let connection = copier.connection().await?;
     backfill::require_readable(connection, std::iter::once((&*table.schema, &*table.table))).await?;
@@ -278,4 +321,23 @@ async fn rows_of(connection: &Connection, table: &Table, keys: &[Key]) -> Result
 /// Bytes of a row in an answer, about.
 fn weight(row: &RowHash) -> usize {
     row.key.iter().map(|value| value.len() + 4).sum::<usize>() + row.row.as_ref().map_or(0, String::len) + 48
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_of_the_publication_holds_for_a_while() {
+        let name = |table: &str| TableName { schema: "public".into(), table: table.into() };
+        let (now, mut ours) = (Instant::now(), Ours::default());
+        assert!(!ours.has(&name("orders"), now), "nobody looked");
+        ours.saw(&[name("orders"), name("items")], now);
+        let in_time = now + SEEN_FOR - Duration::from_millis(1);
+        assert!([now, in_time].iter().all(|at| ours.has(&name("orders"), *at)));
+        assert!(!ours.has(&name("new"), now), "it is looked anew for what was not among them");
+        assert!(!ours.has(&name("orders"), now + SEEN_FOR));
+        ours.saw(&[name("new")], in_time);
+        assert!(ours.has(&name("new"), now + SEEN_FOR) && !ours.has(&name("orders"), now + SEEN_FOR));
+    }
 }

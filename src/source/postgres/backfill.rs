@@ -1,7 +1,10 @@
 //! What is asked of a copier, and how far it has come, for whoever asks: rows of `landfall.backfill` and
 //! `landfall.backfill_table`. The daemon that reads the slot does the work.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
@@ -152,7 +155,7 @@ pub struct Chosen {
 ///
 /// # Errors
 /// [`Code::TableDiffers`] where a pattern names no table that is carried.
-pub fn choose(carried: Vec<TableName>, wanted: &[Pattern], theirs: &[TableName]) -> Result<Chosen> {
+pub fn choose(carried: Vec<TableName>, wanted: &[Pattern], theirs: &HashSet<TableName>) -> Result<Chosen> {
     let matches = |pattern: &Pattern, table: &TableName| pattern.matches(&table.schema, &table.table);
     for pattern in wanted {
         if !carried.iter().any(|table| matches(pattern, table)) {
@@ -348,7 +351,7 @@ pub async fn carried(connection: &Connection, config: &PostgresSourceConfig) -> 
         let message = format!("no daemon has begun stream `{}` of this database", config.stream);
         return Err(Fault::new(Code::SlotMissing, message).remedied_by("start `landfall run` first"));
     }
-    Ok(publication::check(connection, config, true, &[]).await?.tables)
+    publication::tables(connection, config).await
 }
 
 /// Bytes a second, as tables take them on disk, that earlier backfills of the stream have copied where nothing held them
@@ -372,15 +375,33 @@ pub async fn pace(client: &Client, stream: &str) -> Result<Option<f64>> {
 ///
 /// # Errors
 /// Where the server does not answer, or the role may not.
-pub async fn received_from(client: &Client, regions: &[String]) -> Result<Vec<TableName>> {
+pub async fn received_from(client: &Client, regions: &[String]) -> Result<HashSet<TableName>> {
+    received(client, regions, None).await
+}
+
+/// Whether this table is among those of [`received_from`].
+///
+/// # Errors
+/// As of [`received_from`].
+pub(super) async fn is_received_from(client: &Client, regions: &[String], table: &TableName) -> Result<bool> {
+    received(client, regions, Some(table)).await.map(|tables| !tables.is_empty())
+}
+
+async fn received(
+    client: &Client,
+    regions: &[String],
+    only: Option<&TableName>,
+) -> Result<HashSet<TableName>> {
     let failed = sql("ask which tables come from another region");
     let made = client.query_one("SELECT to_regclass('landfall.shape') IS NOT NULL", &[]).await;
     if !made.map_err(&failed)?.get::<_, bool>(0) {
-        return Ok(Vec::new());
+        return Ok(HashSet::new());
     }
-    let received =
-        "SELECT DISTINCT body ->> 'schema', body ->> 'table' FROM landfall.shape WHERE link = ANY($1)";
-    let rows = client.query(received, &[&regions]).await.map_err(&failed)?;
+    let received = "SELECT DISTINCT body ->> 'schema', body ->> 'table' FROM landfall.shape
+         WHERE link = ANY($1)
+           AND ($2::text IS NULL OR (body ->> 'schema' = $2 AND body ->> 'table' = $3::text))";
+    let (schema, table) = only.map(|table| (&*table.schema, &*table.table)).unzip();
+    let rows = client.query(received, &[&regions, &schema, &table]).await.map_err(&failed)?;
     Ok(rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect())
 }
 
@@ -521,7 +542,7 @@ mod tests {
 
     #[test]
     fn what_comes_from_another_region_is_chosen_by_its_whole_name_only() {
-        let theirs = [TableName { schema: "public".into(), table: "reviews".into() }];
+        let theirs = [TableName { schema: "public".into(), table: "reviews".into() }].into();
         let choose = |wanted: &[&str]| {
             let carried = [("public", "orders"), ("public", "reviews"), ("sa.les", "items")]
                 .map(|(schema, table)| TableName { schema: schema.into(), table: table.into() })

@@ -18,7 +18,9 @@ pub(super) use notes::TABLES;
 use notes::{ChunkTicket, Kept, LIMITS, Standing, Ticket, held_to};
 
 use super::{
-    PostgresSourceConfig, answer, backfill, publication,
+    PostgresSourceConfig,
+    answer::{self, Ours},
+    backfill, publication,
     ranges::Readers,
     slot,
     table::Table,
@@ -60,6 +62,8 @@ const SLOWEST: f64 = 0.05;
 pub struct PostgresCopier {
     pub(super) config: PostgresSourceConfig,
     pub(super) connection: Option<Connection>,
+    /// What the questions of a verification are held against.
+    pub(super) ours: Ours,
     /// Others that read beside it.
     readers: Readers,
     looked: Option<Instant>,
@@ -133,6 +137,7 @@ impl PostgresCopier {
         Self {
             config,
             connection: None,
+            ours: Ours::default(),
             readers: Readers::new(),
             looked: None,
             work: None,
@@ -192,7 +197,7 @@ impl PostgresCopier {
         let waits = row.get(3) && condition.is_none();
         if every && waits {
             // Where a stream may begin, every table it carries begins: also one that was published since.
-            let mut carried = publication::check(connection, &config, true, &[]).await?.tables;
+            let mut carried = publication::tables(connection, &config).await?;
             let theirs = backfill::received_from(connection, &config.peers).await?;
             carried.retain(|table| !theirs.contains(table));
             let (schemas, names): (Vec<String>, Vec<String>) =

@@ -1,14 +1,17 @@
 //! Beside the stream: writer epochs, heartbeats, and a look at the slot and the publication.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use super::{
     PostgresSourceConfig,
     places::{self, Looked},
-    publication::{self, Published},
+    publication::{self, Glance},
     setup, slot,
 };
 use crate::{
@@ -26,7 +29,7 @@ pub struct PostgresKeeper {
     connection: Connection,
     config: PostgresSourceConfig,
     /// The tables the stream has carried so far.
-    scope: Vec<String>,
+    scope: HashSet<String>,
     /// That the publication is not as it was has been told since it last was.
     told: Arc<AtomicBool>,
 }
@@ -35,7 +38,7 @@ impl PostgresKeeper {
     pub(super) fn new(
         connection: Connection,
         config: PostgresSourceConfig,
-        scope: Vec<String>,
+        scope: HashSet<String>,
         told: Arc<AtomicBool>,
     ) -> Self {
         Self { connection, config, scope, told }
@@ -98,7 +101,7 @@ impl Keeper for PostgresKeeper {
         let published = publication::glance(&self.connection, &self.config, &self.scope).await;
         let changed = published.as_ref().is_err_and(|fault| fault.code() == Code::PublicationChanged);
         self.told.fetch_or(changed, Relaxed);
-        let Published { tables, mut amiss } = published?;
+        let Glance { tables, mut amiss } = published?;
         let Looked { lost, renamed } = places::look(&self.connection, &self.config).await?;
         if !self.told.swap(false, Relaxed) && !lost.is_empty() {
             return Err(publication::taken_out(&self.config, &lost));

@@ -1,4 +1,9 @@
 //! The publication: held against the scope, and created where the stream has not begun.
+//!
+//! HAZARD: it is looked at, again and again, on the thread that captures. What is done for each table must not look through
+//! the others: with ten thousand of them the stream would stand still meanwhile.
+
+use std::collections::HashSet;
 
 use super::PostgresSourceConfig;
 use crate::{
@@ -19,9 +24,15 @@ const COMPARE: &str = "-- What was written meanwhile is not in the stream: once 
 /// Heartbeats wait as long as a look at the publication does.
 const LOCK_TIMEOUT: &str = "500ms";
 
-/// The tables of a stream, and what is amiss: those in scope that are not in it, and those that should
-/// not be as they are; each with the SQL that would change that.
+/// The tables of a stream, and those in scope, whether or not they are in it.
 pub(super) struct Published {
+    pub(super) tables: Vec<TableName>,
+    in_scope: Vec<TableFacts>,
+}
+
+/// What a look finds: the tables of a stream, and what is amiss: those in scope that are not in it, and those that should
+/// not be as they are; each with the SQL that would change that.
+pub(super) struct Glance {
     pub(super) tables: Vec<TableName>,
     pub(super) amiss: Vec<String>,
 }
@@ -29,18 +40,18 @@ pub(super) struct Published {
 /// Checks the publication, and creates it where the stream is not `live`.
 ///
 /// # Errors
-/// [`Code::PublicationChanged`] where it is gone, or a table the stream has carried is no longer
+/// [`Code::PublicationChanged`] where it is gone, or a table the stream has carried (as `schema.table`) is no longer
 /// published as a whole.
 pub(super) async fn check(
     connection: &Connection,
     config: &PostgresSourceConfig,
     live: bool,
-    carried: &[String],
+    carried: &HashSet<String>,
 ) -> Result<Published> {
     let name = &config.publication;
     let in_scope = catalog::tables_in_scope(connection, &config.scope).await?;
     let Some(publication) = catalog::publication(connection, name).await? else {
-        return create(connection, config, live, &in_scope).await;
+        return create(connection, config, live, in_scope).await;
     };
     if !publication.operations_missing.is_empty() {
         let message =
@@ -65,9 +76,7 @@ pub(super) async fn check(
         return refuse(message, mend);
     }
     let tables = published(&publication, config)?;
-    let is_published = |table: &TableFacts| tables.contains(&table_name(table));
-    let lost: Vec<_> =
-        in_scope.iter().filter(|table| carried.contains(&table.name()) && !is_published(table)).collect();
+    let lost = lost(&in_scope, carried, &tables);
     if live && !lost.is_empty() {
         let list = lost.iter().map(|table| table.name()).collect::<Vec<_>>().join(", ");
         let add = lost.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
@@ -81,8 +90,15 @@ pub(super) async fn check(
         );
         return refuse(message, mend);
     }
-    let amiss = amiss(&in_scope, name, is_published);
-    Ok(Published { tables, amiss })
+    Ok(Published { tables, in_scope })
+}
+
+/// The tables a stream that has begun carries now.
+///
+/// # Errors
+/// As of [`check`].
+pub(super) async fn tables(connection: &Connection, config: &PostgresSourceConfig) -> Result<Vec<TableName>> {
+    check(connection, config, true, &HashSet::new()).await.map(|published| published.tables)
 }
 
 /// What is amiss with the publication of a stream that has begun; that it cannot be looked at, where a table of it is locked:
@@ -93,8 +109,8 @@ pub(super) async fn check(
 pub(super) async fn glance(
     connection: &Connection,
     config: &PostgresSourceConfig,
-    carried: &[String],
-) -> Result<Published> {
+    carried: &HashSet<String>,
+) -> Result<Glance> {
     let run = async |sql: &str| {
         connection.batch_execute(sql).await.map_err(|error| fault_of(&error).at("look at the publication"))
     };
@@ -108,11 +124,14 @@ pub(super) async fn glance(
     });
     let ended = run("COMMIT").await;
     match checked {
-        Ok(published) => ended.map(|()| published),
+        Ok(Published { tables, in_scope }) => {
+            let amiss = amiss(&in_scope, &config.publication, &tables);
+            ended.map(|()| Glance { tables, amiss })
+        }
         Err(fault) if fault.code() == Code::TargetBusy => {
             let name = &config.publication;
             let amiss = vec![format!("publication `{name}` cannot be looked at now: {fault}")];
-            ended.map(|()| Published { tables: Vec::new(), amiss })
+            ended.map(|()| Glance { tables: Vec::new(), amiss })
         }
         Err(fault) => Err(fault),
     }
@@ -161,7 +180,7 @@ async fn create(
     connection: &Connection,
     config: &PostgresSourceConfig,
     live: bool,
-    in_scope: &[TableFacts],
+    in_scope: Vec<TableFacts>,
 ) -> Result<Published> {
     let name = &config.publication;
     let usable: Vec<_> = in_scope.iter().filter(|table| table.is_usable()).collect();
@@ -180,17 +199,34 @@ async fn create(
         if fault.code() == Code::PrivilegeMissing { fault.remedied_by(sql) } else { fault }
     })?;
     let tables = usable.iter().map(|table| table_name(table)).collect();
-    Ok(Published { tables, amiss: amiss(in_scope, name, TableFacts::is_usable) })
+    Ok(Published { tables, in_scope })
 }
 
 fn table_name(table: &TableFacts) -> TableName {
     TableName { schema: table.schema.clone(), table: table.table.clone() }
 }
 
-fn amiss(tables: &[TableFacts], publication: &str, published: impl Fn(&TableFacts) -> bool) -> Vec<String> {
+/// Schema and name of each.
+fn names(tables: &[TableName]) -> HashSet<(&str, &str)> {
+    tables.iter().map(|table| (&*table.schema, &*table.table)).collect()
+}
+
+/// Those of the scope that the stream has carried and that are published no more.
+fn lost<'a>(
+    in_scope: &'a [TableFacts],
+    carried: &HashSet<String>,
+    published: &[TableName],
+) -> Vec<&'a TableFacts> {
+    let published = names(published);
+    let is_published = |table: &TableFacts| published.contains(&(&*table.schema, &*table.table));
+    in_scope.iter().filter(|table| !is_published(table) && carried.contains(&table.name())).collect()
+}
+
+fn amiss(in_scope: &[TableFacts], publication: &str, published: &[TableName]) -> Vec<String> {
+    let published = names(published);
     let said = |table: &TableFacts| {
         let name = table.quoted();
-        match published(table) {
+        match published.contains(&(&*table.schema, &*table.table)) {
             true if table.is_usable() => None,
             false if table.is_usable() => {
                 Some(format!("{name} is not published: {}", publish_also(publication, &name)))
@@ -214,9 +250,69 @@ fn amiss(tables: &[TableFacts], publication: &str, published: impl Fn(&TableFact
             }
         }
     };
-    tables.iter().filter_map(said).collect()
+    in_scope.iter().filter_map(said).collect()
 }
 
 fn refuse<T>(message: String, mend: String) -> Result<T> {
     Err(Fault::new(Code::PublicationChanged, message).remedied_by(mend))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_scope(schema: &str, table: &str) -> TableFacts {
+        TableFacts {
+            schema: schema.into(),
+            table: table.into(),
+            owner: "shop".into(),
+            partitioned: false,
+            logged: true,
+            identity: 'd',
+            identity_usable: true,
+            unlike: None,
+        }
+    }
+
+    fn name(schema: &str, table: &str) -> TableName {
+        TableName { schema: schema.into(), table: table.into() }
+    }
+
+    #[test]
+    fn what_is_amiss_is_told_of_each_table_by_itself() {
+        let keyless = |table| TableFacts { identity_usable: false, ..in_scope("public", table) };
+        let unlogged = |table| TableFacts { logged: false, ..in_scope("public", table) };
+        let tables = [
+            in_scope("public", "fine"),
+            in_scope("public", "new"),
+            keyless("keyless"),
+            keyless("keyless there"),
+            unlogged("unlogged"),
+            in_scope("other", "fine"),
+        ];
+        let published = [name("public", "fine"), name("public", "keyless there"), name("other", "gone")];
+        let told = amiss(&tables, "landfall", &published);
+        let begins = [
+            r#""public"."new" is not published: ALTER PUBLICATION "landfall" ADD TABLE "public"."new";"#,
+            r#""public"."keyless" is left out: no usable replica identity"#,
+            r#""public"."keyless there" is published, and the application's UPDATEs and DELETEs fail"#,
+            r#""public"."unlogged" is unlogged"#,
+            r#""other"."fine" is not published"#,
+        ];
+        assert_eq!(told.len(), begins.len(), "{told:#?}");
+        assert!(told.iter().zip(begins).all(|(told, begins)| told.starts_with(begins)), "{told:#?}");
+    }
+
+    #[test]
+    fn a_table_is_lost_that_was_carried_and_is_in_scope_and_published_no_more() {
+        let tables = ["stays", "lost", "never carried", "lost too"].map(|table| in_scope("public", table));
+        let carried = ["public.lost too", "public.lost", "public.stays", "public.dropped", "other.stays"];
+        let carried = carried.map(str::to_owned).into();
+        let lost = |published: &[TableName]| -> Vec<String> {
+            lost(&tables, &carried, published).into_iter().map(TableFacts::name).collect()
+        };
+        let published = [name("public", "stays"), name("other", "lost")];
+        assert_eq!(lost(&published), ["public.lost", "public.lost too"]);
+        assert_eq!(lost(&[]), ["public.stays", "public.lost", "public.lost too"]);
+    }
 }

@@ -1,7 +1,10 @@
 //! What must stand before a slot can be read: our schema, the publication, the slot. Created where the
 //! stream has not begun and the role may; else refused, with the SQL for who may.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use tokio_postgres::Row;
 
@@ -69,7 +72,7 @@ impl Prepared {
         // out at the next start, as slot.rs says.
         let alone = connection.batch_execute(ALONE).await;
         alone.map_err(|error| fault_of(&error).at(SET_UP))?;
-        let keeper = PostgresKeeper::new(connection, config, stream.scope.clone(), told);
+        let keeper = PostgresKeeper::new(connection, config, stream.scope.iter().cloned().collect(), told);
         let (confirmed, written) = keeper.stands().await?;
         let StreamRow { incarnation, live, consistent, scope, .. } = stream;
         let consistent = at(consistent);
@@ -93,7 +96,7 @@ pub(super) async fn prepare(config: &PostgresSourceConfig) -> Result<Prepared> {
     let stream = match known {
         Some(stream) if stream.live => {
             refuse_other_server(&stream, &server, config)?;
-            publication::glance(&connection, config, &stream.scope).await?;
+            publication::glance(&connection, config, &stream.scope.iter().cloned().collect()).await?;
             stream
         }
         _ => begin(&connection, config, &server).await?,
@@ -171,7 +174,7 @@ fn parse_stream(row: &Row) -> Result<StreamRow> {
 /// does not.
 async fn begin(connection: &Connection, config: &PostgresSourceConfig, server: &Server) -> Result<StreamRow> {
     slot::refuse_shared(connection, config).await?;
-    let published = publication::check(connection, config, false, &[]).await?;
+    let published = publication::check(connection, config, false, &HashSet::new()).await?;
     let consistent = match catalog::slot(connection, &config.slot).await? {
         Some(slot) => {
             slot::refuse_lost(&slot, &config.slot)?;
