@@ -1,24 +1,55 @@
 //! What the roads hold in their hands: meters that keep their counters.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus::{Counter, Gauge, Histogram, IntCounter, IntCounterVec};
 
 use super::Metrics;
 use crate::{change::Operation, region::Region, stamp::Micros};
 
-/// How many tables are counted by name, for each meter. A database with more of them keeps its
-/// figures (the rest is counted as [`OTHER`]), and a scrape keeps a size that can be stored.
+/// How many tables a family counts by name, in a daemon's life. A database with more of them, or one whose tables come and
+/// go, keeps its figures (the rest is counted as [`OTHER`]), and a scrape keeps a size that can be stored.
 const TABLES_MAX: usize = 1000;
 
 /// The tables beyond [`TABLES_MAX`].
 const OTHER: &str = "(other)";
 
+/// A family of counters by table; a clone is the same family. Who is counted by name stays so, whoever counts: a figure
+/// that went on under [`OTHER`] would look like a table that nobody writes to.
+#[derive(Clone, Debug)]
+pub(super) struct TableFamily {
+    pub(super) counters: IntCounterVec,
+    named: Arc<Mutex<HashSet<String>>>,
+}
+
+impl TableFamily {
+    pub(super) fn new(counters: IntCounterVec) -> Self {
+        Self { counters, named: Arc::default() }
+    }
+
+    /// What a table, `schema.table`, is counted as: by its name, or as [`OTHER`].
+    pub(super) fn label<'a>(&self, table: &'a str) -> &'a str {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.contains(table) {
+            return table;
+        }
+        if named.len() >= TABLES_MAX {
+            return OTHER;
+        }
+        named.insert(table.to_owned());
+        table
+    }
+}
+
 /// Changes by table and operation. The last table asked for is found without hashing: changes come in
 /// runs.
 #[derive(Clone, Debug)]
 struct TableCounters {
-    family: IntCounterVec,
+    family: TableFamily,
     labels: Vec<String>,
     places: HashMap<String, usize>,
     tables: Vec<Table>,
@@ -33,7 +64,7 @@ struct Table {
 }
 
 impl TableCounters {
-    fn new(family: IntCounterVec, labels: Vec<String>) -> Self {
+    fn new(family: TableFamily, labels: Vec<String>) -> Self {
         Self { family, labels, places: HashMap::new(), tables: Vec::new(), last: 0 }
     }
 
@@ -51,20 +82,20 @@ impl TableCounters {
             };
             let mut labels: Vec<&str> = self.labels.iter().map(String::as_str).collect();
             labels.extend([table.as_str(), operation.as_str()]);
-            self.family.with_label_values(&labels)
+            self.family.counters.with_label_values(&labels)
         });
         counter.inc_by(changes);
     }
 
     fn place(&mut self, schema: &str, table: &str) -> usize {
         // A zero byte parts the names: no identifier holds one.
-        let full = self.tables.len() >= TABLES_MAX;
         let key = format!("{schema}\0{table}");
         let known = self.places.get(&key).copied();
         if let Some(place) = known {
             return place;
         }
-        let (key, schema, table) = if full { (String::new(), "", "") } else { (key, schema, table) };
+        let is_other = self.family.label(&format!("{schema}.{table}")) == OTHER;
+        let (key, schema, table) = if is_other { (String::new(), "", "") } else { (key, schema, table) };
         *self.places.entry(key).or_insert_with(|| {
             let operations = [const { None }; Operation::ALL.len()];
             self.tables.push(Table { schema: schema.into(), name: table.into(), operations });

@@ -15,6 +15,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use meter::TableFamily;
 pub use meter::{CaptureMeter, DeliverMeter, QueueMeter, VerifyMeter};
 use standing::Standing;
 
@@ -31,9 +32,9 @@ const LATENCY_BUCKETS: [f64; 21] = [
 pub struct Metrics {
     registry: Registry,
     captured_transactions: IntCounterVec,
-    captured_changes: IntCounterVec,
+    captured_changes: TableFamily,
     applied_transactions: IntCounterVec,
-    applied_changes: IntCounterVec,
+    applied_changes: TableFamily,
     latency: HistogramVec,
     stages: HistogramVec,
     stale_records: IntCounterVec,
@@ -50,7 +51,7 @@ pub struct Metrics {
     verify_clean: IntGaugeVec,
     verify_interval: IntGaugeVec,
     retries: IntCounterVec,
-    conflicts: IntCounterVec,
+    conflicts: TableFamily,
 }
 
 impl Metrics {
@@ -193,9 +194,9 @@ impl Metrics {
         registry.register(Box::new(Standing::new(roster))).expect("names of their own");
         Self {
             captured_transactions,
-            captured_changes,
+            captured_changes: TableFamily::new(captured_changes),
             applied_transactions,
-            applied_changes,
+            applied_changes: TableFamily::new(applied_changes),
             latency,
             stages,
             stale_records,
@@ -207,7 +208,7 @@ impl Metrics {
             queue_fill,
             backpressure,
             retries,
-            conflicts,
+            conflicts: TableFamily::new(conflicts),
             verified_ranges,
             verify_differences,
             verify_given_up,
@@ -250,7 +251,8 @@ impl Metrics {
 
     /// A change met another row than it was made on. Counted once, however often its link meets it again.
     pub fn conflict(&self, conflict_type: &str, resolution: &str, entity_type: &str) {
-        self.conflicts.with_label_values(&[conflict_type, resolution, entity_type]).inc();
+        let entity_type = self.conflicts.label(entity_type);
+        self.conflicts.counters.with_label_values(&[conflict_type, resolution, entity_type]).inc();
     }
 
     /// All of it, as a scrape gets it (text format 0.0.4).

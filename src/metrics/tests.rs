@@ -139,6 +139,47 @@ fn more_tables_than_can_be_named_are_still_counted() {
     assert!(lines(&metrics).iter().any(|line| line.ends_with(r#"table="(other)"} 100"#)));
 }
 
+/// The tables that a family counts by, and all that it has counted of them.
+fn counted(metrics: &Metrics, family: &str, label: &str) -> HashMap<String, u64> {
+    let mut tables = HashMap::new();
+    for line in lines(metrics).iter().filter(|line| line.starts_with(family)) {
+        let (_, table) = line.split_once(&format!("{label}=\"")).expect(line);
+        let (table, value) = (table.split('"').next().unwrap(), line.rsplit(' ').next().unwrap());
+        *tables.entry(table.to_owned()).or_default() += value.parse::<u64>().unwrap();
+    }
+    tables
+}
+
+#[test]
+fn so_many_tables_are_named_in_a_daemons_life_and_those_stay() {
+    let (_, metrics) = metrics();
+    let region = "us-east-1".parse().unwrap();
+    // Two sessions, one after the other: the second meets others first, and then those the first one met.
+    for range in [0..600, 600..1200, 0..600] {
+        let mut capture = metrics.capture(&region, "main");
+        let mut deliver = metrics.deliver(&region, "main");
+        for table in range {
+            let name = format!("t{table}");
+            capture.changes("s", &name, Operation::Insert, 1);
+            deliver.changes("s", &name, Operation::Insert, 1);
+            metrics.conflict("insert_exists", "parked", &format!("s.{name}"));
+        }
+    }
+    for (family, label) in [
+        ("replication_captured_changes_total", "table"),
+        ("replication_applied_changes_total", "table"),
+        ("replication_conflicts_total", "entity_type"),
+    ] {
+        let counted = counted(&metrics, family, label);
+        let of = |table: &str| counted.get(table).copied();
+        assert_eq!((counted.len(), of("(other)")), (1001, Some(200)), "{family}");
+        assert_eq!(
+            (of("s.t0"), of("s.t599"), of("s.t999"), of("s.t1000")),
+            (Some(2), Some(2), Some(1), None)
+        );
+    }
+}
+
 #[test]
 fn a_stream_is_in_one_state() {
     let (roster, metrics) = metrics();
