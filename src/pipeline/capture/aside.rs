@@ -59,7 +59,7 @@ struct UnderSnapshot {
 }
 
 /// What happened to a table since the low watermark.
-struct Window {
+pub(super) struct Window {
     portion: u64,
     table: String,
     /// Each with its transaction's number.
@@ -149,9 +149,12 @@ impl Aside {
         self.to_begin.insert(table.clone()).then(|| table.clone())
     }
 
-    /// The window that a high watermark closes.
-    fn close(&mut self, watermark: &Watermark) -> Option<Window> {
-        self.window.take().filter(|window| window.portion == watermark.portion)
+    /// A high watermark has come: nothing that changes behind it is asked for, whatever became of what was read. Gives the
+    /// window it closes. That of a portion before it, which nothing came of, goes as well; that of a later one stays: of a
+    /// connection that broke, a high watermark may come late.
+    pub(super) fn close(&mut self, watermark: &Watermark) -> Option<Window> {
+        let closed = self.window.take_if(|window| window.portion <= watermark.portion);
+        closed.filter(|window| window.portion == watermark.portion)
     }
 
     /// The window that a high watermark closes, where what was read in it can be brought up to its end.

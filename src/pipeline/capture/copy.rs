@@ -15,7 +15,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -226,19 +229,7 @@ pub(super) async fn run<C: Copier, L: Log>(
     desk: &Desk,
     entry: &SourceEntry,
 ) -> std::convert::Infallible {
-    let mut copying = Copying {
-        params,
-        copier,
-        log,
-        desk,
-        entry,
-        behind: Behind::default(),
-        looked: None,
-        portion: 0,
-        under_way: VecDeque::new(),
-        answered: false,
-        unsettled: VecDeque::new(),
-    };
+    let mut copying = Copying::new(params, copier, log, desk, entry);
     let mut retry = Retry::new(REST, RETRY_MAX);
     loop {
         match copying.turn().await {
@@ -264,6 +255,9 @@ struct Copying<'a, C, L> {
     looked: Option<(Instant, Option<String>)>,
     /// The number of the last portion.
     portion: u64,
+    /// The number of one whose low watermark may have gone out, and the high one has not: capture keeps what changes until
+    /// it sees that.
+    to_close: Option<u64>,
     /// Portions handed over of which nothing was heard yet, oldest first.
     under_way: VecDeque<Work>,
     /// The last portion was an answer: a backfill's is next, where there is one.
@@ -278,7 +272,30 @@ enum Work {
     Answer(Question, u32),
 }
 
-impl<C: Copier, L: Log> Copying<'_, C, L> {
+impl<'a, C: Copier, L: Log> Copying<'a, C, L> {
+    fn new(
+        params: &'a CaptureParams,
+        copier: &'a mut C,
+        log: &'a L,
+        desk: &'a Desk,
+        entry: &'a SourceEntry,
+    ) -> Self {
+        Self {
+            params,
+            copier,
+            log,
+            desk,
+            entry,
+            behind: Behind::default(),
+            looked: None,
+            portion: 0,
+            to_close: None,
+            under_way: VecDeque::new(),
+            answered: false,
+            unsettled: VecDeque::new(),
+        }
+    }
+
     async fn turn(&mut self) -> Result<()> {
         self.attend().await?;
         while let Some((through, start)) = self.unsettled.front() {
@@ -319,21 +336,17 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
             tokio::time::sleep(REST / 10).await;
             return Ok(());
         }
+        self.close().await?;
         let (desk, number) = (self.desk, self.portion + 1);
-        let low = |table: &str| desk.watermark(number, Some(table));
         // In turns: neither a backfill nor whoever verifies waits for the other's end.
         let question = if self.answered { None } else { desk.state().questions.pop_front() };
         self.answered = question.is_some();
-        let (work, portion) = match question {
-            Some((question, tries)) => {
-                // Where it fails, or the stream waits, it is dropped: whoever asked asks again.
-                let stream_waits = desk.until(|state| state.restart.is_some().then_some(()));
-                let portion = self.copier.answer(&question, low, stream_waits).await?;
-                (Work::Answer(question, tries), portion)
-            }
-            None if self.is_held_back().await? => (Work::Backfill, None),
-            None => (Work::Backfill, self.copier.next(low).await?),
-        };
+        let low_sent = AtomicBool::new(false);
+        let read = self.read(number, question, &low_sent).await;
+        if low_sent.into_inner() {
+            (self.portion, self.to_close) = (number, Some(number));
+        }
+        let (work, portion) = read?;
         let Some(portion) = portion else {
             let nothing = self.under_way.is_empty() && self.unsettled.is_empty();
             if desk.state().questions.is_empty() {
@@ -371,6 +384,40 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
                 }
             }
             return Err(fault);
+        }
+        self.to_close = None;
+        Ok(())
+    }
+
+    /// What is next: of this number, where there is something. Says whether its low watermark may have gone out.
+    async fn read(
+        &mut self,
+        number: u64,
+        question: Option<(Question, u32)>,
+        low_sent: &AtomicBool,
+    ) -> Result<(Work, Option<Portion>)> {
+        let desk = self.desk;
+        let low = |table: &str| {
+            low_sent.store(true, Relaxed);
+            desk.watermark(number, Some(table))
+        };
+        Ok(match question {
+            Some((question, tries)) => {
+                // Where it fails, or the stream waits, it is dropped: whoever asked asks again.
+                let stream_waits = desk.until(|state| state.restart.is_some().then_some(()));
+                let portion = self.copier.answer(&question, low, stream_waits).await?;
+                (Work::Answer(question, tries), portion)
+            }
+            None if self.is_held_back().await? => (Work::Backfill, None),
+            None => (Work::Backfill, self.copier.next(low).await?),
+        })
+    }
+
+    /// Sends the high watermark of a portion that nothing came of: capture keeps what changes for it no more.
+    async fn close(&mut self) -> Result<()> {
+        if let Some(number) = self.to_close {
+            self.copier.send(&self.desk.watermark(number, None)).await?;
+            self.to_close = None;
         }
         Ok(())
     }
@@ -444,31 +491,4 @@ impl<C: Copier, L: Log> Copying<'_, C, L> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mark_that_was_made_is_not_made_again_for_whoever_asks_late() {
-        let (desk, now) = (Desk::new(), Instant::now());
-        let question = |number, about| Question {
-            verification: "v".to_owned(),
-            number,
-            by: "eu-west-1".to_owned(),
-            stream: "main".to_owned(),
-            about,
-        };
-        let recover = || About::Recover { ours: Vec::new() };
-        let wait = || desk.state().questions.iter().map(|(it, _)| it.number).collect::<Vec<_>>();
-        for (number, about) in [(1, About::Tables), (2, recover())] {
-            desk.answered(question(number, about), now);
-        }
-        desk.ask(question(1, About::Tables), now);
-        assert_eq!(wait(), [0; 0], "its answer is on its way");
-        let later = now + 2 * ANSWERED_FOR;
-        desk.ask(question(1, About::Tables), later);
-        desk.ask(question(2, recover()), later);
-        assert_eq!(wait(), [1], "it was lost; the mark was not");
-        desk.ask(question(3, recover()), later);
-        assert_eq!(wait(), [1, 3]);
-    }
-}
+mod tests;

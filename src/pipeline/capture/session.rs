@@ -735,3 +735,6 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
 fn outside() -> Fault {
     Fault::new(Code::ProtocolUnknown, "a change or commit comes outside a transaction")
 }
+
+#[cfg(test)]
+mod tests;

@@ -320,6 +320,22 @@ fn answer() -> Answer {
 }
 
 #[test]
+fn a_window_ends_with_its_high_watermark_and_no_other_does() {
+    let watermark = |portion, low: Option<&str>| Watermark { session: 0, portion, low: low.map(Into::into) };
+    let mut aside = Aside::new(Vec::new());
+    let open = |aside: &mut Aside, portion| aside.open(&watermark(portion, Some(r#""public"."t""#)));
+    open(&mut aside, 2);
+    come(&mut aside, 101, "=1 x y");
+    assert!(!aside.is_idle());
+    // Of what was refused, given up or read again: nobody asks for what changed.
+    assert!(aside.close(&watermark(2, None)).is_some_and(|window| window.changes.len() == 1));
+    assert!(aside.is_idle());
+    open(&mut aside, 3);
+    assert!(aside.close(&watermark(2, None)).is_none() && !aside.is_idle(), "one that comes late");
+    assert!(aside.close(&watermark(4, None)).is_none() && aside.is_idle(), "nothing came of the third");
+}
+
+#[test]
 fn an_answer_names_the_keys_its_reader_could_not_have_seen() {
     let note = |before: &[(u32, &str)], after: &[(u32, &str)], key: &[usize]| {
         let mut aside = Aside::new(Vec::new());

@@ -37,9 +37,17 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
         };
         if watermark.low().is_some() {
             self.aside.open(&watermark);
-        } else if let Some(portion) = self.desk.take(&watermark) {
-            crate::crash::point("backfill.before_append");
-            if self.copy(&watermark, portion, end).await? {
+        } else {
+            let appended = match self.desk.take(&watermark) {
+                Some(portion) => {
+                    crate::crash::point("backfill.before_append");
+                    self.copy(&watermark, portion, end).await?
+                }
+                None => false,
+            };
+            // Whoever read nothing of use has not asked for what changed meanwhile: open, it would be kept for ever.
+            self.aside.close(&watermark);
+            if appended {
                 return Ok(());
             }
         }
