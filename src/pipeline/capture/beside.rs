@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::copy::Desk;
 use crate::{
@@ -41,7 +41,7 @@ pub(super) async fn keep<K: Keeper>(
     entry: &SourceEntry,
     roster: &Roster,
 ) -> Fault {
-    let mut beat = tokio::time::interval(heartbeat);
+    let mut beat = every(heartbeat);
     let mut next_look = Instant::now();
     loop {
         let outcome = tokio::select! {
@@ -65,6 +65,14 @@ pub(super) async fn keep<K: Keeper>(
             return fault;
         }
     }
+}
+
+/// Ticks now, and then so often. What is missed while nobody answers is not made up for: after a day it would be tens of
+/// thousands of requests in one go.
+fn every(period: Duration) -> Interval {
+    let mut tick = tokio::time::interval(period);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
 }
 
 /// How long nobody looks after a look that took so long.
@@ -143,7 +151,7 @@ fn echoes(roster: &Roster) -> Vec<Echo> {
 /// Looks whether the log is still the one written to, and takes what the writer with these counts gives it; ends with the
 /// first fault that does not pass. One that does is shown until something was taken: then the road is `well` again.
 pub(super) async fn watch<L: Log>(log: &L, counts: &Counts, entry: &SourceEntry, well: State) -> Fault {
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + WATCH_INTERVAL, WATCH_INTERVAL);
+    let mut tick = every(WATCH_INTERVAL);
     let mut untaken = Untaken::new(counts, Instant::now());
     let (mut reached, mut attempt) = (None, 0);
     loop {
@@ -207,6 +215,49 @@ impl Untaken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{fault::Result, position::WriterEpoch, source::Vitals};
+
+    /// A database that gives no answer to the first heartbeat for so long, and goes after so many.
+    struct Hangs {
+        first_takes: Duration,
+        answered: Option<Instant>,
+        left: usize,
+    }
+
+    impl Keeper for Hangs {
+        async fn raise_epoch(&mut self, above: WriterEpoch) -> Result<WriterEpoch> {
+            Ok(above)
+        }
+
+        async fn mark_live(&mut self) -> Result<()> {
+            Ok(())
+        }
+
+        async fn beat(&mut self, _: &str) -> Result<()> {
+            if self.answered.is_none() {
+                tokio::time::sleep(self.first_takes).await;
+                self.answered = Some(Instant::now());
+            }
+            self.left =
+                self.left.checked_sub(1).ok_or_else(|| Fault::new(Code::DatabaseUnreachable, "gone"))?;
+            Ok(())
+        }
+
+        async fn inspect(&mut self) -> Result<Vitals> {
+            Ok(Vitals::default())
+        }
+    }
+
+    #[tokio::test]
+    async fn heartbeats_that_were_missed_are_not_made_up_for() {
+        let roster = Roster::new("us-east-1".parse().unwrap());
+        let period = Duration::from_millis(50);
+        let mut keeper = Hangs { first_takes: period * 20, answered: None, left: 8 };
+        keep(&mut keeper, period, &roster.source(), &roster).await;
+        // One at once, and seven more at their time: however slow we are, no sooner (but for a timer's own inexactness).
+        let since = keeper.answered.unwrap().elapsed();
+        assert!(since >= period * 6, "8 heartbeats within {since:?}");
+    }
 
     #[test]
     fn the_longer_a_look_takes_the_less_often_it_is_taken() {
