@@ -81,9 +81,10 @@ pub(super) async fn run<S: Source, L: Log>(
     // Whatever this session appends stands there or behind it.
     let offset = log.bounds().await?.map_or(Offset(0), |bounds| bounds.high);
     // Of a tail that is gone nothing is in the log but what the slot confirmed, however far the checkpoint was.
-    let (last, through) = match tail.gone {
-        true => (None, opened.confirmed),
-        false => (tail.last, tail.through.unwrap_or(opened.consistent)),
+    let (last, through) = if tail.gone {
+        (None, opened.confirmed)
+    } else {
+        (tail.last, tail.through.unwrap_or(opened.consistent))
     };
     let counts = appender.writer().counts();
     let mut capture = Capture {
@@ -147,8 +148,8 @@ struct Begun<W> {
 
 /// Takes hold of the server and of the log, and holds the one against the other.
 ///
-/// Where retention took the tail, what the server sends again is appended again: of a server that is another it would be read
-/// as the stream's. So it is read up to the last transaction that is known of first, and then from its beginning.
+/// Where retention took the tail, what the server sends again is appended again: of a server that is another it would be
+/// read as the stream's. So it is read up to the last transaction that is known of first, and then from its beginning.
 async fn take_hold<S: Source, L: Log>(
     params: &CaptureParams,
     source: &mut S,

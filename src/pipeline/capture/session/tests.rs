@@ -50,7 +50,7 @@ async fn a_high_watermark_closes_its_window_whatever_was_read() {
     let metrics = Metrics::new(roster.clone());
     let (log, desk, incarnation, epoch) = (MemoryLog::default(), Desk::new(), Incarnation(1), WriterEpoch(1));
     let begins = at(0, 0);
-    let tail = Tail { last: None, through: Some(begins), open: None };
+    let tail = Tail { through: Some(begins), ..Tail::default() };
     let mut capture = Capture {
         params: &params,
         source: &mut MemorySource::new(MemoryDatabase::default()),
@@ -84,6 +84,8 @@ async fn a_high_watermark_closes_its_window_whatever_was_read() {
         starts: Vec::new(),
         offset: Offset(0),
         checkpoint: &mut None,
+        began: begins,
+        ran: &mut false,
     };
     // Answered though nothing could be read, and given up.
     for (number, portion) in [(1, Some(refused())), (2, None)] {
