@@ -114,6 +114,7 @@ pub(super) async fn run<S: Source, L: Log>(
         starts,
         offset,
         checkpoint: &mut left.checkpoint,
+        carried: opened.scope.into_iter().collect(),
         began: through,
         ran: &mut left.ran,
     };
@@ -369,6 +370,8 @@ struct Capture<'a, S, W> {
     offset: Offset,
     /// The last one made.
     checkpoint: &'a mut Option<Checkpoint>,
+    /// The tables that the stream had carried until the session began.
+    carried: HashSet<String>,
     /// Everything up to here was known to be in the log, or not of the stream, when the session began.
     began: Position,
     /// Whether something beyond that has become durable.
@@ -520,7 +523,12 @@ impl<S: Source, W: Writer> Capture<'_, S, W> {
             return Ok(());
         }
         if let Some(otherwise) = transaction.empty {
-            return Err(diverged(otherwise));
+            let mut shapes = ordered.change.shapes().iter();
+            if shapes.any(|shape| self.carried.contains(&shape.to_string())) {
+                return Err(diverged(otherwise));
+            }
+            // Its table was published, and out of scope then: what was written before it is carried, a backfill brings.
+            return Ok(());
         }
         if !self.aside.is_idle() {
             let Position::Postgres(at) = transaction.begin;

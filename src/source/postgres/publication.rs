@@ -293,7 +293,7 @@ mod tests {
         let published = [name("public", "fine"), name("public", "keyless there"), name("other", "gone")];
         let told = amiss(&tables, "landfall", &published);
         let begins = [
-            r#""public"."new" is not published: ALTER PUBLICATION "landfall" ADD TABLE "public"."new";"#,
+            r#""public"."new" is not published: BEGIN; LOCK TABLE "public"."new" IN SHARE MODE; ALTER PUBLICATION "landfall" ADD"#,
             r#""public"."keyless" is left out: no usable replica identity"#,
             r#""public"."keyless there" is published, and the application's UPDATEs and DELETEs fail"#,
             r#""public"."unlogged" is unlogged"#,
