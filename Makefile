@@ -26,9 +26,9 @@ demo: setup
 # The kill tests at length, and memory at the sizes its cap is stated for, a backfill of ten million rows among them.
 # Some hours; the seed is printed, LANDFALL_SEED repeats it.
 chaos: setup
-	LANDFALL_KILLS=300 cargo test --release --locked --test kills --test parked --test backfill -- --nocapture --test-threads 1
+	LANDFALL_KILLS=300 cargo test --release --locked --test daemons -- kills:: parked:: backfill:: --nocapture --test-threads 1
 	LANDFALL_MEMORY_ROWS=2000000 LANDFALL_MEMORY_TRANSACTIONS=5000000 LANDFALL_IDLE_MIB=1024 LANDFALL_BACKFILL_ROWS=10000000 \
-		cargo test --release --locked --test memory --test truth -- --nocapture --test-threads 1
+		cargo test --release --locked --test daemons -- memory:: truth:: --nocapture --test-threads 1
 
 # What reads bytes from outside, a minute for each target; the seed is printed, scripts/fuzz 60 SEED repeats it.
 fuzz: setup

@@ -105,6 +105,20 @@ fn every_code_named_exists() {
 }
 
 #[test]
+fn every_file_with_tests_is_run() {
+    let (manifest, together) = (read("Cargo.toml"), read("tests/daemons.rs"));
+    for entry in std::fs::read_dir("tests").unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|is| is == "rs") {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let is_run = manifest.contains(&format!("[[test]]\nname = \"{name}\""))
+                || together.contains(&format!("\nmod {name};"));
+            assert!(is_run, "{} is neither in Cargo.toml nor in tests/daemons.rs", path.display());
+        }
+    }
+}
+
+#[test]
 fn every_path_named_exists() {
     let places = ["src/", "tests/", "testbed/", "docs/", "config/", "scripts/", "packaging/", ".ci/"];
     let files = [".md", ".toml", ".rs"];
