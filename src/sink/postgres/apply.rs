@@ -19,7 +19,11 @@ mod park;
 mod slice;
 mod stale;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
@@ -87,8 +91,8 @@ pub(super) struct Session {
     condemned: Option<Condemned>,
     /// There was no time for everything that was asked for, at this moment.
     in_arrears: Option<Instant>,
-    /// Nothing of it is tried before this moment.
-    busy_until: Option<Instant>,
+    /// What of it met a lock, and is not tried before this moment.
+    busy: HashMap<ParkedId, Instant>,
     /// The transactions of the batch in hand that were kept aside,
     aside: Vec<Position>,
     /// and why those were that the target refuses.
@@ -193,7 +197,7 @@ impl Session {
             overtakes: false,
             condemned,
             in_arrears: None,
-            busy_until: None,
+            busy: HashMap::new(),
             aside: Vec::new(),
             refused: Vec::new(),
         })

@@ -7,7 +7,11 @@
 //!  discard  ▶ gone from landfall.parked
 //! ```
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -47,7 +51,7 @@ const BEGIN_ATTENDING: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOC
 /// That long.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Where a lock is in the way, or the server lacks room, nothing more is tried for so long: the stream waits while it is.
+/// What met a lock, or a server that lacks room, is not tried for so long: the stream waits while it is.
 const BUSY_REST: Duration = Duration::from_secs(5);
 
 /// How long what is asked for is attended to before the stream goes on: the rest has its turn at the next look.
@@ -64,11 +68,12 @@ impl Session {
     pub(in crate::sink::postgres) async fn attend(&mut self) -> Result<Attended> {
         let meanwhile = self.in_arrears.take().map_or(Duration::ZERO, |since| since.elapsed());
         let until = Instant::now() + (ARREARS * meanwhile).clamp(ATTEND_FOR, ATTEND_FOR_MAX);
-        let rests = self.busy_until.is_some_and(|until| Instant::now() < until);
         let (mut more, mut shapes) = (false, None);
+        // Those that rest, and what stands behind them.
+        let mut rest = BTreeSet::new();
         let mut replayed = BTreeMap::new();
         let (mut after, mut looked_again) = (ParkedId(0), false);
-        while !rests && self.open.is_none() && !self.kept.transactions.is_empty() {
+        while self.open.is_none() && !self.kept.transactions.is_empty() {
             let (link, stream) = (self.config.from.as_str(), self.config.stream.as_str());
             let Some(asked) = parked::asked(self.client(), link, stream, after).await? else { break };
             more = Instant::now() >= until;
@@ -77,6 +82,11 @@ impl Session {
                 break;
             }
             after = asked.id;
+            let rests = self.busy.get(&asked.id).is_some_and(|until| Instant::now() < *until);
+            if asked.wish == Wish::Retry && rests {
+                rest.insert(asked.id);
+                continue;
+            }
             if !looked_again {
                 // Whoever asks may have mended the table.
                 self.known.forget();
@@ -89,10 +99,7 @@ impl Session {
                         shapes = Some(parked::shapes(self.client(), (link, stream)).await?);
                     }
                     let shapes = shapes.as_ref().expect("read above");
-                    if !self.retry(&asked, shapes, &mut replayed).await? {
-                        self.busy_until = Some(Instant::now() + BUSY_REST);
-                        break;
-                    }
+                    self.retry(&asked, shapes, &mut rest, &mut replayed).await?;
                 }
             }
         }
@@ -113,20 +120,24 @@ impl Session {
         Ok(())
     }
 
-    /// Applies a parked transaction, or notes why it still cannot be. False where that says nothing of the transaction: it is
-    /// still asked for.
+    /// Applies a parked transaction, or notes why it still cannot be. Where that says nothing of the transaction, or it stands
+    /// behind one of those that `rest`, it is still asked for, and rests as well.
     async fn retry(
         &mut self,
         asked: &Asked,
         shapes: &Shapes,
+        rest: &mut BTreeSet<ParkedId>,
         replayed: &mut BTreeMap<(String, &'static str), Replayed>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let id = asked.id;
         let parts = self.parts(id).await?;
         let ahead = parts.iter().filter_map(|part| self.kept.rows.holder(part)).min().filter(|it| *it < id);
         if let Some(ahead) = ahead {
-            self.note_behind(id, ahead).await?;
-            return Ok(true);
+            if rest.contains(&ahead) {
+                rest.insert(id);
+                return Ok(());
+            }
+            return self.note_behind(id, ahead).await;
         }
         let overtaken = "SELECT EXISTS (SELECT FROM landfall.parked_row WHERE parked = $1 AND overtaken)";
         let overtaken =
@@ -135,8 +146,7 @@ impl Session {
             let why = "a backfill or repair has brought newer rows for a part of it. It goes by itself once one has brought \
                        the rest (`landfall repair --execute`; where it emptied a table, a backfill of that table); where \
                        nothing of the rest differs, discard it";
-            self.note_outcome(id, Code::Conflict, why).await?;
-            return Ok(true);
+            return self.note_outcome(id, Code::Conflict, why).await;
         }
         let mut attempt = 1;
         loop {
@@ -147,7 +157,7 @@ impl Session {
             let (tried, blocker) = watch(self.try_retry(asked, shapes, &mut counts), WAIT_MAX / 2, ask).await;
             self.known.find_by_text(false);
             match self.end_of_attending(tried).await.map_err(|trouble| with_blocker(trouble, blocker)) {
-                Ok(false) => return Ok(true),
+                Ok(false) => return Ok(()),
                 Ok(true) => {
                     self.forget_parked(id, &parts);
                     for (name, count) in counts {
@@ -156,7 +166,7 @@ impl Session {
                         sum.rows += count.rows;
                     }
                     tracing::info!(%id, position = %asked.position, "parked transaction applied");
-                    return Ok(true);
+                    return Ok(());
                 }
                 Err(Trouble::Again(fault)) if attempt < RETRY_ATTEMPTS_MAX => {
                     tracing::debug!(%id, %fault, attempt, "parked transaction rolled back, tried again");
@@ -168,11 +178,11 @@ impl Session {
                         return Err(fault);
                     }
                     if fault.code() == Code::TargetBusy {
-                        self.note_busy(id, &fault).await?;
-                        return Ok(false);
+                        rest.insert(id);
+                        self.busy.insert(id, Instant::now() + BUSY_REST);
+                        return self.note_busy(id, &fault).await;
                     }
-                    self.note_outcome(id, fault.code(), &with_advice(&fault)).await?;
-                    return Ok(true);
+                    return self.note_outcome(id, fault.code(), &with_advice(&fault)).await;
                 }
             }
         }
@@ -295,6 +305,7 @@ impl Session {
 
     fn forget_parked(&mut self, id: ParkedId, parts: &[Part]) {
         self.kept.remove(id);
+        self.busy.remove(&id);
         for part in parts {
             self.kept.rows.remove(id, part);
         }
