@@ -11,11 +11,10 @@ setup:
 build: setup
 	cargo build --release --locked
 
-# Several tests at once, on however few cores: most of a test is waiting for what looks every few seconds.
 test: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUST_TEST_THREADS=4 cargo test --workspace --locked
+	cargo test --workspace --locked
 
 # Two regions under load: each daemon is killed, the line between them cut, a broker and a database restarted;
 # then every row is compared. The last line is the verdict. KEEP=1 leaves everything running.
