@@ -10,10 +10,11 @@ WORKDIR /build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libssl-dev zlib1g-dev pkg-config \
     && rm -rf /var/lib/apt/lists/*
-# Cargo wants to see the benches and the testbed, and builds neither.
+# Cargo wants to see the benches, the tests and the testbed, and builds none of them.
 COPY Cargo.toml Cargo.lock README.md ./
 COPY src src
 COPY benches benches
+COPY tests tests
 COPY testbed testbed
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     cargo build --release --locked -p landfall && cp target/release/landfall /landfall
