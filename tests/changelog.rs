@@ -495,8 +495,13 @@ async fn untaken_is_told(gone: Gone) {
     let stopped = Instant::now();
     says_untaken(&daemon).await;
     println!("{gone:?}: told after {:?}", stopped.elapsed());
-    // Nor is anything else said while it is so, though a look finds the topic there.
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    // Nor is anything else said while it is so, though look after look finds the topic there.
+    eventually(PATIENCE, "it has looked some times more", async || {
+        let status: serde_json::Value = serde_json::from_str(&daemon.http_get("/status").await?.1)?;
+        Ok(status["streams"][0]["attempt"].as_u64() >= Some(6))
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{gone:?}: {error}\n{}", daemon.log_tail()));
     says_untaken(&daemon).await;
     let log = daemon.log();
     let told = "the stream's topic has taken nothing for";
